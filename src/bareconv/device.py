@@ -1,0 +1,341 @@
+"""Where arrays live and who computes on them: the CPU through NumPy, or a CUDA GPU through CuPy.
+
+A ``Device`` is passed, never set: both live in one process side by side, or no honest comparison is possible. This is
+the only module that imports CuPy or asks "is it CUDA?".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bareconv.errors import UsageError
+
+# Statically a NumPy array; at run time an array of whichever library the device holds (CuPy's has the same interface).
+Array: TypeAlias = NDArray[Any]
+
+
+def namespace(x: Array) -> Any:
+    """The array library that ``x`` belongs to: numpy, or cupy."""
+    return np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+
+
+class Device:
+    """One processor: its array library, its clock, its memory. Get one with ``get_device``.
+
+    Attributes: ``name`` ("cpu", "cuda:0"), ``description`` (what a person calls it), ``xp`` (numpy or cupy).
+    """
+
+    name: str
+    description: str
+    xp: ModuleType
+
+    @contextlib.contextmanager
+    def activate(self) -> Iterator[None]:
+        """Within it, new arrays land on this device and its threads are set as they should be."""
+        raise NotImplementedError
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        """A copy of ``host`` on this device (on the CPU: itself where that is possible)."""
+        return cast(Array, self.xp.asarray(host, dtype=dtype))
+
+    def to_host(self, x: Array) -> Array:
+        """``x`` as a NumPy array; waits for the device."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was told to do."""
+        raise NotImplementedError
+
+    def mark(self) -> Any:
+        """A moment in the device's own order of work; see ``seconds_between``. Does not wait."""
+        raise NotImplementedError
+
+    def seconds_between(self, marks: Sequence[Any]) -> list[float]:
+        """Seconds from each mark to the next: ``len(marks) - 1`` figures. Waits for the last one."""
+        raise NotImplementedError
+
+    def reset_peak_memory(self) -> None:
+        """Start a new measurement of ``peak_memory``; gives cached blocks back first."""
+        raise NotImplementedError
+
+    def memory(self) -> int:
+        """Bytes held now: resident memory of the process (CPU), reserved from the device (CUDA)."""
+        raise NotImplementedError
+
+    def peak_memory(self) -> int:
+        """The most bytes held since ``reset_peak_memory``; the same quantity as ``memory``."""
+        raise NotImplementedError
+
+    def effective_precision(self, dtype: str) -> str:
+        """How this device computes matrix products of ``dtype``: "float64", "float32" or "tf32"."""
+        return dtype
+
+    def __repr__(self) -> str:
+        return f"Device({self.name}: {self.description})"
+
+
+class CpuDevice(Device):
+    """The CPU, through NumPy and the BLAS it was built with."""
+
+    def __init__(self) -> None:
+        self.name = "cpu"
+        self.xp = np
+        self.threads = allowed_cores()
+        self.description = f"{cpu_model()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    @contextlib.contextmanager
+    def activate(self) -> Iterator[None]:
+        """BLAS gets as many threads as there are cores for this process, not as the machine has."""
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(self.threads):
+            yield
+
+    def to_host(self, x: Array) -> Array:
+        return x
+
+    def synchronize(self) -> None:
+        pass
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds_between(self, marks: Sequence[float]) -> list[float]:
+        return [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+
+    def reset_peak_memory(self) -> None:
+        if not sys.platform.startswith("linux"):
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        with contextlib.suppress(OSError):  # proc(5): 5 sets VmHWM to the resident size of now
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def memory(self) -> int:
+        return _proc_status("VmRSS") or _max_rss()
+
+    def peak_memory(self) -> int:
+        return _proc_status("VmHWM") or _max_rss()
+
+
+class CudaDevice(Device):
+    """One CUDA GPU, through CuPy."""
+
+    def __init__(self, index: int) -> None:
+        import cupy
+
+        self.name = f"cuda:{index}"
+        self.index = index
+        self.xp = cupy
+        name = cupy.cuda.runtime.getDeviceProperties(index)["name"]
+        self.description = name.decode() if isinstance(name, bytes) else str(name)
+
+    @contextlib.contextmanager
+    def activate(self) -> Iterator[None]:
+        with self.xp.cuda.Device(self.index):
+            yield
+
+    def to_host(self, x: Array) -> Array:
+        return cast(Array, self.xp.asnumpy(x))
+
+    def synchronize(self) -> None:
+        self.xp.cuda.Device(self.index).synchronize()
+
+    def mark(self) -> Any:
+        event = self.xp.cuda.Event()
+        event.record()
+        return event
+
+    def seconds_between(self, marks: Sequence[Any]) -> list[float]:
+        if marks:
+            marks[-1].synchronize()
+        elapsed = self.xp.cuda.get_elapsed_time  # milliseconds
+        return [elapsed(a, b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+
+    def reset_peak_memory(self) -> None:
+        self.synchronize()
+        self.xp.get_default_memory_pool().free_all_blocks()
+
+    def memory(self) -> int:
+        return int(self.xp.get_default_memory_pool().total_bytes())
+
+    # The pool keeps what it has once reserved, so that what it holds now is the most it held.
+    peak_memory = memory
+
+    def effective_precision(self, dtype: str) -> str:
+        # CuPy reads CUPY_TF32 once, at import; unset means strict float32.
+        return "tf32" if dtype == "float32" and os.environ.get("CUPY_TF32", "0") == "1" else dtype
+
+
+def get_device(spec: str | Device = "auto") -> Device:
+    """The device of that name: "cpu", "cuda" (the first GPU), "cuda:1", or "auto" (a GPU where there is one).
+
+    Raises UsageError where the name is none of these, or there is no such GPU, with the reason.
+    """
+    if isinstance(spec, Device):
+        return spec
+    if spec == "auto":
+        return _cuda_device(0) if why_no_cuda() is None else _cpu_device()
+    if spec == "cpu":
+        return _cpu_device()
+    kind, _, index = spec.partition(":")
+    if kind != "cuda" or not (index.isdecimal() or spec == "cuda"):
+        raise UsageError(f"device {spec!r}: expected cpu, cuda, cuda:1 (any number) or auto")
+    reason = why_no_cuda()
+    if reason is not None:
+        raise UsageError(f"device {spec}: {reason}")
+    number, count = int(index or 0), cuda_device_count()
+    if number >= count:
+        raise UsageError(f"device {spec}: there is no such GPU; this machine has {count}, counted from 0")
+    return _cuda_device(number)
+
+
+def all_devices() -> list[Device]:
+    """The CPU, and the first GPU where there is one that works."""
+    return [_cpu_device()] + ([_cuda_device(0)] if why_no_cuda() is None else [])
+
+
+@functools.cache
+def _cpu_device() -> CpuDevice:
+    return CpuDevice()
+
+
+@functools.cache
+def _cuda_device(index: int) -> CudaDevice:
+    return CudaDevice(index)
+
+
+@functools.cache
+def why_no_cuda() -> str | None:
+    """None where CUDA works; otherwise one sentence: what is missing, and what to do about it."""
+    version = driver_cuda_version()
+    if importlib.util.find_spec("cupy") is None:
+        if version is None:
+            return "no NVIDIA driver was found, so there is no GPU to use"
+        return f"the driver is there, but CuPy is not installed: {cupy_install_command(version)}"
+    try:
+        import cupy
+    except Exception as error:  # a broken installation fails in many ways; each is a reason, none is a crash
+        return f"CuPy cannot be imported ({_one_line(error)}): {cupy_install_command(version)}"
+    try:
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            return "CuPy is installed and the driver is there, but the driver shows no GPU"
+        cupy.arange(2).sum().item()
+    except Exception as error:
+        if version is None:
+            return "CuPy is installed, but no NVIDIA driver was found, so there is no GPU to use"
+        return f"CuPy is installed, but the GPU does not work ({_one_line(error)})"
+    return None
+
+
+def cuda_device_count() -> int:
+    """How many GPUs CuPy sees; 0 where CUDA does not work."""
+    if why_no_cuda() is not None:
+        return 0
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
+
+
+@functools.cache
+def driver_cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA version that the NVIDIA driver supports, (13, 0) say; None without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())  # 13000 is 13.0
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    return number // 1000, number % 1000 // 10
+
+
+def cupy_install_command(version: tuple[int, int] | None) -> str:
+    """The command that installs the CuPy that fits a driver's CUDA version."""
+    return f'pip install "cupy-cuda{12 if version is not None and version[0] < 13 else 13}x[ctk]"'
+
+
+def allowed_cores() -> int:
+    """Cores this process may use: the affinity mask, cut by the container's CPU quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = container_quota()
+    return affinity if quota is None else max(1, min(affinity, int(quota)))
+
+
+def container_quota() -> float | None:
+    """The container's CPU quota in cores (cgroup v2 or v1); None where there is none."""
+    root = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        return None if quota_us <= 0 else quota_us / int((root / "cpu/cpu.cfs_period_us").read_text())
+    return None
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The processor's name, as the system gives it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.split(":", 1)[1].split())
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep large freed blocks instead of returning them to the system at every step.
+
+    NumPy allocates each activation anew; with glibc's defaults every one of them is unmapped, mapped and zeroed
+    page by page again, which costs a training step up to a third of its time. Process-wide, so that programs call
+    it (the command line does), not the library. Returns whether it took effect; glibc only.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def _proc_status(field: str) -> int | None:
+    """A size from /proc/self/status, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _max_rss() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
