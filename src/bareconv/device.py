@@ -10,13 +10,14 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import itertools
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class Device:
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
         """A copy of ``host`` on this device (on the CPU: itself where that is possible)."""
-        return cast(Array, self.xp.asarray(host, dtype=dtype))
+        return self.xp.asarray(host, dtype=dtype)
 
     def to_host(self, x: Array) -> Array:
         """``x`` as a NumPy array; waits for the device."""
@@ -114,7 +115,7 @@ class CpuDevice(Device):
         return time.perf_counter()
 
     def seconds_between(self, marks: Sequence[float]) -> list[float]:
-        return [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(marks)]
 
     def reset_peak_memory(self) -> None:
         if not sys.platform.startswith("linux"):
@@ -149,7 +150,7 @@ class CudaDevice(Device):
             yield
 
     def to_host(self, x: Array) -> Array:
-        return cast(Array, self.xp.asnumpy(x))
+        return self.xp.asnumpy(x)
 
     def synchronize(self) -> None:
         self.xp.cuda.Device(self.index).synchronize()
@@ -163,7 +164,7 @@ class CudaDevice(Device):
         if marks:
             marks[-1].synchronize()
         elapsed = self.xp.cuda.get_elapsed_time  # milliseconds
-        return [elapsed(a, b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+        return [elapsed(a, b) / 1e3 for a, b in itertools.pairwise(marks)]
 
     def reset_peak_memory(self) -> None:
         self.synchronize()

@@ -1,0 +1,44 @@
+"""A dense layer: every output is a weighted sum of all inputs.
+
+    Y = X W + b          dX = dY W^T      dW = X^T dY      db = sum over n of dY[n]
+
+Shapes: X (N, F), W (F, K), b (K), Y and dY (N, K).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bareconv.device import Array
+
+
+def dense_naive(x: Array, w: Array, b: Array | None) -> Array:
+    """Y as the formula says it, in loops."""
+    y = np.zeros((x.shape[0], w.shape[1]), dtype=x.dtype)
+    for n, k in np.ndindex(*y.shape):
+        y[n, k] = sum(x[n, f] * w[f, k] for f in range(len(w))) + (0.0 if b is None else b[k])
+    return y
+
+
+def dense_backward_naive(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
+    """(dX, dW, db) in loops."""
+    dx, dw, db = np.zeros_like(x), np.zeros_like(w), np.zeros(w.shape[1], dtype=w.dtype)
+    for n, k in np.ndindex(*dy.shape):
+        db[k] += dy[n, k]
+        for f in range(len(w)):
+            dx[n, f] += dy[n, k] * w[f, k]
+            dw[f, k] += dy[n, k] * x[n, f]
+    return dx, dw, db
+
+
+def dense_forward(x: Array, w: Array, b: Array | None) -> Array:
+    """Y (N, K)."""
+    y: Array = x @ w
+    if b is not None:
+        y += b
+    return y
+
+
+def dense_backward(dy: Array, x: Array, w: Array, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
+    """(dX, dW, db); dX is None where it is not needed (the first layer)."""
+    return (dy @ w.T if need_dx else None), x.T @ dy, dy.sum(axis=0)

@@ -1,0 +1,116 @@
+"""Numbers as people read them: three significant digits, a unit that fits, "–" where there is no number.
+
+Every function takes a number or None and returns text; None, NaN and infinities give ``MISSING``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
+
+MISSING = "–"
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def seconds(x: float | None) -> str:
+    """A duration in seconds: "53.2 s", "4.50 ms", "12.0 µs", "2 min 05 s", "1 h 02 min"."""
+    if not _is_number(x):
+        return MISSING
+    if x == 0:
+        return "0 s"
+    # Where rounding would carry into the next unit (999.9 µs, 119.7 s), that unit is the one to use.
+    if round(abs(x)) >= 3600:
+        minutes = round(x / 60)
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    if round(abs(x)) >= 120:
+        whole = round(x)
+        return f"{whole // 60} min {whole % 60:02d} s"
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if abs(x) * scale >= 0.9995:
+            return f"{significant(x * scale)} {unit}"
+    return f"{significant(x * 1e9)} ns"
+
+
+def bytes_(x: float | None) -> str:
+    """A size in bytes, in binary units: "512 B", "1.50 KiB", "312 MiB"."""
+    if not _is_number(x):
+        return MISSING
+    value, unit = float(x), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1023.5:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} B" if unit == "B" else f"{significant(value)} {unit}"
+
+
+def rate(x: float | None, what: str = "") -> str:
+    """How many a second: "12,345/s", "8.21/s"; with ``what``: "12,345 images/s"."""
+    if not _is_number(x):
+        return MISSING
+    number = f"{x:,.0f}" if abs(x) >= 99.95 else significant(x)
+    return f"{number} {what}/s" if what else f"{number}/s"
+
+
+def count(x: float | None) -> str:
+    """A whole number, or nearly one, with thousands separated: "60,000", "2.5"."""
+    if not _is_number(x):
+        return MISSING
+    return f"{x:,.0f}" if float(x).is_integer() or abs(x) >= 1000 else f"{x:.3g}"
+
+
+def percent(x: float | None, digits: int = 2) -> str:
+    """A fraction of 1 as per cent: "98.96%". Only 1 itself is "100%", so that no error is rounded away."""
+    if not _is_number(x):
+        return MISSING
+    if x in (0, 1):
+        return f"{100 * x:.0f}%"
+    text = f"{100 * x:.{digits}f}"
+    if float(text) == 100:
+        return f">{100 - 10**-digits:.{digits}f}%"
+    if float(text) == 0:
+        return f"<{10**-digits:.{digits}f}%"
+    return text + "%"
+
+
+def ratio(x: float | None) -> str:
+    """How many times: "23.1×", "1.24×", "140×"."""
+    if not _is_number(x):
+        return MISSING
+    return (f"{x:,.0f}" if abs(x) >= 99.95 else significant(x)) + "×"
+
+
+def scientific(x: float | None) -> str:
+    """A small or large number with its power of ten: "2.1 × 10⁻⁶", "10⁻³", "0"."""
+    if not _is_number(x):
+        return MISSING
+    if x == 0:
+        return "0"
+    mantissa, exponent = f"{x:.1e}".split("e")
+    power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
+    return power if mantissa == "1.0" else f"{mantissa} × {power}"
+
+
+def flops(x: float | None) -> str:
+    """Floating-point operations a second: "1.23 TFLOP/s"."""
+    if not _is_number(x):
+        return MISSING
+    value, prefix = float(x), ""
+    for larger in ("k", "M", "G", "T", "P"):
+        if abs(value) < 999.5:
+            break
+        value, prefix = value / 1000, larger
+    return f"{significant(value)} {prefix}FLOP/s"
+
+
+def significant(x: float) -> str:
+    """Three significant digits without an exponent: "0.123", "1.23", "12.3", "123", "1,234"."""
+    if x == 0:
+        return "0"
+    # Decided after rounding: 9.996 is "10.0", not "10.00".
+    exponent = int(f"{x:.2e}".split("e")[1])
+    return f"{x:,.{max(0, 2 - exponent)}f}"
+
+
+def _is_number(x: float | None) -> TypeGuard[float]:
+    return x is not None and math.isfinite(x)

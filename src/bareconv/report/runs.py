@@ -1,0 +1,178 @@
+"""What a result's runs are to each other: short labels, which GPU run belongs to which CPU run, how many times faster.
+
+A result is a dict that has passed ``bench/result.schema.json``; nothing here checks it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+Run = dict[str, Any]
+
+# What may tell runs of one device apart, in the order a reader asks for it.
+_TELLING = ("model", "precision", "engine", "batch_size", "optimizer", "seed")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A GPU run and the CPU run it is compared with: indices into the result's runs."""
+
+    gpu: int
+    cpu: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster the GPU did one thing. ``group`` is "run" or "operation"."""
+
+    name: str
+    group: str
+    ratio: float
+
+
+def is_gpu(run: Run) -> bool:
+    """Whether the run was on a GPU."""
+    return str(run["device"]).startswith("cuda")
+
+
+def labels(runs: list[Run]) -> list[str]:
+    """A short, distinct name for each run: "CPU", "GPU", and what tells several apart ("GPU tf32")."""
+    gpus = {run["device"] for run in runs if is_gpu(run)}
+    devices = [
+        "CPU" if not is_gpu(run) else "GPU" if len(gpus) == 1 else f"GPU {run['device'].partition(':')[2]}"
+        for run in runs
+    ]
+    names = [[device] for device in devices]
+    for key in _TELLING:
+        if len(set(map(tuple, names))) == len(runs):
+            break
+        values = [run.get(key) for run in runs]
+        known = {value for value in values if value is not None}
+        if len(known) > 1:
+            for name, value in zip(names, values, strict=True):
+                if value is not None:
+                    name.append(f"{key.replace('_size', '')} {value}" if isinstance(value, int) else str(value))
+    joined = [" ".join(name) for name in names]
+    times = Counter(joined)
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(joined):
+        if times[name] > 1:
+            seen[name] += 1
+            joined[i] = f"{name} #{seen[name]}"
+    return joined
+
+
+def pairs(runs: list[Run]) -> list[Pair]:
+    """Each GPU run with the CPU run most like it, of equals the fastest; only runs of one model and batch size pair."""
+    found = []
+    for g, gpu in enumerate(runs):
+        rivals = [
+            c
+            for c, cpu in enumerate(runs)
+            if not is_gpu(cpu) and cpu["model"] == gpu["model"] and cpu["batch_size"] == gpu["batch_size"]
+        ]
+        if is_gpu(gpu) and rivals:
+            key = [(_likeness(runs[c], gpu), runs[c]["images_per_second"]) for c in rivals]
+            found.append(Pair(g, rivals[key.index(max(key))]))
+    return found
+
+
+def main_pair(runs: list[Run]) -> Pair | None:
+    """The pair a headline speaks of: the most alike, and of those the fastest."""
+    return max(
+        pairs(runs),
+        key=lambda pair: (_likeness(runs[pair.cpu], runs[pair.gpu]), main_ratio(runs, pair) or 0.0),
+        default=None,
+    )
+
+
+def main_ratio(runs: list[Run], pair: Pair) -> float | None:
+    """How many times faster the GPU trained: by training time where both did the same steps, else by images a second."""
+    gpu, cpu = runs[pair.gpu], runs[pair.cpu]
+    if gpu["iterations"] == cpu["iterations"]:
+        return over(cpu["train_seconds"], gpu["train_seconds"])
+    return over(gpu["images_per_second"], cpu["images_per_second"])
+
+
+def speedups(runs: list[Run], pair: Pair) -> list[Speedup]:
+    """Everything both runs of a pair measured, as GPU over CPU: the run's parts first, then its operations."""
+    gpu, cpu = runs[pair.gpu], runs[pair.cpu]
+    same_work = gpu["iterations"] == cpu["iterations"]
+    times: list[tuple[str, float | None, float | None]] = []
+    if same_work:
+        times.append(("Everything", cpu.get("total_seconds"), gpu.get("total_seconds")))
+        times.append(("Training", cpu["train_seconds"], gpu["train_seconds"]))
+    times.append(("One iteration", per_iteration(cpu), per_iteration(gpu)))
+    for part in ("batch", "forward", "backward", "update"):
+        times.append((part.capitalize(), phase(cpu, part), phase(gpu, part)))
+    found = [Speedup(name, "run", r) for name, c, g in times if (r := over(c, g)) is not None]
+    if not same_work:
+        r = main_ratio(runs, pair)
+        found = ([Speedup("Images per second", "run", r)] if r is not None else []) + found
+    theirs = operation_seconds(gpu)
+    for name, mine in operation_seconds(cpu).items():
+        r = over(sum(mine), sum(theirs[name])) if name in theirs else None
+        if r is not None:
+            found.append(Speedup(name, "operation", r))
+    return found
+
+
+def operation_seconds(run: Run) -> dict[str, tuple[float, float]]:
+    """By operation, in order: the forward and backward seconds of one step. Operations of one name are added up."""
+    found: dict[str, tuple[float, float]] = {}
+    for operation in run.get("operations", ()):
+        before = found.get(operation["name"], (0.0, 0.0))
+        found[operation["name"]] = (
+            before[0] + operation["forward_seconds"],
+            before[1] + operation["backward_seconds"],
+        )
+    return found
+
+
+def per_iteration(run: Run) -> float | None:
+    """Seconds of one training step; None where there was none."""
+    given = run.get("seconds_per_iteration")
+    return given if given is not None else over(run["train_seconds"], run["iterations"])
+
+
+def phase(run: Run, part: str) -> float | None:
+    """Seconds of one step's part ("forward", say); None where it was not profiled."""
+    seconds: float | None = run.get("phases", {}).get(part)
+    return seconds
+
+
+def images_tested(run: Run) -> int | None:
+    """On how many images the accuracy was measured, where that is known."""
+    number: int | None = run.get("test_images")
+    return number or sum(map(sum, run.get("confusion", ()))) or None
+
+
+def same_accuracy(a: Run, b: Run) -> bool | None:
+    """Whether two accuracies are as close as chance alone makes them; None where one is unknown.
+
+    Two models that are equally good, tested on n images each, differ by a standard error of sqrt(2 p (1 - p) / n);
+    up to two of them is "the same". Where n is unknown, half a percentage point stands in.
+    """
+    p, q = a["test_accuracy"], b["test_accuracy"]
+    if p is None or q is None or a.get("test_split") != b.get("test_split"):
+        return None
+    numbers = [n for n in (images_tested(a), images_tested(b)) if n]
+    mean = (p + q) / 2
+    allowed = 2 * math.sqrt(2 * mean * (1 - mean) / min(numbers)) if numbers else 0.005
+    return bool(abs(p - q) <= allowed)
+
+
+def over(a: float | None, b: float | None) -> float | None:
+    """a / b; None where either is unknown or the quotient is not a positive number."""
+    if a is None or b is None or not (math.isfinite(a) and math.isfinite(b)) or a <= 0 or b <= 0:
+        return None
+    return a / b
+
+
+def _likeness(cpu: Run, gpu: Run) -> tuple[bool, ...]:
+    """How alike two runs are: the same work first, then the same precision, then the rest."""
+    keys = ("iterations", "precision", "data", "engine", "optimizer", "seed")
+    return tuple(cpu.get(key) == gpu.get(key) for key in keys)

@@ -1,0 +1,36 @@
+"""One fixture runs a test on every array library that is there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from bareconv.device import Device, get_device, why_no_cuda
+
+# The machines that run this are shared and slow at times: no deadline for an example, and the same examples every time.
+settings.register_profile(
+    "bareconv", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("bareconv")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = why_no_cuda()
+    if reason is not None:
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """Every device there is; those that are not are skipped with the reason."""
+    chosen: Device = get_device(request.param)
+    with chosen.activate():
+        yield chosen
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20261122)
