@@ -12,9 +12,10 @@ import functools
 import importlib.util
 import itertools
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -26,6 +27,8 @@ from bareconv.errors import UsageError
 
 # Statically a NumPy array; at run time an array of whichever library the device holds (CuPy's has the same interface).
 Array: TypeAlias = NDArray[Any]
+
+OLDEST_CUDA = 12  # that the CuPy of this project can be installed for
 
 
 def namespace(x: Array) -> Any:
@@ -223,21 +226,35 @@ def _cuda_device(index: int) -> CudaDevice:
 def why_no_cuda() -> str | None:
     """None where CUDA works; otherwise one sentence: what is missing, and what to do about it."""
     version = driver_cuda_version()
+    install = cupy_install_command(version)
     if importlib.util.find_spec("cupy") is None:
         if version is None:
             return "no NVIDIA driver was found, so there is no GPU to use"
-        return f"the driver is there, but CuPy is not installed: {cupy_install_command(version)}"
+        if version[0] < OLDEST_CUDA:
+            return f"the NVIDIA driver stops at CUDA {version[0]}.{version[1]}: install a newer driver, then {install}"
+        return f"the driver is there, but CuPy is not installed: {install}"
     try:
         import cupy
     except Exception as error:  # a broken installation fails in many ways; each is a reason, none is a crash
-        return f"CuPy cannot be imported ({_one_line(error)}): {cupy_install_command(version)}"
+        return f"CuPy cannot be imported ({_one_line(error)}): {install}"
     try:
         if cupy.cuda.runtime.getDeviceCount() == 0:
-            return "CuPy is installed and the driver is there, but the driver shows no GPU"
-        cupy.arange(2).sum().item()
+            raise RuntimeError("the driver shows no GPU")
+        # Each library that training needs is loaded at its first use: now, rather than in the middle of a run.
+        cupy.arange(2).sum().item()  # the run-time compiler
+        cupy.ones((2, 2), dtype="float32").dot(cupy.ones((2, 2), dtype="float32")).sum().item()  # cuBLAS
     except Exception as error:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if version is None:
             return "CuPy is installed, but no NVIDIA driver was found, so there is no GPU to use"
+        if visible is not None and ("NoDevice" in str(error) or "no GPU" in str(error)):
+            return f"CUDA_VISIBLE_DEVICES={visible} hides every GPU: unset it"
+        if version[0] < OLDEST_CUDA or "InsufficientDriver" in str(error):
+            return (
+                f"the NVIDIA driver stops at CUDA {version[0]}.{version[1]}, too old for this CuPy: install a newer one"
+            )
+        if any(sign in str(error) for sign in ("failed to load", "cannot open", "No module named", "CUDA headers")):
+            return f"CuPy is installed, but misses one of CUDA's libraries ({_one_line(error)}): {install}"
         return f"CuPy is installed, but the GPU does not work ({_one_line(error)})"
     return None
 
@@ -254,11 +271,11 @@ def cuda_device_count() -> int:
 @functools.cache
 def driver_cuda_version() -> tuple[int, int] | None:
     """The newest CUDA version that the NVIDIA driver supports, (13, 0) say; None without a driver."""
-    import pynvml
-
     try:
+        import pynvml
+
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except Exception:  # no driver, or a broken installation: no GPU that could be used
         return None
     try:
         number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())  # 13000 is 13.0
@@ -274,34 +291,113 @@ def cupy_install_command(version: tuple[int, int] | None) -> str:
     return f'pip install "cupy-cuda{12 if version is not None and version[0] < 13 else 13}x[ctk]"'
 
 
-def allowed_cores() -> int:
-    """Cores this process may use: the affinity mask, cut by the container's CPU quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = container_quota()
-    return affinity if quota is None else max(1, min(affinity, int(quota)))
+def affinity_cores() -> int:
+    """Cores that the scheduler may put this process on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def container_quota() -> float | None:
-    """The container's CPU quota in cores (cgroup v2 or v1); None where there is none."""
-    root = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (root / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        return None if quota_us <= 0 else quota_us / int((root / "cpu/cpu.cfs_period_us").read_text())
+def allowed_cores(root: Path = Path("/")) -> int:
+    """Cores this process may use: the affinity mask, cut by the container's CPU quota, rounded down; at least 1."""
+    quota = container_quota(root)
+    return affinity_cores() if quota is None else max(1, min(affinity_cores(), int(quota)))
+
+
+def requested_threads(variables: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
+    """The environment variable by which the user limits BLAS's threads, and its number; None where none is set."""
+    for name in ("OPENBLAS", "MKL", "BLIS", "GOTO", "OMP"):  # the special ones go before the general one
+        value = variables.get(f"{name}_NUM_THREADS", "").split(",")[0].strip()  # "4,2" is OpenMP's, for nested regions
+        if value.isdecimal() and int(value) > 0:
+            return f"{name}_NUM_THREADS", int(value)
     return None
 
 
+def container_quota(root: Path = Path("/")) -> float | None:
+    """The tightest CPU quota over this process, in cores (cgroup v2 or v1); None where there is none.
+
+    The quota of a group binds all groups within it, so that every level counts. ``root``: where /proc and /sys are.
+    """
+    quotas = []
+    for folder in control_groups("cpu", root):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = (folder / "cpu.max").read_text().split()  # v2: "150000 100000", or "max 100000"
+            quotas += [] if quota == "max" else [int(quota) / int(period)]
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota_us = int((folder / "cpu.cfs_quota_us").read_text())  # v1: -1 is none
+            quotas += [] if quota_us <= 0 else [quota_us / int((folder / "cpu.cfs_period_us").read_text())]
+    return min(quotas, default=None)
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> list[Path]:
+    """Folders of the control groups around this process that govern "cpu" or "memory", the innermost first.
+
+    /proc/self/cgroup names the group, /proc/self/mountinfo the places where hierarchies are mounted, and which part
+    of them a container sees (cgroups(7), proc_pid_mountinfo(5)). Some of the folders may not exist.
+    """
+    try:
+        entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return []
+    group = {name: entry[2] for entry in entries if len(entry) == 3 for name in entry[1].split(",")}
+    folders = []
+    for line in mounts:
+        left, _, right = (part.split() for part in line.partition(" - "))
+        if len(left) < 5 or len(right) < 3:
+            continue
+        top, point = left[3], root / left[4].lstrip("/")
+        if right[0] == "cgroup2":
+            path = group.get("")
+        elif right[0] == "cgroup" and controller in right[2].split(","):
+            path = group.get(controller)
+        else:
+            continue
+        if path is None:
+            continue
+        # A path from outside of what is mounted here is not visible; the mount itself is then the nearest there is.
+        parts = path.removeprefix(top).split("/") if path == top or path.startswith(top.rstrip("/") + "/") else []
+        parts = [] if ".." in parts else [part for part in parts if part]
+        folders += [point.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+    return folders
+
+
+def cpuinfo(root: Path = Path("/")) -> dict[str, str]:
+    """What Linux says of the first processor ("model name", "flags", ...); empty elsewhere."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError), (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:  # the others' entries are the same, and a big machine has hundreds
+            if not line.strip() and found:
+                break
+            name, _, value = line.partition(":")
+            found[name.strip()] = " ".join(value.split())
+    return found
+
+
+# Arm's processors give numbers, not names: the ones that servers have (MIDR part numbers, implementer 0x41).
+_ARM_PARTS = {
+    "0xd08": "Cortex-A72",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse N1",
+    "0xd40": "Neoverse V1",
+    "0xd49": "Neoverse N2",
+    "0xd4f": "Neoverse V2",
+    "0xd84": "Neoverse V3",
+}
+
+
 @functools.cache
-def cpu_model() -> str:
-    """The processor's name, as the system gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.split(":", 1)[1].split())
+def cpu_model(root: Path = Path("/")) -> str:
+    """The processor's name, as the system gives it; its architecture where it has none."""
     import platform
 
+    info = cpuinfo(root)
+    if info.get("model name"):
+        return info["model name"]
+    if info.get("CPU implementer") == "0x41" and info.get("CPU part") in _ARM_PARTS:
+        return f"Arm {_ARM_PARTS[info['CPU part']]}"
+    if sys.platform == "darwin":
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=1, check=True).stdout.strip()
     return platform.processor() or platform.machine()
 
 
@@ -339,4 +435,5 @@ def _max_rss() -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -10,6 +10,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 from __future__ import annotations
 
 import math
+import operator
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +46,7 @@ def words(seed: int, stream: tuple[int, int, int], count: int, xp: ModuleType = 
     ``seed``: any integer, of which the low 64 bits are the key. ``stream``: (purpose, a, b), for example
     (DROPOUT, step, layer); each at least 0 and below 2**32 (purpose and b share a word: below 2**8 and 2**24).
     """
-    purpose, a, b = stream
+    seed, purpose, a, b = map(operator.index, (seed, *stream))  # Python's integers: NumPy's would overflow below
     if not (0 <= purpose < 1 << 8 and 0 <= a < 1 << 32 and 0 <= b < 1 << 24):
         raise ValueError(f"random stream {stream}: expected 0 <= purpose < 2**8, 0 <= a < 2**32, 0 <= b < 2**24")
     blocks = -(-count // 4)

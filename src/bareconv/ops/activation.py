@@ -22,7 +22,7 @@ _C, _CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 
 def relu_naive(x: Array) -> Array:
     """y, one number at a time."""
-    return np.array([value if value > 0 else 0.0 for value in x.ravel()], dtype=x.dtype).reshape(x.shape)
+    return np.array([0.0 if value <= 0 else value for value in x.ravel()], dtype=x.dtype).reshape(x.shape)
 
 
 def relu_backward_naive(dy: Array, x: Array) -> Array:

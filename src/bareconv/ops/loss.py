@@ -48,7 +48,7 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array, smoothing: float
     total = p.sum(axis=1, keepdims=True)
     p /= total
     # A comparison, not an index: a label out of range would wrap around silently on a GPU.
-    t = (labels[:, None] == xp.arange(K, dtype=labels.dtype)).astype(logits.dtype)
+    t = (labels[:, None] == xp.arange(K)).astype(logits.dtype)
     if smoothing:
         t = t * (1.0 - smoothing) + smoothing / K
     loss = -(t * (z - xp.log(total))).sum() / len(logits)

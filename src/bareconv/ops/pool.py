@@ -6,7 +6,8 @@
            dX[n, (as above), c] += dY[n,p,q,c] / (R*S)       for every n,p,q,r,s
 
 Shapes: X (N, H, W, C), Y and dY (N, P, Q, C). Padding never wins a maximum; in a mean it counts as zeros. Of several
-equal maxima the first in row order wins, alone: ties are common, for an image's background is constant.
+equal maxima the first in row order wins, alone: ties are common, for an image's background is constant. A NaN in a
+window makes its Y NaN.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ def check_padding(window: Window) -> None:
 
 def max_pool_naive(x: Array, window: Window) -> tuple[Array, Array]:
     """(Y, where): the maxima, and the tap r*S + s at which each was found first."""
-    y, where = _empty_output(x, window), _empty_output(x, window).astype(np.int32)
+    y = _empty_output(x, window)
+    where = np.empty(y.shape, dtype=np.int32)
     for n, p, q, c in np.ndindex(*y.shape):
         best, found = -np.inf, -1
         for tap, (i, j) in enumerate(_pixels(window, p, q)):
-            if 0 <= i < x.shape[1] and 0 <= j < x.shape[2] and (found < 0 or x[n, i, j, c] > best):
-                best, found = x[n, i, j, c], tap
+            if 0 <= i < x.shape[1] and 0 <= j < x.shape[2]:
+                value = x[n, i, j, c]
+                if found < 0 or value > best or np.isnan(value):
+                    best, found = value, tap
         y[n, p, q, c], where[n, p, q, c] = best, found
     return y, where
 
@@ -86,7 +90,7 @@ def _pixels(window: Window, p: int, q: int) -> list[tuple[int, int]]:
 
 
 def max_pool_forward(x: Array, window: Window) -> tuple[Array, Array]:
-    """(Y, where): the maxima (N, P, Q, C), and the winning taps r*S + s as uint8 (int32 from 256 taps on)."""
+    """(Y, where): the maxima (N, P, Q, C), and the winning taps r*S + s as uint8 (int32 for more than 256)."""
     check_padding(window)
     xp = namespace(x)
     out = window.output_size((x.shape[1], x.shape[2]))

@@ -1,7 +1,7 @@
 """What every figure has in common: its style, its two widths, and how it becomes PNG bytes or an inline SVG.
 
-Figures are ``matplotlib.figure.Figure`` objects; pyplot, and with it any global state, is not used. A figure is drawn at ``WIDE``,
-or at ``NARROW`` for a telephone: type keeps its size and the panels move below each other.
+Figures are ``matplotlib.figure.Figure`` objects; pyplot, and with it any global state, is not used. A figure is drawn
+at ``WIDE``, or at ``NARROW`` for a telephone: type keeps its size and the panels move below each other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 from xml.etree import ElementTree
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
@@ -50,6 +49,10 @@ _STYLE = {
     "ytick.color": LIGHT["line"],
     "xtick.labelcolor": LIGHT["muted"],
     "ytick.labelcolor": LIGHT["muted"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
     "legend.frameon": False,
@@ -83,12 +86,12 @@ def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def new_figure(width: float, height: float) -> Figure:
     """A figure of ``width`` x ``height`` inches that keeps its labels inside its edges."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.06)  # type: ignore[union-attr, call-arg]
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.06)  # type: ignore[union-attr]
     return figure
 
 
 def label(text: object, longest: int = 26) -> str:
-    """A name as a figure can show it: printable, of characters that the typeface has, cut in the middle where it is long."""
+    """A name as a figure can show it: printable, in characters of the typeface, cut in the middle where it is long."""
     name = "".join(c if c.isprintable() else " " for c in str(text)).encode("latin-1", "replace").decode("latin-1")
     if len(name) <= longest:
         return name
@@ -106,7 +109,7 @@ def png(figure: Figure) -> bytes:
 
 @styled
 def svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an SVG element to stand in a page: no ids but its own (``name`` before each), no typeface, no fixed colour.
+    """The figure as an SVG element for a page: no ids but its own (``name`` before each), no typeface, no fixed colour.
 
     ``description`` is what a screen reader says in its place. Nothing in it depends on when or where it was made.
     """
@@ -147,15 +150,18 @@ def _simplify(element: ElementTree.Element, name: str, used: set[str]) -> None:
             value = f"{name}-{value}"
         elif key == "href" and value.startswith("#"):
             value = f"#{name}-{value[1:]}"
-        elif key == "d":
+        elif key in ("d", "x", "y", "width", "height"):
             value = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), value)
             value = " ".join(value.split())
+        elif key == "transform" and value.startswith("rotate(-0 "):
+            continue
         elif key in ("style", "clip-path"):
             value = value.replace("url(#", f"url(#{name}-")
         if key in ("style", "fill", "stroke"):
             value = re.sub(r"#[0-9a-f]{6}", lambda colour: VARIABLES.get(colour[0], colour[0]), value)
-            # "9px 'DejaVu Sans', sans-serif": the size is the figure's, the typeface the page's.
+            # The size of type is the figure's, the typeface the page's. Older versions write both as one "font".
             value = re.sub(r"font: ([^;]*?)([\d.]+)px [^;]+", _font, value)
+            value = re.sub(r"font-family: [^;]+;? *", "", value)
         element.attrib[key] = value
 
 

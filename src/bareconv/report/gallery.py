@@ -43,9 +43,7 @@ class Gallery:
             "feature_names": np.array(list(self.feature_maps), dtype=np.str_),
         }
         arrays |= {f"feature_{i}": maps for i, maps in enumerate(self.feature_maps.values())}
-        arrays |= {
-            name: array for name in ("filters", "digit") if (array := getattr(self, name)) is not None
-        }
+        arrays |= {name: array for name in ("filters", "digit") if (array := getattr(self, name)) is not None}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return write_whole(Path(path), buffer.getvalue())

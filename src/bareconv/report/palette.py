@@ -1,10 +1,10 @@
 """The colours of the figures and of the page. One device, one colour, everywhere.
 
-Figures are drawn in the light colours. In the page they stand inline as SVG, where each of these colours is replaced by the
-CSS variable of its name, so that the figures follow the reader's light or dark setting like the text does.
+Figures are drawn in the light colours. In the page they stand inline as SVG, where each of these colours is replaced by
+the CSS variable of its name, so that the figures follow the reader's light or dark setting like the text does.
 
-CPU blue and GPU vermilion are told apart with every common kind of colour blindness, and as text have a contrast of at least
-4.5 : 1 with the page, in both settings (tests/report/test_palette.py computes it).
+CPU blue and GPU vermilion are told apart with every common kind of colour blindness, and as text have a contrast of at
+least 4.5 : 1 with the page, in both settings (tests/report/test_palette.py computes it).
 """
 
 from __future__ import annotations

@@ -26,11 +26,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster the GPU did one thing. ``group`` is "run" or "operation"."""
+    """How many times faster the GPU did one thing, which took the CPU ``seconds``. ``group``: "run" or "operation"."""
 
     name: str
     group: str
     ratio: float
+    seconds: float
 
 
 def is_gpu(run: Run) -> bool:
@@ -45,17 +46,17 @@ def labels(runs: list[Run]) -> list[str]:
         "CPU" if not is_gpu(run) else "GPU" if len(gpus) == 1 else f"GPU {run['device'].partition(':')[2]}"
         for run in runs
     ]
-    names = [[device] for device in devices]
+    words = [[device] for device in devices]
     for key in _TELLING:
-        if len(set(map(tuple, names))) == len(runs):
+        if len(set(map(tuple, words))) == len(runs):
             break
         values = [run.get(key) for run in runs]
         known = {value for value in values if value is not None}
         if len(known) > 1:
-            for name, value in zip(names, values, strict=True):
+            for word, value in zip(words, values, strict=True):
                 if value is not None:
-                    name.append(f"{key.replace('_size', '')} {value}" if isinstance(value, int) else str(value))
-    joined = [" ".join(name) for name in names]
+                    word.append(f"{key.replace('_size', '')} {value}" if isinstance(value, int) else str(value))
+    joined = [" ".join(word) for word in words]
     times = Counter(joined)
     seen: Counter[str] = Counter()
     for i, name in enumerate(joined):
@@ -90,7 +91,7 @@ def main_pair(runs: list[Run]) -> Pair | None:
 
 
 def main_ratio(runs: list[Run], pair: Pair) -> float | None:
-    """How many times faster the GPU trained: by training time where both did the same steps, else by images a second."""
+    """How many times faster the GPU trained: by time where both did the same steps, else by images a second."""
     gpu, cpu = runs[pair.gpu], runs[pair.cpu]
     if gpu["iterations"] == cpu["iterations"]:
         return over(cpu["train_seconds"], gpu["train_seconds"])
@@ -108,15 +109,14 @@ def speedups(runs: list[Run], pair: Pair) -> list[Speedup]:
     times.append(("One iteration", per_iteration(cpu), per_iteration(gpu)))
     for part in ("batch", "forward", "backward", "update"):
         times.append((part.capitalize(), phase(cpu, part), phase(gpu, part)))
-    found = [Speedup(name, "run", r) for name, c, g in times if (r := over(c, g)) is not None]
-    if not same_work:
-        r = main_ratio(runs, pair)
-        found = ([Speedup("Images per second", "run", r)] if r is not None else []) + found
+    found = [Speedup(name, "run", r, c or 0.0) for name, c, g in times if (r := over(c, g)) is not None]
+    if not same_work and (r := main_ratio(runs, pair)) is not None:
+        found.insert(0, Speedup("Images per second", "run", r, cpu["train_seconds"]))
     theirs = operation_seconds(gpu)
     for name, mine in operation_seconds(cpu).items():
         r = over(sum(mine), sum(theirs[name])) if name in theirs else None
         if r is not None:
-            found.append(Speedup(name, "operation", r))
+            found.append(Speedup(name, "operation", r, sum(mine)))
     return found
 
 

@@ -1,0 +1,76 @@
+"""The parity proof: two sides trained in lockstep from the same weights on the same batches.
+
+After every step the losses and all weights are compared. Rounding differs between devices (the order of sums) and
+training amplifies it step by step; the tolerance bounds what rounding can explain over that many steps, and an error in
+either side exceeds it by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bareconv.training import Trainer
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "tf32": 5e-2}
+
+
+def parity(
+    reference: Trainer,
+    candidate: Trainer,
+    steps: int,
+    on_step: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """The ``parity`` object of a result file; trains both fresh trainers by ``steps`` steps.
+
+    The tolerance is that of the coarser of the two precisions. Stops early, with the steps done, on ``should_stop()``.
+    """
+    sides = reference, candidate
+    precisions = [side.device.effective_precision(side.settings.precision) for side in sides]
+    precision = next(p for p in reversed(TOLERANCE) if p in precisions)
+    loss_differences: list[float] = []
+    weight_differences: list[float] = []
+    worst = ""
+    for step in range(min(steps, reference.total_steps)):
+        losses = []
+        for side in sides:
+            with side.device.activate():
+                losses.append(float(side.train_step(step)[0]))
+        loss_differences.append(abs(losses[0] - losses[1]) / max(abs(losses[0]), np.finfo(np.float64).tiny))
+        difference, worst = _largest_difference(*sides)
+        weight_differences.append(difference)
+        if on_step:
+            on_step(step + 1)
+        if should_stop():
+            break
+    tolerance = TOLERANCE[precision]
+    return {
+        "reference": f"{reference.device.name} {precisions[0]}",
+        "candidate": f"{candidate.device.name} {precisions[1]}",
+        "model": reference.model.name,
+        "precision": precision,
+        "steps": len(loss_differences),
+        "loss_difference": loss_differences,
+        "weight_difference": weight_differences,
+        "max_loss_difference": max(loss_differences),
+        "final_weight_difference": weight_differences[-1],
+        "worst_tensor": worst,
+        "tolerance": tolerance,
+        "passed": bool(max(loss_differences) < tolerance),  # a NaN fails
+    }
+
+
+def _largest_difference(reference: Trainer, candidate: Trainer) -> tuple[float, str]:
+    """The largest ||a - b|| / ||a|| over the tensors, and the name of that tensor."""
+    largest, worst = 0.0, ""
+    theirs = candidate.model.parameters()
+    for name, array in reference.model.parameters().items():
+        a = reference.device.to_host(array).astype(np.float64)
+        b = candidate.device.to_host(theirs[name]).astype(np.float64)
+        difference = float(np.linalg.norm(a - b) / max(np.linalg.norm(a), np.finfo(np.float64).tiny))
+        if not difference <= largest:
+            largest, worst = difference, name
+    return largest, worst

@@ -1,0 +1,207 @@
+"""How a run looks in every figure, and the few things that charts share: axes of time, rows of bars, smoothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from bareconv.report import format as fmt
+from bareconv.report.canvas import POINT, label
+from bareconv.report.palette import LIGHT
+from bareconv.report.runs import Run, is_gpu, labels
+
+Line = NDArray[np.float64]
+
+_TINTS = (1.0, 0.62, 0.38, 0.25)
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """A run's name, its device's colour, and what tells it from other runs of that device: the tint or the dashes."""
+
+    name: str
+    colour: str
+    alpha: float
+    dashes: Any
+    gpu: bool
+
+    def stroke(self) -> dict[str, Any]:
+        """Its line: a CPU's is broad and pale, a GPU's narrow and above it; where they agree, both are seen."""
+        broad: dict[str, Any] = (
+            {"linewidth": 1.8, "zorder": 3} if self.gpu else {"linewidth": 4.0, "alpha": 0.6, "zorder": 2}
+        )
+        return {"color": self.colour, "linestyle": self.dashes, "solid_capstyle": "round"} | broad
+
+
+def looks(runs: Sequence[Run]) -> list[Look]:
+    """One look for each run: the device gives the colour, its order among the device's runs the tint and dashes."""
+    seen = {True: 0, False: 0}
+    found = []
+    for run, name in zip(runs, labels(list(runs)), strict=True):
+        gpu = is_gpu(run)
+        order = seen[gpu] % len(_TINTS)
+        seen[gpu] += 1
+        found.append(Look(label(name), LIGHT["gpu" if gpu else "cpu"], _TINTS[order], _DASHES[order], gpu))
+    return found
+
+
+def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers in ``low`` to ``high`` for a logarithmic axis: 1-2-5 in a short range, powers of ten in a long one."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
+        ticks = [t for d in decades for s in steps if low <= (t := s * 10.0**d) <= high]
+        if len(ticks) <= most:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / most)]
+
+
+def set_log(axes: Axes, which: str, low: float, high: float, text: Callable[[float], str], most: int = 6) -> None:
+    """Make one axis ("x", "y") logarithmic from ``low`` to ``high``, both positive, with ``text`` at round numbers."""
+    ticks = log_ticks(low, high, most)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter([text(t) for t in ticks]))
+    axis.set_minor_locator(NullLocator())
+
+
+def set_linear(axes: Axes, which: str, high: float, text: Callable[[float], str], most: int = 5) -> None:
+    """Make one axis linear from 0 to ``high`` > 0, with ``text`` at round numbers."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xlim if which == "x" else axes.set_ylim)(0, high)
+    axis.set_major_locator(MaxNLocator(most))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: text(x)))
+
+
+def short(text: str) -> str:
+    """A formatted number without the zeros that only say how exact it is: "1.00 ms" is "1 ms", "10.0×" is "10×"."""
+    number, rest = text, ""
+    for i, c in enumerate(text):
+        if c not in "0123456789.,-":
+            number, rest = text[:i], text[i:]
+            break
+    return (number.rstrip("0").rstrip(".") if "." in number else number) + rest
+
+
+def tick_seconds(x: float) -> str:
+    """A duration at an axis."""
+    return short(fmt.seconds(x))
+
+
+def smooth(values: Line, window: int) -> Line:
+    """The mean of each value and those before it, ``window`` at most; NaN and infinities are passed over."""
+    there = np.isfinite(values)
+    total = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0))])
+    number = np.concatenate([[0], np.cumsum(there)])
+    end = np.arange(1, values.size + 1)
+    start = np.maximum(end - window, 0)
+    with np.errstate(invalid="ignore"):
+        mean: Line = (total[end] - total[start]) / np.where(
+            number[end] > number[start], number[end] - number[start], np.nan
+        )
+    return mean
+
+
+def thin(values: Line, most: int) -> tuple[Line, Line]:
+    """A long series as a chart shows it: indices and values, of each stretch the lowest and the highest.
+
+    Returns two arrays of at most about ``most`` finite values; peaks survive, unlike in an average or every n-th value.
+    """
+    index = np.flatnonzero(np.isfinite(values))
+    if index.size > most:
+        keep: list[int] = []
+        for stretch in np.array_split(index, max(1, most // 2)):
+            keep += {int(stretch[np.argmin(values[stretch])]), int(stretch[np.argmax(values[stretch])])}
+        index = np.array(sorted(keep))
+    return index.astype(np.float64), values[index]
+
+
+def bar_rows(
+    axes: Axes,
+    rows: Sequence[str],
+    series: Sequence[tuple[Look, Sequence[float | None]]],
+    text: Callable[[float], str],
+    *,
+    names: bool = True,
+    base: float = 0.0,
+    left: str | None = None,
+) -> None:
+    """Horizontal bars: a group for each row, in it a bar for each series that has a number there, its value beside it.
+
+    ``names``: whether the rows' names stand at the left. ``base``: where bars begin. ``left``: the colour of those that
+    go to the left of it, where it is not the series' own.
+    """
+    many = len(series)
+    thick = 0.8 / many
+    for s, (look, values) in enumerate(series):
+        for r, value in enumerate(values):
+            if value is None or not math.isfinite(value):
+                continue
+            y = r - 0.4 + (s + 0.5) * thick
+            colour = left if left and value < base else look.colour
+            axes.barh(y, value - base, left=base, height=thick * 0.86, color=colour, alpha=look.alpha, linewidth=0)
+            axes.annotate(
+                text(value),
+                (max(value, base), y),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center_baseline",
+                fontsize=8.5 if many < 4 else 7.5,
+                color=LIGHT["ink"],
+                annotation_clip=False,
+            )
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.set_yticks(range(len(rows)), [label(row) for row in rows] if names else [""] * len(rows))
+    axes.tick_params(axis="y", labelcolor=LIGHT["ink"], labelsize=9)
+    axes.grid(visible=False, axis="y")
+    axes.spines["bottom"].set_visible(False)
+
+
+def room_for_values(width: float) -> float:
+    """The fraction of an axis ``width`` inches wide that a value beside its bar takes."""
+    return min(0.45, 52 * POINT / width)
+
+
+def swatches(shown: Sequence[Look]) -> list[tuple[Artist, str]]:
+    """A legend's entries for bars."""
+    return [(Patch(color=look.colour, alpha=look.alpha, linewidth=0), look.name) for look in shown]
+
+
+def strokes(shown: Sequence[Look]) -> list[tuple[Artist, str]]:
+    """A legend's entries for lines."""
+    return [(Line2D([], [], **look.stroke()), look.name) for look in shown]
+
+
+def legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: int = 6) -> None:
+    """A legend above the figure, from the left."""
+    figure.legend(
+        [handle for handle, _ in entries],
+        [name for _, name in entries],
+        loc="outside upper left",
+        ncols=min(columns, len(entries)),
+        handlelength=2.2 if any(isinstance(handle, Line2D) for handle, _ in entries) else 1.0,
+        handleheight=0.9,
+        columnspacing=1.6,
+        borderpad=0,
+        borderaxespad=0.2,
+    )
+
+
+def titles(axes: Axes, title: str, below: str = "") -> None:
+    """A panel's title above it and what its horizontal axis is below it, both from the left."""
+    axes.set_title(title)
+    if below:
+        axes.set_xlabel(below, loc="left")

@@ -1,0 +1,174 @@
+"""Checkpoints: safetensors, with the configuration as metadata. Loading one rebuilds the model; no pickle.
+
+A file holds the tensors ``model/conv1.weight``, ... and, where a training may go on from it, the optimizer's
+``optimizer/...`` and the per-step ``history/loss`` and ``history/correct``; its metadata hold one JSON text under
+``bareconv``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import bareconv
+from bareconv import optim
+from bareconv.errors import BareconvError, DataError
+from bareconv.nn.model import Model
+from bareconv.training.history import EpochRecord, History
+from bareconv.training.loop import Settings, Trainer
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file held: a model on the CPU, and what is needed to go on training it."""
+
+    path: Path
+    model: Model
+    settings: Settings
+    optimizer: optim.Optimizer
+    optimizer_state: dict[str, NDArray[Any]]
+    history: History
+    data: str  # the name of the data that it was trained on
+
+    def resume(self, data: Any, device: Any) -> Trainer:
+        """A trainer that goes on where the checkpoint ends, on ``data`` and ``device``."""
+        if len(data.train) != self.history.train_images:
+            raise DataError(
+                f"{self.path} was trained on {self.history.train_images} images of {self.data}; to resume it, expected "
+                f"the same, got {len(data.train)} images of {data.name}"
+            )
+        trainer = Trainer(self.model, data, self.optimizer, self.settings, device, self.history)
+        with trainer.device.activate():
+            state = {key: trainer.device.asarray(value) for key, value in self.optimizer_state.items()}
+            self.optimizer.load_state(state, self.history.iterations)
+        return trainer
+
+
+def save(path: Path, trainer: Trainer) -> None:
+    """Write model, optimizer and history: to a temporary file, then renamed: ``path`` is old or new, never half.
+
+    Raises BareconvError where it cannot be written, with the reason; an older file stays as it was.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    history, host = trainer.history, trainer.device.to_host
+    with trainer.device.activate():
+        tensors = {f"model/{key}": host(value) for key, value in trainer.model.state().items()}
+        tensors |= {f"optimizer/{key}": host(value) for key, value in trainer.optimizer.state().items()}
+    tensors["history/loss"] = np.array(history.loss, np.float64)
+    tensors["history/correct"] = np.array(history.correct, np.int64)
+    settings = dataclasses.asdict(dataclasses.replace(trainer.settings, schedule=None))  # type: ignore[arg-type]
+    about = {
+        "format": FORMAT,
+        "bareconv": bareconv.__version__,
+        "model": trainer.model.config(),
+        "settings": {**settings, "schedule": trainer.settings.schedule.config()},
+        "optimizer": trainer.optimizer.config(),
+        "data": trainer.data.name,
+        "history": {
+            "batch_size": history.batch_size,
+            "train_images": history.train_images,
+            "train_seconds": history.train_seconds,
+            "evaluate_seconds": history.evaluate_seconds,
+            "stopped": history.stopped,
+            "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+        },
+    }
+    contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    write_aside(path, to_bytes(contiguous, metadata={"bareconv": json.dumps(about)}))
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; the model is on the CPU. DataError, in one line, where the file is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; expected a checkpoint that `bareconv train` wrote") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a checkpoint (expected safetensors): {' '.join(str(error).split())}") from None
+    if "bareconv" not in metadata:
+        raise DataError(f"{path}: safetensors, but not written by bareconv: no model configuration in the metadata")
+    try:
+        about = json.loads(metadata["bareconv"])
+        if about["format"] != FORMAT:
+            raise DataError(f"{path}: checkpoint format {about['format']}; this version reads format {FORMAT}")
+        model = Model.from_config(about["model"])
+        settings = dict(about["settings"])
+        schedule = optim.schedule_from_config(settings.pop("schedule"))
+        model.to("cpu", settings["precision"]).load_state(_below("model/", tensors))
+        epochs = [EpochRecord(**epoch) for epoch in about["history"].pop("epochs")]
+        return Checkpoint(
+            path=path,
+            model=model,
+            settings=Settings(schedule=schedule, **settings),
+            optimizer=optim.from_config(about["optimizer"]),
+            optimizer_state=_below("optimizer/", tensors),
+            history=History(
+                loss=tensors["history/loss"].tolist(),
+                correct=tensors["history/correct"].tolist(),
+                epochs=epochs,
+                **about["history"],
+            ),
+            data=about["data"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged checkpoint: {type(error).__name__} {error}") from None
+    except BareconvError as error:
+        raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from None
+
+
+def check_writable(path: Path) -> None:
+    """DataError where a checkpoint could not be written there: better said before hours of training than after."""
+    folder = path.parent
+    if path.is_dir():
+        raise DataError(f"checkpoint {path}: that is a folder; expected a file name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(f"checkpoint {path}: cannot write there: {error.strerror}") from None
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary file beside ``path``, and rename it. BareconvError where that fails."""
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            aside = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.chmod(0o666 & ~_umask())
+        aside.replace(path)
+    except OSError as error:
+        if aside is not None:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+        raise BareconvError(f"{path}: could not be written: {error.strerror or error}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _below(prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

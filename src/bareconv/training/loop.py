@@ -1,0 +1,328 @@
+"""The training loop: epochs of shuffled batches, timed, checked, interruptible and resumable."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bareconv import random
+from bareconv.data import Dataset
+from bareconv.device import Array, Device, get_device
+from bareconv.errors import NotFiniteError, UsageError
+from bareconv.nn.layer import Layer
+from bareconv.nn.model import Model
+from bareconv.optim import SGD, OneCycle, Optimizer, Schedule
+from bareconv.training.engine import Engine, make_engine
+from bareconv.training.evaluation import Evaluation, evaluate
+from bareconv.training.history import EpochRecord, History
+
+REPORT_SECONDS = 0.25  # how often the losses are read from the device, which waits for it, and progress is told
+SNAPSHOT_STEPS = 64  # how often the state is kept, to come back to when a loss turns out not to be finite
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; what a checkpoint keeps of a training besides its state."""
+
+    epochs: int = 1
+    batch_size: int = 64
+    schedule: Schedule = field(default_factory=OneCycle)
+    engine: str = "reference"
+    precision: str = "float32"
+    seed: int = 0
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    evaluate_every: int = 1  # epochs; the last is always evaluated
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name.replace('_', ' ')} {getattr(self, name)}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is; ``loss`` and ``accuracy`` are of the epoch so far."""
+
+    step: int  # steps done
+    total_steps: int
+    epoch: int  # counted from 1
+    epochs: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds_left: float
+
+
+class Trainer:
+    """One training on one device: moves model and data there, and runs the steps.
+
+    The data stay uint8 on the device; each step gathers its batch by the epoch's permutation. Raises UsageError where
+    the data do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: Dataset,
+        optimizer: Optimizer,
+        settings: Settings,
+        device: str | Device = "auto",
+        history: History | None = None,
+    ) -> None:
+        _check_data(model, data)
+        self.data, self.settings, self.device = data, settings, get_device(device)
+        self.model = model.to(self.device, settings.precision)
+        self.optimizer = optimizer
+        self.engine: Engine = make_engine(
+            settings.engine, self.model, optimizer, settings.label_smoothing, settings.clip_norm
+        )
+        with self.device.activate():
+            self.images = self.device.asarray(data.train.images)
+            self.labels = self.device.asarray(data.train.labels)
+            held_out = data.evaluation
+            self.test_images = None if held_out is None else self.device.asarray(held_out[1].images)
+        self.history = history or History(min(settings.batch_size, len(data.train)), len(data.train))
+        self.evaluation: Evaluation | None = None
+        self._whole: tuple[Array, Array] | None = None
+        self._order: tuple[int, Array] | None = None
+        self._snapshot: tuple[int, dict[str, Array]] | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps done so far."""
+        return self.history.iterations
+
+    @property
+    def total_steps(self) -> int:
+        """Steps in all epochs."""
+        return self.history.steps_per_epoch * self.settings.epochs
+
+    def data_bytes(self) -> int:
+        """Bytes of the data on the device."""
+        arrays = (self.images, self.labels, self.test_images)
+        return sum(int(array.nbytes) for array in arrays if array is not None)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The epoch's permutation of the training images, the same on every device; epochs count from 0."""
+        return random.permutation(self.settings.seed, (random.SHUFFLE, epoch, 0), len(self.data.train))
+
+    def batch(self, step: int) -> tuple[Array, Array]:
+        """(prepared images, labels) of that step: the next of the epoch's permutation. The last batch may be short."""
+        size = self.history.batch_size
+        if size >= len(self.data.train):  # one batch of everything: no order matters, and it is prepared once
+            if self._whole is None:
+                self._whole = self.model.prepare(self.images), self.labels
+            return self._whole
+        epoch, index = divmod(step, self.history.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self.device.asarray(self.order(epoch))
+        chosen = self._order[1][index * size : (index + 1) * size]
+        return self.model.prepare(self.images[chosen]), self.labels[chosen]
+
+    def learning_rate(self, step: int) -> float:
+        """The scheduled rate of that step."""
+        return self.optimizer.lr * self.settings.schedule.rate(step, self.total_steps)
+
+    def train_step(self, step: int) -> tuple[Array, Array]:
+        """One step; (loss, correct) stay on the device."""
+        x, labels = self.batch(step)
+        result = self.engine.forward(x, labels, step)
+        self.engine.backward()
+        self.engine.update(self.learning_rate(step))
+        return result
+
+    def run(
+        self,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> History:
+        """Train to the end, or until ``should_stop()`` after a step. Raises NotFiniteError."""
+        history = self.history
+        history.stopped = False
+        while self.step < self.total_steps and not history.stopped:
+            epoch = self.step // history.steps_per_epoch
+            first = epoch * history.steps_per_epoch
+            seconds = self._run_epoch(epoch, on_progress, should_stop)
+            if self.step < first + history.steps_per_epoch:
+                history.stopped = True
+                break
+            record = self._finish_epoch(epoch, first, seconds)
+            if on_epoch:
+                on_epoch(record)
+            history.stopped = should_stop() and self.step < self.total_steps
+        return history
+
+    def _run_epoch(
+        self, epoch: int, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]
+    ) -> float:
+        """The rest of an epoch's steps; returns the seconds that they took."""
+        history, end = self.history, (epoch + 1) * self.history.steps_per_epoch
+        before, told = history.train_seconds, time.perf_counter()
+        with self.device.activate():
+            self.device.synchronize()
+            begun = time.perf_counter()
+            step, stop = self.step, False
+            while step < end and not stop:
+                if self._snapshot is None or step - self._snapshot[0] >= SNAPSHOT_STEPS:
+                    self._take_snapshot(step)
+                results: list[tuple[Array, Array]] = []
+                window = time.perf_counter()
+                while step < end and not stop and len(results) < SNAPSHOT_STEPS:
+                    results.append(self.train_step(step))
+                    step, stop = step + 1, should_stop()
+                    if time.perf_counter() - window > REPORT_SECONDS:
+                        break
+                self._record(results)
+                now = time.perf_counter()
+                history.train_seconds = before + now - begun
+                if on_progress and (now - told > REPORT_SECONDS or step == end or stop):
+                    on_progress(self._progress(epoch))
+                    told = now
+        return history.train_seconds - before
+
+    def _record(self, results: list[tuple[Array, Array]]) -> None:
+        """Read the steps' losses from the device, which waits for it, and check them."""
+        xp, first = self.device.xp, self.step
+        losses = self.device.to_host(xp.stack([loss for loss, _ in results])).tolist()
+        correct = self.device.to_host(xp.stack([count for _, count in results])).tolist()
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise self._explain_not_finite(first + offset, loss)
+        self.history.loss += losses
+        self.history.correct += correct
+
+    def _finish_epoch(self, epoch: int, first: int, seconds: float) -> EpochRecord:
+        """Evaluate, and write the epoch's record."""
+        history, held_out, evaluation = self.history, self.data.evaluation, None
+        earlier = sum(record.train_seconds for record in history.epochs)
+        last = epoch + 1 == self.settings.epochs
+        if held_out is not None and (last or (epoch + 1) % self.settings.evaluate_every == 0):
+            begun = time.perf_counter()
+            evaluation = self.evaluation = evaluate(self.engine, held_out[1], self.test_images)
+            history.evaluate_seconds += time.perf_counter() - begun
+        loss, accuracy = history.since(first)
+        record = EpochRecord(
+            epoch=epoch + 1,
+            iterations=self.step,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            train_seconds=max(seconds, history.train_seconds - earlier),  # with what came before an interruption
+            learning_rate=self.learning_rate(self.step - 1),
+            test_loss=evaluation.loss if evaluation else None,
+            test_accuracy=evaluation.accuracy if evaluation else None,
+        )
+        history.epochs.append(record)
+        return record
+
+    def _progress(self, epoch: int) -> Progress:
+        history = self.history
+        loss, accuracy = history.since(epoch * history.steps_per_epoch)
+        done = max(history.iterations, 1)
+        return Progress(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=epoch + 1,
+            epochs=self.settings.epochs,
+            loss=loss,
+            accuracy=accuracy,
+            images_per_second=history.images_per_second,
+            seconds_left=(self.total_steps - self.step) * history.train_seconds / done,
+        )
+
+    # A loss that is not finite: go back to the last snapshot, take the same steps again, and look closer
+
+    def _take_snapshot(self, step: int) -> None:
+        live = {**self.model.state(), **self.optimizer.state()}
+        if self._snapshot is not None and self._snapshot[1].keys() == live.keys():
+            for key, kept in self._snapshot[1].items():
+                kept[...] = live[key]
+            self._snapshot = step, self._snapshot[1]
+        else:
+            self._snapshot = step, {key: value.copy() for key, value in live.items()}
+
+    def _explain_not_finite(self, step: int, loss: float) -> NotFiniteError:
+        assert self._snapshot is not None
+        start, kept = self._snapshot
+        self.model.load_state({key: kept[key] for key in self.model.state()})
+        self.optimizer.load_state({key: kept[key] for key in kept if key not in self.model.state()}, start)
+        for again in range(start, step):
+            self.train_step(again)
+        found: list[str] = []
+
+        def look(phase: str, layer: Layer, result: Array | None) -> None:
+            if not found and result is not None and not bool(self.device.xp.isfinite(result).all()):
+                found.append(layer.name)
+
+        self.engine.forward(*self.batch(step), step, watch=look)
+        layer = found[0] if found else "loss"
+        where = f"the first output that is not finite is that of layer {layer}" if found else "all outputs are finite"
+        return NotFiniteError(
+            f"the loss became {loss} at step {step} (epoch {step // self.history.steps_per_epoch + 1}): {where}; "
+            f"a smaller learning rate (now {self.learning_rate(step):g}) or clipping the gradient may help",
+            step=step,
+            layer=layer,
+        )
+
+
+def train(
+    model: Model,
+    data: Dataset,
+    *,
+    optimizer: Optimizer | None = None,
+    epochs: int = 1,
+    batch_size: int = 64,
+    schedule: Schedule | None = None,
+    device: str | Device = "auto",
+    engine: str = "reference",
+    precision: str = "float32",
+    seed: int = 0,
+    label_smoothing: float = 0.0,
+    clip_norm: float | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> History:
+    """Train ``model`` in place and return what happened.
+
+    ``optimizer``: SGD(0.05, momentum=0.9) unless given; ``schedule``: OneCycle(). ``device``: "auto", "cpu", "cuda", "cuda:1". After every epoch
+    ``data.evaluation`` is evaluated. Raises UsageError where things do not fit, NotFiniteError where the loss explodes.
+    """
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        schedule=schedule or OneCycle(),
+        engine=engine,
+        precision=precision,
+        seed=seed,
+        label_smoothing=label_smoothing,
+        clip_norm=clip_norm,
+    )
+    trainer = Trainer(model, data, optimizer or SGD(0.05, momentum=0.9), settings, device)
+    return trainer.run(on_progress, on_epoch, should_stop)
+
+
+def _check_data(model: Model, data: Dataset) -> None:
+    """Images of the model's shape, labels within its classes: on the host, before anything goes to a device."""
+    classes = model.output_shape[0]
+    if data.image_shape != model.input_shape:
+        raise UsageError(
+            f"{data.name} has images of {data.image_shape}; model {model.name} was built for {model.input_shape}"
+        )
+    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        if split is None:
+            continue
+        if not len(split):
+            raise UsageError(f"{data.name}: the {name} split has no images")
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= classes:
+            raise UsageError(
+                f"{data.name}: the {name} split has labels from {low} to {high}; model {model.name} has classes "
+                f"0 to {classes - 1}"
+            )
