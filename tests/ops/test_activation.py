@@ -88,6 +88,15 @@ def test_far_out_it_is_two_straight_lines(name, left, dtype, device):
         np.testing.assert_allclose(device.to_host(dx), slope * ones, rtol=1e-6)
 
 
+def test_gelu_is_the_published_formula(device):
+    """Its constants written out once more: the loops share theirs with the array form."""
+    x = np.array([-3.0, -1.0, -0.1, 0.5, 1.0, 2.0])
+    expected = [0.5 * v * (1.0 + math.tanh(0.7978845608028654 * (v + 0.044715 * v**3))) for v in x]
+    assert expected[4] == pytest.approx(0.841191990608276)  # as every library has it
+    np.testing.assert_allclose(device.to_host(act.gelu_forward(device.asarray(x))), expected, rtol=1e-13)
+    np.testing.assert_allclose(act.gelu_naive(x), expected, rtol=1e-14)
+
+
 def test_gelu_is_close_to_x_times_the_normal_distribution(device):
     """What the tanh form stands for; Hendrycks and Gimpel give no bound, the largest distance is 5e-4."""
     x = np.linspace(-6.0, 6.0, 1001)

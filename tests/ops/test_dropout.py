@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bareconv import random
 from bareconv.ops.dropout import dropout_backward, dropout_forward, dropout_mask, dropout_mask_naive
 
 PLACE = {"seed": 7, "step": 12, "layer": 3}
@@ -46,6 +47,16 @@ def test_the_share_and_the_values(p, dtype, device):
     deviation = np.sqrt(p * (1.0 - p) / mask.size)
     assert np.mean(mask > 0) == pytest.approx(1.0 - p, abs=5 * deviation)
     assert mask.mean(dtype=np.float64) == pytest.approx(1.0, abs=5 * deviation / (1.0 - p))  # y is x on average
+
+
+def test_a_number_equal_to_p_is_kept(device, monkeypatch):
+    """Or p = 0 would drop a number now and then: a uniform number can be 0."""
+    for p, u, expected in ((0.0, 0.0, 1.0), (0.5, 0.5, 2.0), (0.5, 0.5 - 2.0**-24, 0.0)):
+        monkeypatch.setattr(
+            random, "uniform", lambda seed, stream, shape, xp=np, u=u: xp.full(shape, u, dtype=np.float32)
+        )
+        np.testing.assert_array_equal(mask_on(device, (3,), p), expected)
+        np.testing.assert_array_equal(dropout_mask_naive(np.zeros(3), p, **PLACE), expected)
 
 
 def test_p_zero_changes_nothing(device, rng):

@@ -157,7 +157,9 @@ def test_nan_shows(pool, pixel, device, rng):
     np.testing.assert_allclose(ours, naive, rtol=1e-13, atol=1e-14)  # NaN equals NaN here
 
 
-@pytest.mark.parametrize(("kernel", "dtype"), [((2, 2), np.uint8), ((16, 16), np.uint8), ((17, 16), np.int32)])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"), [((2, 2), np.uint8), ((16, 16), np.uint8), ((257, 1), np.int32), ((17, 16), np.int32)]
+)
 def test_the_last_tap_can_win(kernel, dtype, device):
     """Its number must fit: 255 is the last that a byte holds."""
     H, W = kernel

@@ -6,6 +6,7 @@ Nothing here raises: a probe that fails leaves its entry null or out. ``root`` i
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -15,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ import numpy as np
 from bareconv import device
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 TORCH = "torch==2.13.0"  # the release that the comparisons are made with; also in pyproject.toml
 
@@ -74,7 +77,7 @@ def describe(root: Path = Path("/"), variables: Mapping[str, str] = os.environ) 
 
     Call it before what is measured: its ``warnings`` look at how busy the machine is.
     """
-    environment = {
+    environment: dict[str, Any] = {
         "platform": _attempt(platform.platform, "unknown"),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "cpu": _cpu(root),
@@ -88,7 +91,8 @@ def describe(root: Path = Path("/"), variables: Mapping[str, str] = os.environ) 
             if SPEED_VARIABLES.fullmatch(name) and not name.endswith(("_DIR", "_PATH", "_HOME"))
         },
     }
-    environment["warnings"] = _attempt(lambda: list(_warnings(environment, _load(root))), [])
+    load = _attempt(lambda: _load(root), 0.0)
+    environment["warnings"] = _attempt(lambda: list(_warnings(environment, load)), [])
     return environment
 
 
@@ -146,7 +150,7 @@ def git_commit(package: Path | None = None) -> str | None:
     return commit + ("+changes" if changed else "")
 
 
-def _attempt(probe: Callable[[], T], otherwise: T) -> T:
+def _attempt(probe: Callable[[], T], otherwise: U) -> T | U:
     """What ``probe`` finds, or ``otherwise`` where it fails, in whatever way: a description must not stop a run."""
     try:
         return probe()
@@ -181,15 +185,16 @@ def _simd(root: Path) -> list[str]:
 def _memory(root: Path) -> int | None:
     """Bytes of memory that this process may use: the machine's, or the container's limit where it is tighter."""
     sizes = []
-    meminfo = _attempt(lambda: (root / "proc/meminfo").read_text(), "")
+    meminfo = _attempt((root / "proc/meminfo").read_text, "")
     total = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
     if total:
         sizes.append(int(total[1]) * 1024)
     elif root == Path("/"):  # macOS
-        sizes += _attempt(lambda: [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")], [])
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for folder in device.control_groups("memory", root):
         for name in ("memory.max", "memory.limit_in_bytes"):  # v2: "max" is none; v1: then a number beyond all memory
-            sizes += _attempt(lambda path=folder / name: [int(path.read_text())], [])  # type: ignore[misc]
+            with contextlib.suppress(OSError, ValueError):
+                sizes.append(int((folder / name).read_text()))
     return min(sizes, default=None)
 
 
@@ -210,7 +215,7 @@ def _blas() -> dict[str, Any]:
             "architecture": library.get("architecture"),
             "threads": library.get("num_threads"),
         }
-    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
+    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {"library": built["name"], "version": built.get("version"), "architecture": None, "threads": None}
 
 
@@ -229,10 +234,10 @@ def _gpus() -> list[dict[str, Any]]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             gpu: dict[str, Any] = {"name": text(pynvml.nvmlDeviceGetName(handle))}
-            memory = _attempt(lambda h=handle: int(pynvml.nvmlDeviceGetMemoryInfo(h).total), None)  # type: ignore[misc]
+            memory = _attempt(partial(pynvml.nvmlDeviceGetMemoryInfo, handle), None)
             if memory is not None:  # with unified memory, it has none of its own
-                gpu["memory_bytes"] = memory
-            capability = _attempt(lambda h=handle: pynvml.nvmlDeviceGetCudaComputeCapability(h), None)  # type: ignore[misc]
+                gpu["memory_bytes"] = int(memory.total)
+            capability = _attempt(partial(pynvml.nvmlDeviceGetCudaComputeCapability, handle), None)
             gpu["compute_capability"] = None if capability is None else f"{capability[0]}.{capability[1]}"
             gpu["driver"] = driver
             gpu["driver_cuda"] = None if version is None else f"{version[0]}.{version[1]}"
@@ -274,7 +279,7 @@ def _warnings(environment: Mapping[str, Any], load: float) -> Iterator[str]:
         if forced is not None:
             yield (
                 f"{forced}={variables[forced]} makes NumPy use {kernel}'s {narrow} kernels on a CPU that has AVX-512, "
-                f"at about two thirds of its speed: unset {forced}"
+                f"at a half to two thirds of its speed: unset {forced}"
             )
         elif blas["library"] == "OpenBLAS":
             yield (
@@ -311,7 +316,7 @@ def _warnings(environment: Mapping[str, Any], load: float) -> Iterator[str]:
         yield f"NumPy's matrix products run {threads} threads on {allowed} cores, which slows them down: {remedy}"
 
     gpus = len(environment["gpus"])
-    if gpus:
+    if gpus or environment["cuda_missing"] is None:
         override = variables.get("NVIDIA_TF32_OVERRIDE")
         if override == "0":
             yield (

@@ -1,1 +1,98 @@
-"""TODO"""
+"""The command line: ``bareconv VERB``. One file a verb, imported when it is called.
+
+Exit codes: 0 done; 1 the work failed (a check out of tolerance, a loss not finite); 2 bad usage or input; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+import bareconv
+
+VERBS = {
+    "train": "Train a model and save a checkpoint.",
+    "evaluate": "Accuracy, loss, confusion and worst mistakes of a checkpoint.",
+    "predict": "Predict a Kaggle test.csv or drawn digits.",
+    "compare": "The same training on the CPU and on the GPU, compared.",
+    "check": "Check every gradient against a numerical one.",
+    "info": "What this machine is and what will be used.",
+}
+
+
+class Verbs(click.Group):
+    """Finds verbs by name without importing them: ``bareconv --help`` must not load NumPy."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(f"bareconv.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS:
+            raise click.UsageError(f"there is no verb {args[0]!r}; expected one of {', '.join(VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(bareconv.__version__, prog_name="bareconv")
+def cli() -> None:
+    """A convolutional network from first principles, on NumPy and CuPy, and an honest comparison of the two.
+
+    \b
+    Examples:
+      bareconv compare --quick
+      bareconv train --model basic --epochs 3 --checkpoint basic.safetensors
+      bareconv evaluate basic.safetensors
+      bareconv predict basic.safetensors digit-recognizer/test.csv -o submission.csv
+
+    ``bareconv VERB --help`` shows a verb's options.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process; an error is one line on standard error."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    from bareconv.errors import BareconvError
+
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        return int(cli.main(given, prog_name="bareconv", standalone_mode=False, obj=["bareconv", *given]) or 0)
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return error.exit_code
+    except BareconvError as error:
+        _complain(str(error))
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone (| head): its business, not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError as error:
+        _complain(f"out of memory: {error or 'no more to be had'}; a smaller batch needs less")
+        return 1
+
+
+def _complain(message: str) -> None:
+    print("bareconv: " + " ".join(message.split()), file=sys.stderr)

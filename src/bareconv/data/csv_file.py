@@ -49,7 +49,7 @@ def read_csv(path: Path | str, *, labelled: bool | None) -> tuple[NDArray[np.uin
     data = read_bytes(path)
     skip = 3 if data.startswith(b"\xef\xbb\xbf") else 0  # the byte-order mark
     if b"\r" in data:
-        # Line ends of Windows, or of old Macs; a stray carriage return among lines is left for _parse_row to refuse.
+        # Line ends of Windows, or of old Macs; a stray carriage return is white space to _parse_row.
         data = data.replace(b"\r\n", b"\n") if b"\n" in data else data.replace(b"\r", b"\n")
     if len(data) == skip:
         raise DataError(f"{path}: expected a header such as label,pixel0,...,pixel783, got an empty file")
@@ -108,7 +108,7 @@ def _parse_header(line: bytes, name: str, offset: int) -> _Header:
         )
     if surprise:
         raise DataError(f"{name}: line 1: {surprise}")
-    return _Header(names, has_label, side)
+    return _Header([_plain(name) for name in names], has_label, side)
 
 
 def _first_out_of_order(names: list[str], start: int) -> str:
@@ -183,7 +183,9 @@ def _parse_row(line: bytes, header: _Header, with_labels: bool, where: str) -> b
     columns = len(header.names)
     if not line.strip():
         raise DataError(f"{where}: expected {columns} values, got a blank line")
-    fields = _split_row(line, where)
+    fields = line.split(b",")
+    if b'"' in line:
+        fields = [_unquoted(field) for field in fields]
     if len(fields) != columns:
         nul = " and a NUL byte" if b"\0" in line else ""
         raise DataError(f"{where}: expected {columns} values, got {len(fields)}{nul}")
@@ -203,15 +205,9 @@ def _parse_row(line: bytes, header: _Header, with_labels: bool, where: str) -> b
     return bytes(map(int, fields))
 
 
-def _split_row(line: bytes, where: str) -> list[bytes]:
-    if b'"' not in line:
-        return line.split(b",")
-    try:
-        # Latin-1 maps every byte to one character and back.
-        fields = next(csv.reader([line.decode("latin-1")], skipinitialspace=True, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{where}: expected values between commas, got a broken quotation ({error})") from None
-    return [field.encode("latin-1") for field in fields]
+def _unquoted(field: bytes) -> bytes:
+    field = field.strip()
+    return field[1:-1] if len(field) > 1 and field[0] == field[-1] == ord('"') else field
 
 
 def _is_byte(field: bytes) -> bool:
@@ -219,6 +215,11 @@ def _is_byte(field: bytes) -> bool:
         return b"_" not in field and 0 <= int(field) <= 255
     except ValueError:
         return False
+
+
+def _plain(column: str) -> str:
+    """A column's name for a message: on one line, and short."""
+    return column if column.isprintable() and len(column) <= 40 else _quote(column)
 
 
 def _quote(text: str, limit: int = 24) -> str:

@@ -46,7 +46,7 @@ def read_images(paths: Sequence[Path | str]) -> NDArray[np.uint8]:
 
 
 def _ink(path: Path) -> NDArray[np.float32]:
-    """How much ink is where: float32 (H, W), from 0 to 255, 0 on the background."""
+    """How much ink is where: float32 (H, W), 0 on the background, somewhere above."""
     layers = _open(path)
     grey, alpha = layers[..., 0], layers[..., 1] / 255
     for paper in (255, 0):
@@ -57,7 +57,7 @@ def _ink(path: Path) -> NDArray[np.float32]:
             if grain >= 1:
                 ink[_neighbours(ink > 0) < 4] = 0  # specks of grain, which would count as the digit's extent
             if ink.any():
-                return ink * (255 / strongest)
+                return ink
         if alpha.min() == 1:
             break
     height, width = grey.shape
@@ -104,7 +104,8 @@ def _normalize(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
     # Averaging over areas is what anti-aliasing is; enlarged, it would leave squares.
     resample = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
     small = np.asarray(Image.fromarray(digit).resize((width, height), resample))
-    small = np.rint(np.clip(small, 0, 255)).astype(np.uint8)
+    # The strongest ink is full white, as in MNIST, also where it was pencil, or a stroke thinner than a pixel is now.
+    small = np.rint(small * (255 / small.max())).astype(np.uint8)
 
     field = np.zeros((_FIELD, _FIELD), np.uint8)
     top, left = _offset(small.sum(axis=1)), _offset(small.sum(axis=0))

@@ -43,7 +43,9 @@ def default(root: Path = Path(".")) -> Dataset:
     """
     path = root / "digit-recognizer" / "train.csv"
     try:
-        there = path.exists()
-    except OSError as error:
-        raise unreadable(path, error) from None
-    return load(path) if there else mnist()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return mnist()
+    except OSError:
+        pass  # it may be there: load says what is wrong
+    return load(path)

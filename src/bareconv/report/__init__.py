@@ -1,1 +1,71 @@
-"""TODO"""
+"""Figures and the page made from a result.
+
+``write_report`` writes the page; the figures can be had one by one. matplotlib and Jinja are imported by the first figure or
+page, not before: a command that draws nothing does not wait for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bareconv.report.gallery import Gallery
+from bareconv.report.page import write_report
+
+if TYPE_CHECKING:
+    from bareconv.report.bars import memory_bars, operation_bars, speedup_bars
+    from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
+    from bareconv.report.curves import convergence, parity_plot
+    from bareconv.report.pictures import (
+        confusion_matrix,
+        confusion_picture,
+        examples,
+        feature_maps,
+        filters,
+        mistakes_picture,
+        predictions_picture,
+    )
+
+_WHERE = {
+    "bars": ("memory_bars", "operation_bars", "speedup_bars"),
+    "canvas": ("NARROW", "WIDE", "NothingToShow", "png", "svg"),
+    "curves": ("convergence", "parity_plot"),
+    "pictures": (
+        "confusion_matrix",
+        "confusion_picture",
+        "examples",
+        "feature_maps",
+        "filters",
+        "mistakes_picture",
+        "predictions_picture",
+    ),
+}
+
+__all__ = [
+    "NARROW",
+    "WIDE",
+    "Gallery",
+    "NothingToShow",
+    "confusion_matrix",
+    "confusion_picture",
+    "convergence",
+    "examples",
+    "feature_maps",
+    "filters",
+    "memory_bars",
+    "mistakes_picture",
+    "operation_bars",
+    "parity_plot",
+    "png",
+    "predictions_picture",
+    "speedup_bars",
+    "svg",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(importlib.import_module(f"bareconv.report.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

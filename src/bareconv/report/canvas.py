@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.style import context
 
 from bareconv.report.palette import LIGHT, VARIABLES
@@ -77,7 +78,7 @@ def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with context(_STYLE, after_reset=True):  # type: ignore[arg-type]
+        with context(_STYLE, after_reset=True):
             return function(*args, **kwargs)
 
     return run
@@ -85,9 +86,8 @@ def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of ``width`` x ``height`` inches that keeps its labels inside its edges."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.06)  # type: ignore[union-attr]
-    return figure
+    engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.06)
+    return Figure(figsize=(width, height), layout=engine)
 
 
 def label(text: object, longest: int = 26) -> str:
@@ -123,7 +123,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
         _simplify(element, name, used)
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
-    root.attrib |= {"role": "img", "aria-label": description, "class": "chart"}
+    natural = f"max-width: {figure.get_figwidth() / POINT * 4 / 3:.0f}px"  # 3 points are 4 CSS pixels
+    root.attrib |= {"role": "img", "aria-label": description, "class": "chart", "style": natural}
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -156,7 +156,11 @@ def parity_plot(result: dict[str, Any], *, width: float = WIDE) -> Figure:
         axes.set_axis_off()
     for axes, parity in zip(figure.axes, tested, strict=False):
         _parity(axes, parity)
-    drawn = [("loss", LIGHT["ink"], "-"), ("weights", LIGHT["error"], "-"), ("tolerance", LIGHT["bad"], "--")]
+    drawn: list[tuple[str, str, Any]] = [
+        ("loss", LIGHT["ink"], "-"),
+        ("weights", LIGHT["error"], "-"),
+        ("tolerance", LIGHT["bad"], "--"),
+    ]
     legend(figure, [(Line2D([], [], color=c, linestyle=d, linewidth=1.6), name) for name, c, d in drawn])
     return figure
 

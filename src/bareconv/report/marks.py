@@ -58,7 +58,7 @@ def looks(runs: Sequence[Run]) -> list[Look]:
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers in ``low`` to ``high`` for a logarithmic axis: 1-2-5 in a short range, powers of ten in a long one."""
+    """Round numbers in ``low`` to ``high`` for a logarithmic axis: 1-2-5 in a short range, decades in a long one."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
         ticks = [t for d in decades for s in steps if low <= (t := s * 10.0**d) <= high]

@@ -1,0 +1,5 @@
+"""``python -m bareconv VERB``."""
+
+from bareconv.cli import main
+
+main()

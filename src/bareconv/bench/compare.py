@@ -1,0 +1,215 @@
+"""The main job: the same network, weights and batches on every device there is, and the proof that they agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bareconv import optim
+from bareconv.bench.parity import parity
+from bareconv.bench.profile import memory, profile
+from bareconv.bench.runs import run_record
+from bareconv.data import Dataset
+from bareconv.device import Array, Device, why_no_cuda
+from bareconv.nn import Conv2d, MaxPool2d, ReLU, models
+from bareconv.nn.layer import Layer
+from bareconv.report.gallery import Gallery
+from bareconv.training import EpochRecord, Evaluation, Progress, Settings, Trainer
+from bareconv.training.checkpoint import save
+
+WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compare: a model of the zoo, how to train it, in which precisions, and how closely to look."""
+
+    model: str
+    settings: Settings
+    optimizer: dict[str, Any]  # an optimizer's configuration; each run gets its own
+    precisions: tuple[str, ...] = ("float32",)
+    parity_steps: int = 100
+    profile_steps: int = 20
+
+
+class Listener:
+    """Told what is going on; asked whether to stop. This one listens to nothing and never stops."""
+
+    def stage(self, text: str) -> None:
+        """Something begins."""
+
+    def run_begins(self, trainer: Trainer) -> None:
+        """A timed training begins."""
+
+    def progress(self, progress: Progress) -> None:
+        """A training has come that far."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch is done."""
+
+    def run_ends(self, run: dict[str, Any]) -> None:
+        """A run is done, with this record."""
+
+    def count(self, done: int, total: int) -> None:
+        """So many steps of what the stage counts."""
+
+    def should_stop(self) -> bool:
+        """Whether to stop after this step."""
+        return False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``runs``, ``parity`` and ``notes`` of a result file, and pictures of the first run's model."""
+
+    runs: list[dict[str, Any]]
+    parity: list[dict[str, Any]]
+    notes: list[str]
+    gallery: Gallery | None
+
+
+def compare(
+    job: Job,
+    data: Dataset,
+    devices: Sequence[Device],
+    listener: Listener | None = None,
+    checkpoint: Path | None = None,
+) -> Comparison:
+    """Run ``job`` on every device in every precision, one after another, and the parity proofs.
+
+    Each run trains a new model from the same seed: the same initial weights and the same batches. A few steps before it
+    warm the device up, outside every clock. Stops early where the listener says so, with what has been done by then.
+    ``checkpoint``: where the first run's model goes.
+    """
+    listener = listener or Listener()
+    runs: list[dict[str, Any]] = []
+    gallery = None
+    for precision in job.precisions:
+        for device in devices:
+            if listener.should_stop():
+                break
+            warm_up = _warm_up(job, data, device, precision, listener)
+            device.reset_peak_memory()
+            begun = time.perf_counter()
+            trainer = new_trainer(job, data, device, precision)
+            listener.run_begins(trainer)
+            trainer.run(listener.progress, listener.epoch, listener.should_stop)
+            total, peak = time.perf_counter() - begun, device.peak_memory()
+            if not trainer.history.iterations:
+                break
+            if not runs:
+                gallery = make_gallery(trainer)
+                if checkpoint is not None:
+                    save(checkpoint, trainer)
+            listener.stage(f"Profiling {job.profile_steps} steps on {device.description}")
+            record = run_record(trainer, peak_memory=peak, total_seconds=total, warm_up_seconds=warm_up)
+            record["memory"] = memory(trainer, peak)
+            record["phases"], record["operations"] = profile(trainer, job.profile_steps)
+            runs.append(record)
+            listener.run_ends(record)
+            del trainer  # its arrays must not count in the next run's memory
+    proofs = _proofs(job, data, devices, listener)
+    return Comparison(runs, proofs, _notes(data, devices, listener), gallery)
+
+
+def new_trainer(job: Job, data: Dataset, device: Device, precision: str) -> Trainer:
+    """A trainer of the job's model, newly drawn from its seed."""
+    model = models.by_name(job.model, data.image_shape, data.classes, job.settings.seed)
+    settings = dataclasses.replace(job.settings, precision=precision)
+    return Trainer(model, data, optim.from_config(job.optimizer), settings, device)
+
+
+def _warm_up(job: Job, data: Dataset, device: Device, precision: str, listener: Listener) -> float:
+    """A few steps on a model of its own; returns their seconds."""
+    listener.stage(f"Warming up {device.description}")
+    begun = time.perf_counter()
+    trainer = new_trainer(job, data.take(max(2 * job.settings.batch_size, 1)), device, precision)
+    with device.activate():
+        for step in range(min(WARM_UP_STEPS, trainer.total_steps)):
+            trainer.train_step(step)
+        trainer.engine.predict(trainer.images[: job.settings.batch_size])
+        device.synchronize()
+    return time.perf_counter() - begun
+
+
+def _proofs(job: Job, data: Dataset, devices: Sequence[Device], listener: Listener) -> list[dict[str, Any]]:
+    """CPU against GPU in float32 and float64; with one device only, its float32 against its own float64."""
+    if job.parity_steps < 1:
+        return []
+    if len(devices) > 1:
+        pairs = [((devices[0], p), (other, p)) for other in devices[1:] for p in ("float32", "float64")]
+    else:
+        pairs = [((devices[0], "float64"), (devices[0], "float32"))]
+    proofs = []
+    for reference, candidate in pairs:
+        if listener.should_stop():
+            break
+        sides = [f"{device.name} {precision}" for device, precision in (reference, candidate)]
+        listener.stage(f"Parity proof: {sides[0]} against {sides[1]}, {job.parity_steps} steps in lockstep")
+        trainers = [new_trainer(job, data, *side) for side in (reference, candidate)]
+        steps = min(job.parity_steps, trainers[0].total_steps)
+
+        def tell(done: int, steps: int = steps) -> None:
+            listener.count(done, steps)
+
+        proofs.append(parity(trainers[0], trainers[1], steps, tell, listener.should_stop))
+    return proofs
+
+
+def _notes(data: Dataset, devices: Sequence[Device], listener: Listener) -> list[str]:
+    notes = []
+    reason = why_no_cuda()
+    if len(devices) == 1 and reason is not None:
+        notes.append(f"No GPU run: {reason}.")
+    if data.evaluation is None:
+        notes.append("No accuracy: the data have neither a test nor a validation split.")
+    elif data.evaluation[0] == "validation":
+        notes.append("Accuracy is that of the held-out validation split: the data have no labelled test images.")
+    if listener.should_stop():
+        notes.append("Stopped early by request: the runs are those that were done, the last one perhaps in part.")
+    return notes
+
+
+def make_gallery(trainer: Trainer) -> Gallery:
+    """Pictures of a trained model: first-layer filters, what the layers see of one digit, right and wrong examples."""
+    device, model = trainer.device, trainer.model
+    held_out = trainer.data.evaluation
+    split = held_out[1] if held_out else trainer.data.train
+    evaluation = trainer.evaluation
+    chosen = _examples(evaluation) if evaluation else np.empty(0, np.int64)
+    maps: dict[str, np.ndarray[Any, Any]] = {}
+
+    def watch(phase: str, layer: Layer, result: Array | None) -> None:
+        if isinstance(layer, Conv2d | ReLU | MaxPool2d) and result is not None and result.ndim == 4:
+            maps[layer.name] = device.to_host(result)[0]
+
+    with device.activate():
+        model.forward(model.prepare(device.asarray(split.images[:1])), watch=watch)
+        first = next((leaf for leaf in model.leaves() if isinstance(leaf, Conv2d)), None)
+        filters = None if first is None else device.to_host(first.params["weight"])
+    empty = np.empty(0)
+    return Gallery(
+        filters=filters,
+        digit=split.images[0] if maps else None,
+        feature_maps=maps,
+        images=split.images[chosen],
+        labels=split.labels[chosen],
+        predicted=evaluation.predicted[chosen] if evaluation else empty,
+        confidence=evaluation.confidence[chosen] if evaluation else empty,
+    )
+
+
+def _examples(evaluation: Evaluation, each: int = 12) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Indices of images predicted right, a few of every class in turn, and of those most confidently wrong."""
+    right = np.flatnonzero(evaluation.predicted == evaluation.labels)
+    by_class = [
+        right[evaluation.labels[right] == c][: -(-each // evaluation.classes)] for c in range(evaluation.classes)
+    ]
+    mixed = [part[i] for i in range(-(-each // evaluation.classes)) for part in by_class if i < len(part)]
+    return np.concatenate([np.array(mixed[:each], np.int64), evaluation.most_confidently_wrong(each)])

@@ -1,0 +1,145 @@
+"""``bareconv evaluate``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bareconv.bench import results
+from bareconv.cli.options import command_line, data_options, device_option, json_option, load_data
+from bareconv.cli.screen import Screen
+from bareconv.data import Dataset, Split
+from bareconv.device import get_device, keep_freed_memory
+from bareconv.errors import UsageError
+from bareconv.report.format import count, percent, rate
+from bareconv.report.pictures import confusion_picture, mistakes_picture
+from bareconv.training import Evaluation, make_engine
+from bareconv.training import evaluate as run_evaluation
+from bareconv.training.checkpoint import load
+
+EPILOG = """\b
+Examples:
+  bareconv evaluate basic.safetensors
+  bareconv evaluate basic.safetensors --data digit-recognizer/train.csv --split train --output evaluation
+"""
+
+
+@click.command(epilog=EPILOG, short_help="Accuracy, loss, confusion and worst mistakes of a checkpoint.")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation", "train"]),
+    help="Which images. [default: test if there are any, else validation, else train]",
+)
+@click.option("--mistakes", type=click.IntRange(1), default=20, show_default=True, help="How many mistakes to show.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the pictures and result.json go. [default: results/TIME]",
+)
+@data_options
+@device_option
+@json_option
+@command_line
+def evaluate(settings: dict[str, Any], checkpoint: Path, as_json: bool, **options: Any) -> int:
+    """How good a checkpoint is: accuracy, loss, precision and recall of every class, the confusion matrix as a table
+    and a picture, and a picture of the most confidently wrong images.
+
+    A validation split is drawn with the seed that the checkpoint was trained with: the same images.
+    """
+    keep_freed_memory()
+    screen = Screen(as_json)
+    kept = load(checkpoint)
+    dataset = load_data(options["data_path"], options["validation"], options["limit"], kept.settings.seed)
+    if dataset.image_shape != kept.model.input_shape:
+        raise UsageError(
+            f"{dataset.name} has images of {dataset.image_shape}; {checkpoint} was trained on {kept.model.input_shape}"
+        )
+    name, split = _split(dataset, options["split"])
+    if int(split.labels.max()) >= kept.model.output_shape[0]:
+        raise UsageError(
+            f"{dataset.name} has labels up to {int(split.labels.max())}; {checkpoint} knows classes "
+            f"0 to {kept.model.output_shape[0] - 1}"
+        )
+    device = get_device(options["device"])
+    screen.device(device)
+    engine = make_engine("reference", kept.model.to(device), kept.optimizer)
+    begun = time.perf_counter()
+    evaluation = run_evaluation(engine, split)
+    throughput = len(split) / (time.perf_counter() - begun)
+
+    folder = options["output"] or results.results_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    worst = evaluation.most_confidently_wrong(options["mistakes"])
+    pictures = [folder / "confusion.png"]
+    confusion_picture(evaluation.confusion, pictures[0])
+    if len(worst):
+        pictures.append(folder / "mistakes.png")
+        mistakes_picture(
+            split.images[worst],
+            split.labels[worst],
+            evaluation.predicted[worst],
+            evaluation.confidence[worst],
+            pictures[1],
+        )
+    screen.say(f"{checkpoint}: {kept.model.name} on {count(len(split))} {name} images of {dataset.name}")
+    screen.say(f"Accuracy {percent(evaluation.accuracy)}, loss {evaluation.loss:.4f}; {rate(throughput)} images/s")
+    _show(screen, evaluation)
+    result = screen.result(
+        settings,
+        evaluation={
+            "checkpoint": str(checkpoint),
+            "data": dataset.name,
+            "split": name,
+            "images": len(split),
+            "accuracy": evaluation.accuracy,
+            "loss": evaluation.loss,
+            "images_per_second": throughput,
+            "classes": [
+                {"class": c, "images": int(row.sum()), "precision": precision, "recall": recall}
+                for c, (row, (precision, recall)) in enumerate(
+                    zip(evaluation.confusion, evaluation.precision_recall(), strict=True)
+                )
+            ],
+            "confusion": evaluation.confusion.tolist(),
+            "worst": [
+                {
+                    "index": int(i),
+                    "label": int(split.labels[i]),
+                    "predicted": int(evaluation.predicted[i]),
+                    "confidence": float(evaluation.confidence[i]),
+                }
+                for i in worst
+            ],
+            "pictures": [str(picture) for picture in pictures],
+        },
+    )
+    results.write(result, folder / "result.json")
+    screen.say(f"Wrote {', '.join(str(picture) for picture in [*pictures, folder / 'result.json'])}")
+    screen.finish(result)
+    return 0
+
+
+def _split(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
+    splits = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
+    if wanted is not None:
+        chosen = splits[wanted]
+        if chosen is None:
+            there = ", ".join(name for name, split in splits.items() if split is not None)
+            raise UsageError(f"{dataset.name} has no {wanted} split; expected one of {there}")
+        return wanted, chosen
+    return next((name, split) for name, split in splits.items() if split is not None)
+
+
+def _show(screen: Screen, evaluation: Evaluation) -> None:
+    confusion = evaluation.confusion
+    table = screen.table("true", *map(str, range(evaluation.classes)), "precision", "recall")
+    for c, (precision, recall) in enumerate(evaluation.precision_recall()):
+        cells = [str(n) if n else "·" for n in confusion[c]]
+        cells[c] = f"[bold]{cells[c]}[/bold]"
+        table.add_row(str(c), *cells, percent(precision), percent(recall))
+    screen.say("Confusion: rows are the true class, columns the predicted one")
+    screen.show(table)

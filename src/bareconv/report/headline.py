@@ -1,0 +1,203 @@
+"""The sentences a reader sees first: what the GPU was worth for this model, or what a run without one achieved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bareconv.report import format as fmt
+from bareconv.report.runs import (
+    Pair,
+    Run,
+    images_tested,
+    is_gpu,
+    labels,
+    main_pair,
+    main_ratio,
+    over,
+    pairs,
+    per_iteration,
+    same_accuracy,
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar below the headline: a run's time, with its length as a fraction of the longest."""
+
+    name: str
+    gpu: bool
+    text: str
+    length: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The title, the sentences below it, and the runs' times as bars, of what ``measure`` says."""
+
+    title: str
+    lead: list[str] = field(default_factory=list)
+    measure: str = ""
+    bars: list[Bar] = field(default_factory=list)
+
+
+def headline(result: dict[str, Any]) -> Headline:
+    """The answer in one sentence, and what supports it. The result has passed the schema."""
+    runs = result["runs"]
+    pair = main_pair(runs)
+    measure, bars = _bars(runs)
+    if pair is not None:
+        title = _compared(result, runs, pair)
+        lead = [_how(runs, pair), *_others(runs, pair), *_parity(result)]
+    elif runs:
+        title, lead = _alone(result, runs), _parity(result)
+    elif "evaluation" in result:
+        evaluation = result["evaluation"]
+        title = (
+            f"{fmt.percent(evaluation['accuracy'])} of {fmt.count(evaluation['images'])} images are classified rightly"
+        )
+        lead = [f"Checkpoint {evaluation['checkpoint']} on the {evaluation['split']} split of {evaluation['data']}."]
+    elif result.get("gradient_checks"):
+        checks = result["gradient_checks"]
+        failed = sum(not check["passed"] for check in checks)
+        title = (
+            f"{failed} of {len(checks)} gradient checks failed"
+            if failed
+            else f"All {len(checks)} gradient checks passed"
+        )
+        lead = []
+    else:
+        title, lead = "A result of bareconv", _parity(result)
+    return Headline(title, [sentence for sentence in lead if sentence], measure, bars)
+
+
+def gpu_name(result: dict[str, Any], run: Run) -> str:
+    """What a person calls the GPU of a run."""
+    gpus = result["environment"]["gpus"]
+    index = int(str(run["device"]).partition(":")[2] or 0)
+    named = gpus[index]["name"] if index < len(gpus) else "GPU"
+    return str(run.get("device_description") or named)
+
+
+def cpu_name(result: dict[str, Any], run: Run) -> str:
+    """What a person calls the CPU of a run."""
+    return str(run.get("device_description") or result["environment"]["cpu"]["model"])
+
+
+def times_faster(r: float) -> str:
+    """A ratio of speeds in words: "23× faster than", "as fast as", "2.1× slower than"."""
+    if r >= 1.05:
+        return f"{fmt.ratio(r)} faster than"
+    return f"{fmt.ratio(1 / r)} slower than" if r <= 1 / 1.05 else "as fast as"
+
+
+def _compared(result: dict[str, Any], runs: list[Run], pair: Pair) -> str:
+    gpu, cpu = runs[pair.gpu], runs[pair.cpu]
+    r = main_ratio(runs, pair)
+    name = gpu_name(result, gpu)
+    subject = f"The {name}" if not name.lower().startswith("the ") else name
+    if r is None:
+        return f"{subject} and this CPU both trained {gpu['model']}"
+    title = f"{subject} trained {gpu['model']} {times_faster(r)} this CPU"
+    same = same_accuracy(gpu, cpu)
+    if same is None or gpu["iterations"] != cpu["iterations"]:
+        return title
+    if same:
+        return f"{title} and reached the same accuracy"
+    lower = (gpu["test_accuracy"] or 0.0) < (cpu["test_accuracy"] or 0.0)
+    return f"{title}, but reached a lower accuracy" if lower else f"{title} and reached a higher accuracy"
+
+
+def _how(runs: list[Run], pair: Pair) -> str:
+    """The figures behind the title."""
+    gpu, cpu = runs[pair.gpu], runs[pair.cpu]
+    if gpu["iterations"] == cpu["iterations"]:
+        text = (
+            f"{fmt.seconds(gpu['train_seconds'])} instead of {fmt.seconds(cpu['train_seconds'])} for "
+            f"{fmt.count(gpu['iterations'])} steps of {gpu['batch_size']} images"
+        )
+    else:
+        text = (
+            f"{fmt.rate(gpu['images_per_second'], 'images')} instead of "
+            f"{fmt.rate(cpu['images_per_second'], 'images')}; they trained for {fmt.count(gpu['iterations'])} and {fmt.count(cpu['iterations'])} steps"
+        )
+    if gpu["precision"] != cpu["precision"]:
+        text += f", the GPU in {gpu['precision']}, the CPU in {cpu['precision']}"
+    else:
+        text += f", both in {gpu['precision']}"
+    if gpu["test_accuracy"] is not None and cpu["test_accuracy"] is not None:
+        text += f"; {fmt.percent(gpu['test_accuracy'])} and {fmt.percent(cpu['test_accuracy'])} of {_tested(gpu)} right"
+    return text + "."
+
+
+def _others(runs: list[Run], shown: Pair) -> list[str]:
+    """One sentence for the other comparisons, where there are any."""
+    names = labels(runs)
+    said = []
+    for pair in pairs(runs):
+        r = main_ratio(runs, pair)
+        if pair != shown and r is not None:
+            said.append(f"{names[pair.gpu]}: {times_faster(r)} {names[pair.cpu]}")
+    return ["; ".join(said) + "."] if said else []
+
+
+def _alone(result: dict[str, Any], runs: list[Run]) -> str:
+    """The title where there is nothing to compare with."""
+    best = max(runs, key=lambda run: run["images_per_second"])
+    gpu = is_gpu(best)
+    both = len({is_gpu(run) for run in runs}) == 2
+    accuracy = best["test_accuracy"]
+    reached = f" and classified {fmt.percent(accuracy)} of {_tested(best)} rightly" if accuracy is not None else ""
+    trained = f"trained {best['model']} at {fmt.rate(best['images_per_second'], 'images')}{reached}"
+    if both:
+        return f"The {'GPU' if gpu else 'CPU'} {trained}; no two runs can be compared"
+    if gpu:
+        return f"The {gpu_name(result, best)} {trained}; no CPU was run to compare it with"
+    return f"Only the CPU ran: it {trained}"
+
+
+def _tested(run: Run) -> str:
+    number = images_tested(run)
+    split = run.get("test_split") or "test"
+    return f"{fmt.count(number)} {split} images" if number else f"the {split} images"
+
+
+def _parity(result: dict[str, Any]) -> list[str]:
+    """What the lockstep test that came closest to its tolerance, or failed it, says in one sentence."""
+    tested = result.get("parity", [])
+    if not tested:
+        return []
+    p = max(tested, key=lambda p: (not p["passed"], p["max_loss_difference"] / p["tolerance"]))
+    text = (
+        f"in {fmt.count(p['steps'])} steps of lockstep the losses of {p['candidate']} and {p['reference']} "
+        f"differ by at most {fmt.scientific(p['max_loss_difference'])}, relatively"
+    )
+    if p["passed"]:
+        return [f"They compute the same thing: {text}."]
+    return [
+        f"The parity test failed: {text}, and not the {fmt.scientific(p['tolerance'])} allowed. "
+        f"Until that is explained, do not take the two for the same computation."
+    ]
+
+
+def _bars(runs: list[Run]) -> tuple[str, list[Bar]]:
+    """Training times where all runs did the same work, else times of one image."""
+    if not runs:
+        return "", []
+    same = len({(run["iterations"], run["batch_size"]) for run in runs}) == 1
+    if same:
+        measure, times = "training time", [run["train_seconds"] for run in runs]
+    else:
+        measure, times = "time for 1,000 images", [over(1000, run["images_per_second"]) or 0.0 for run in runs]
+    longest = max(times) or 1.0
+    return measure, [
+        Bar(
+            name,
+            is_gpu(run),
+            fmt.seconds(seconds),
+            seconds / longest,
+            f"{fmt.seconds(per_iteration(run))} a step, {fmt.rate(run['images_per_second'], 'images')}",
+        )
+        for run, name, seconds in zip(runs, labels(runs), times, strict=True)
+    ]
