@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from bareconv import data
 from bareconv.device import Device, get_device, why_no_cuda
 
 # The machines that run this are shared and slow at times: no deadline for an example, and the same examples every time.
@@ -34,3 +35,14 @@ def device(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261122)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    return data.mnist()
+
+
+@pytest.fixture(scope="session")
+def digits(mnist):
+    """A few hundred digits: enough to learn something in a second."""
+    return mnist.take(320, 200)

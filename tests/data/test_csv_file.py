@@ -119,7 +119,7 @@ def test_prediction_ignores_a_label_column(label: str, tmp_path: Path) -> None:
         (GOOD.replace(",99\n", ",1000\n"), ["line 3", "column pixel3", "from 0 to 255", "'1000'"]),
         (GOOD.replace(",20,", ",65537,"), ["line 2", "column pixel2", "from 0 to 255", "'65537'"]),
         (GOOD.replace(",20,", ",99999999999999999999999,"), ["line 2", "column pixel2", "'99999999999999999999999'"]),
-        (GOOD.replace("pixel2", "a\u2028b").replace(",20,", ",x,"), ["line 2", r"column 'a\u2028b'", "'x'"]),
+        (GOOD.replace("pixel0", "a\u2028b").replace("7,0,", "7,x,"), ["line 2", r"column 'a\u2028b'", "'x'"]),
         (GOOD.replace(",20,", "," + "1" * 5000 + ","), ["line 2", "column pixel2", "'111111111111111111111111...'"]),
         (GOOD.replace(",20,", ",2.5,"), ["line 2", "column pixel2", "whole number", "'2.5'"]),
         (GOOD.replace(",20,", ",2e1,"), ["line 2", "column pixel2", "whole number", "'2e1'"]),

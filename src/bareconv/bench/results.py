@@ -83,7 +83,7 @@ def validate(result: Any) -> None:
     if not isinstance(result, dict):
         raise BareconvError(f"the result: expected an object; got {_short(result)}")
     if result.get("schema") != SCHEMA:
-        raise BareconvError(f"schema: expected {SCHEMA!r}; got {_short(result.get('schema'))}")
+        raise BareconvError(f"schema: expected {_short(SCHEMA)}; got {_short(result.get('schema'))}")
     if result.get("schema_version") != SCHEMA_VERSION:
         raise BareconvError(
             f"schema_version: this bareconv ({__version__}) reads version {SCHEMA_VERSION}; "

@@ -146,7 +146,7 @@ class _Printer(Listener):
 
     def run_ends(self, run: dict[str, Any]) -> None:
         self.screen.say(
-            f"  trained in {seconds(run['train_seconds'])} ({rate(run['images_per_second'])} images/s), "
+            f"  trained in {seconds(run['train_seconds'])} ({rate(run['images_per_second'], 'images')}), "
             f"{seconds(run['total_seconds'])} with set-up and evaluation"
         )
 

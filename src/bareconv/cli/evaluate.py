@@ -86,7 +86,7 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, as_json: bool, **option
             pictures[1],
         )
     screen.say(f"{checkpoint}: {kept.model.name} on {count(len(split))} {name} images of {dataset.name}")
-    screen.say(f"Accuracy {percent(evaluation.accuracy)}, loss {evaluation.loss:.4f}; {rate(throughput)} images/s")
+    screen.say(f"Accuracy {percent(evaluation.accuracy)}, loss {evaluation.loss:.4f}; {rate(throughput, 'images')}")
     _show(screen, evaluation)
     result = screen.result(
         settings,

@@ -29,6 +29,8 @@ class Screen:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:  # in a file or a pipe a table must not be folded to 80 columns
+            self.console.width = 200
         # Before the work: the warnings among it look at how busy the machine is.
         self.environment = describe()
 
@@ -108,7 +110,7 @@ class TrainingBar:
             self.progress.update(self.task, description=f"Epoch {now.epoch}/{now.epochs}")
         self.count(
             now.step,
-            f"loss {now.loss:.4f}  accuracy {percent(now.accuracy)}  {rate(now.images_per_second)} images/s  "
+            f"loss {now.loss:.4f}  accuracy {percent(now.accuracy)}  {rate(now.images_per_second, 'images')}  "
             f"{seconds(now.seconds_left)} left",
         )
 

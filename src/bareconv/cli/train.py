@@ -103,7 +103,7 @@ def train(settings: dict[str, Any], as_json: bool, resume: Path | None, **option
     run = run_record(trainer, peak_memory=device.peak_memory(), total_seconds=total, checkpoint=str(path))
     screen.say(
         f"{count(history.iterations)} steps in {seconds(history.train_seconds)}: "
-        f"{rate(history.images_per_second)} images/s; saved {path}"
+        f"{rate(history.images_per_second, 'images')}; saved {path}"
     )
     if run["test_accuracy"] is not None:
         screen.say(f"Accuracy on the {run['test_split']} images: {percent(run['test_accuracy'])}")

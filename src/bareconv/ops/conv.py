@@ -19,7 +19,12 @@ from bareconv.errors import ShapeError
 from bareconv.ops.windows import Window
 
 
-def _check(x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> None:
+def check_fit(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> None:
+    """ShapeError where weights do not fit the input, the groups or the window."""
+    if w_shape[:2] != window.kernel:
+        raise ShapeError(
+            f"conv2d with a window of {window.kernel}: weights {w_shape}; expected (R, S) to be the window's"
+        )
     if x_shape[3] % groups or w_shape[3] % groups or x_shape[3] // groups != w_shape[2]:
         raise ShapeError(
             f"conv2d with {groups} group(s): input {x_shape} and weights {w_shape} do not fit; expected weights "
@@ -32,7 +37,7 @@ def _check(x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> N
 
 def conv2d_naive(x: Array, w: Array, b: Array | None, window: Window, groups: int = 1) -> Array:
     """Y as the formula says it, one multiply-add at a time."""
-    _check(x.shape, w.shape, groups)
+    check_fit(x.shape, w.shape, window, groups)
     (N, H, W, _), (R, S, Cg, K) = x.shape, w.shape
     (sh, sw), (ph, pw), (dh, dw) = window.stride, window.padding, window.dilation
     P, Q = window.output_size((H, W))
@@ -81,12 +86,11 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, window: Window, groups: 
 
     Chellapilla, Puri, Simard, "High performance convolutional neural networks for document processing", 2006.
     """
-    _check(x.shape, w.shape, groups)
-    xp = namespace(x)
+    check_fit(x.shape, w.shape, window, groups)
     P, Q = window.output_size((x.shape[1], x.shape[2]))
     K = w.shape[3]
     cols = im2col(x, window, groups)
-    y = xp.matmul(cols, _by_group(w.reshape(-1, K), groups))  # (G, N*P*Q, K/G)
+    y = _product(cols, _by_group(w.reshape(-1, K), groups))  # (G, N*P*Q, K/G)
     y = y.transpose(1, 0, 2).reshape(x.shape[0], P, Q, K)
     if b is not None:
         y += b
@@ -108,7 +112,7 @@ def conv2d_backward(
     rows = dy.reshape(N * P * Q, K)
     db = rows.sum(axis=0)
     rows = _by_group(rows, groups)  # (G, N*P*Q, K/G)
-    dw = xp.matmul(cols.transpose(0, 2, 1), rows)  # (G, R*S*C/G, K/G)
+    dw = _product(cols.transpose(0, 2, 1), rows)  # (G, R*S*C/G, K/G)
     dw = dw.transpose(1, 0, 2).reshape(w.shape)
     if not need_dx:
         return None, dw, db
@@ -117,7 +121,7 @@ def conv2d_backward(
     _, H, W, C = x_shape
     dx = xp.zeros((N, H + 2 * window.padding[0], W + 2 * window.padding[1], C), dtype=dy.dtype)
     for r, s in window.taps:
-        tap = xp.matmul(rows, _by_group(w[r, s], groups).transpose(0, 2, 1))  # (G, N*P*Q, C/G)
+        tap = _product(rows, _by_group(w[r, s], groups).transpose(0, 2, 1))  # (G, N*P*Q, C/G)
         dx[window.tap(r, s, (P, Q))] += tap.transpose(1, 0, 2).reshape(N, P, Q, C)
     return window.crop(dx), dw, db
 
@@ -125,3 +129,11 @@ def conv2d_backward(
 def _by_group(matrix: Array, groups: int) -> Array:
     """(rows, K) -> (G, rows, K/G): a view; the groups' columns apart, for a batched product."""
     return matrix.reshape(matrix.shape[0], groups, -1).transpose(1, 0, 2)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """(G, n, m) (G, m, k) -> (G, n, k), group by group.
+
+    A single group goes through the plain matrix product: CuPy's batched one copies operands that are transposed.
+    """
+    return (a[0] @ b[0])[None] if len(a) == 1 else namespace(a).matmul(a, b)

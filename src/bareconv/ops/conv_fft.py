@@ -9,12 +9,14 @@ Source: Mathieu, Henaff, LeCun, "Fast training of convolutional networks through
 from __future__ import annotations
 
 from bareconv.device import Array, namespace
+from bareconv.ops.conv import check_fit
 from bareconv.ops.windows import Window
 
 
 def conv2d_fft(x: Array, w: Array, b: Array | None, window: Window, groups: int = 1) -> Array:
     """Y of conv2d, (N, P, Q, K); shapes, strides, dilation and groups as in ``conv2d_forward``."""
     xp = namespace(x)
+    check_fit(x.shape, w.shape, window, groups)
     P, Q = window.output_size((x.shape[1], x.shape[2]))
     (_, _, Cg, K), (dh, dw), (sh, sw) = w.shape, window.dilation, window.stride
     padded = window.pad(x)

@@ -12,6 +12,7 @@ import numpy as np
 
 from bareconv.device import Array, namespace
 from bareconv.errors import ShapeError
+from bareconv.ops.conv import check_fit
 from bareconv.ops.windows import Window
 
 _BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # of the input
@@ -25,6 +26,7 @@ def conv2d_winograd(x: Array, w: Array, b: Array | None, window: Window, groups:
         raise ShapeError(f"Winograd F(2x2, 3x3) needs a 3 x 3 kernel, stride 1 and dilation 1; got {window}")
     xp = namespace(x)
     BT, G, AT = (xp.asarray(matrix, dtype=x.dtype) for matrix in (_BT, _G, _AT))
+    check_fit(x.shape, w.shape, window, groups)
     P, Q = window.output_size((x.shape[1], x.shape[2]))
     tiles_h, tiles_w = -(-P // 2), -(-Q // 2)
     padded = window.pad(x)

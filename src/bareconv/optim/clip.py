@@ -28,7 +28,7 @@ def clip_grad_norm(grads: dict[str, Array], max_norm: float) -> Array:
     if not grads:
         return np.zeros(())
     xp = namespace(next(iter(grads.values())))
-    norm = xp.sqrt(xp.stack([xp.vdot(g, g) for g in grads.values()]).sum())
+    norm = xp.sqrt(xp.stack([xp.vdot(g.ravel(), g.ravel()) for g in grads.values()]).sum())
     if math.isfinite(max_norm):
         factor = xp.minimum(max_norm / (norm + 1e-6), 1.0)
         for g in grads.values():

@@ -1,4 +1,4 @@
-"""What stands with each figure: ``alt``, what a screen reader says in its place, and ``caption``, what a reader should see in it.
+"""What stands with each figure: ``alt``, what a screen reader says in its place, and ``caption``, what to see in it.
 
 Sentences only say what the numbers say; where a figure's data are missing the functions are not called.
 """
@@ -138,13 +138,11 @@ def confusion_of(result: dict[str, Any]) -> Confusion | None:
         remarks = []
         for i in others:
             theirs = runs[i]["confusion"]
-            if len(theirs) == len(mine):
-                moved = int(np.abs(np.array(theirs) - np.array(mine)).sum()) // 2
-                remarks.append(
-                    f"{names[i]}: the same matrix"
-                    if moved == 0
-                    else f"{names[i]}: {fmt.count(errors(theirs))} errors, at least {fmt.count(moved)} images read otherwise"
-                )
+            if len(theirs) != len(mine):
+                continue
+            moved = int(np.abs(np.array(theirs) - np.array(mine)).sum()) // 2
+            differs = f"{fmt.count(errors(theirs))} errors, at least {fmt.count(moved)} images read otherwise"
+            remarks.append(f"{names[i]}: {differs if moved else 'the same matrix'}")
         remark = f"Compared with it, {'; '.join(remarks)}." if remarks else ""
         return Confusion(mine, names[first], remark)
     evaluation = result.get("evaluation")
@@ -190,8 +188,8 @@ def feature_maps(gallery: Gallery) -> Words:
     names = ", ".join(gallery.feature_maps)
     return Words(
         f"An image and its feature maps after the layers {names}.",
-        "What each layer makes of one image: bright where a channel answers. Layer by layer the places blur and the answers "
-        "grow more specific.",
+        "What each layer makes of one image: bright where a channel answers. Layer by layer the places blur, and the "
+        "answers grow more specific.",
     )
 
 

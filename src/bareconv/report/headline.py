@@ -118,10 +118,9 @@ def _how(runs: list[Run], pair: Pair) -> str:
             f"{fmt.count(gpu['iterations'])} steps of {gpu['batch_size']} images"
         )
     else:
-        text = (
-            f"{fmt.rate(gpu['images_per_second'], 'images')} instead of "
-            f"{fmt.rate(cpu['images_per_second'], 'images')}; they trained for {fmt.count(gpu['iterations'])} and {fmt.count(cpu['iterations'])} steps"
-        )
+        rates = [fmt.rate(run["images_per_second"], "images") for run in (gpu, cpu)]
+        steps = [fmt.count(run["iterations"]) for run in (gpu, cpu)]
+        text = f"{rates[0]} instead of {rates[1]}; they trained for {steps[0]} and {steps[1]} steps"
     if gpu["precision"] != cpu["precision"]:
         text += f", the GPU in {gpu['precision']}, the CPU in {cpu['precision']}"
     else:

@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FIGURES = (
+    "convergence",
+    "speedup",
+    "operations",
+    "memory",
+    "parity",
+    "confusion",
+    "filters",
+    "feature_maps",
+    "wrong",
+    "right",
+)
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure as it stands in the page: inline SVG for a desk and for a telephone, and its caption."""
@@ -56,10 +70,7 @@ def _pictures(result: dict[str, Any], gallery: Gallery | None, folder: Path) -> 
             return
         said = words()
         write_whole(folder / f"{name}.png", png(wide))
-        name = name.replace("_", "-")
-        made[name.replace("-", "_")] = Picture(
-            svg(wide, f"{name}-w", said.alt), svg(narrow, f"{name}-n", said.alt), said.caption
-        )
+        made[name] = Picture(svg(wide, f"{name}-w", said.alt), svg(narrow, f"{name}-n", said.alt), said.caption)
 
     add("convergence", lambda w: curves.convergence(result, width=w), lambda: captions.convergence(result))
     add("speedup", lambda w: bars.speedup_bars(result, width=w), lambda: captions.speedup(result))
@@ -111,7 +122,7 @@ def _context(result: dict[str, Any], pictures: dict[str, Picture]) -> dict[str, 
         "evaluation": result.get("evaluation"),
         "gradient_checks": result.get("gradient_checks", []),
         "profiled": sorted({run["phases"]["profiled_steps"] for run in runs if "phases" in run}),
-        "pictures": pictures,
+        "pictures": {name: pictures.get(name) for name in FIGURES},
         "contents": _contents(result, pictures),
     }
 

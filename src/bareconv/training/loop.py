@@ -291,8 +291,9 @@ def train(
 ) -> History:
     """Train ``model`` in place and return what happened.
 
-    ``optimizer``: SGD(0.05, momentum=0.9) unless given; ``schedule``: OneCycle(). ``device``: "auto", "cpu", "cuda", "cuda:1". After every epoch
-    ``data.evaluation`` is evaluated. Raises UsageError where things do not fit, NotFiniteError where the loss explodes.
+    ``optimizer``: SGD(0.05, momentum=0.9) unless given; ``schedule``: OneCycle(). ``device``: "auto", "cpu", "cuda",
+    "cuda:1". After every epoch ``data.evaluation`` is evaluated. Raises UsageError where things do not fit,
+    NotFiniteError where the loss explodes.
     """
     settings = Settings(
         epochs=epochs,

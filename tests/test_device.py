@@ -1,0 +1,285 @@
+"""What the machine allows: cores, quotas and GPUs, from /proc and /sys of machines that this one is not."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import sys
+import types
+
+import pytest
+
+from bareconv import device
+
+V2_MOUNT = "31 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
+
+
+def make(root, files):
+    """Files, by their path under ``root``."""
+    for path, text in files.items():
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return root
+
+
+def grouped(root, group, mounts, files):
+    return make(root, {"proc/self/cgroup": group, "proc/self/mountinfo": mounts, **files})
+
+
+QUOTAS = {
+    "v2, a container that sees its group as the root": (
+        "0::/\n",
+        V2_MOUNT,
+        {"sys/fs/cgroup/cpu.max": "150000 100000\n"},
+        1.5,
+    ),
+    "v2, no limit": ("0::/\n", V2_MOUNT, {"sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+    "v2, the machine's root has no such file": ("0::/\n", V2_MOUNT, {}, None),
+    "v2, the limit is the process's own": (
+        "0::/system.slice/job.service\n",
+        V2_MOUNT,
+        {"sys/fs/cgroup/system.slice/job.service/cpu.max": "50000 100000"},
+        0.5,
+    ),
+    "v2, the limit is a group's around it": (
+        "0::/user.slice/user-1000.slice/session.scope\n",
+        V2_MOUNT,
+        {
+            "sys/fs/cgroup/user.slice/cpu.max": "800000 100000",
+            "sys/fs/cgroup/user.slice/user-1000.slice/cpu.max": "300000 100000",
+            "sys/fs/cgroup/user.slice/user-1000.slice/session.scope/cpu.max": "max 100000",
+        },
+        3.0,
+    ),
+    "v2, another group's limit is not ours": (
+        "0::/ours\n",
+        V2_MOUNT,
+        {"sys/fs/cgroup/others/cpu.max": "100000 100000", "sys/fs/cgroup/ours/cpu.max": "max 100000"},
+        None,
+    ),
+    "v2, a namespace that the group lies outside of": (
+        "0::/../../elsewhere\n",
+        V2_MOUNT,
+        {"sys/fs/cgroup/cpu.max": "200000 100000"},
+        2.0,
+    ),
+    "v1": (
+        "4:memory:/\n3:cpu,cpuacct:/\n",
+        "33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct",
+        {
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "250000\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+        },
+        2.5,
+    ),
+    "v1, no limit": (
+        "3:cpu,cpuacct:/\n",
+        "33 31 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct",
+        {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"},
+        None,
+    ),
+    "v1, Docker: the path is the host's, the mount shows the container's part of it": (
+        "3:cpu,cpuacct:/docker/abc\n0::/docker/abc\n",
+        "33 31 0:30 /docker/abc /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct",
+        {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "50000"},
+        2.0,
+    ),
+    "v1 with v2 beside it": (
+        "3:cpu,cpuacct:/\n0::/init.scope\n",
+        "33 31 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+        "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw",
+        {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+        1.0,
+    ),
+    "files that make no sense": ("0::/\nrubbish\n", V2_MOUNT + "\nrubbish\n", {"sys/fs/cgroup/cpu.max": "lots"}, None),
+    "a period of zero": ("0::/\n", V2_MOUNT, {"sys/fs/cgroup/cpu.max": "100000 0"}, None),
+}
+
+
+@pytest.mark.parametrize("case", QUOTAS)
+def test_quota(case, tmp_path):
+    group, mounts, files, expected = QUOTAS[case]
+    assert device.container_quota(grouped(tmp_path, group, mounts, files)) == expected
+
+
+def test_no_proc_is_no_quota(tmp_path):
+    assert device.container_quota(tmp_path) is None
+    assert device.control_groups("cpu", tmp_path) == []
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max", 8), ("50000", 1), ("150000", 1), ("299999", 2), ("4000000", 8)])
+def test_allowed_cores_are_cut_by_the_quota(quota, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "affinity_cores", lambda: 8)
+    root = grouped(tmp_path, "0::/\n", V2_MOUNT, {"sys/fs/cgroup/cpu.max": f"{quota} 100000"})
+    assert device.allowed_cores(root) == cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
+def test_allowed_cores_heed_the_affinity_mask():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert device.affinity_cores() == device.allowed_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"OMP_NUM_THREADS": "4"}, ("OMP_NUM_THREADS", 4)),
+        ({"OMP_NUM_THREADS": "3,2"}, ("OMP_NUM_THREADS", 3)),
+        ({"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "2"}, ("OPENBLAS_NUM_THREADS", 2)),
+        ({"OPENBLAS_NUM_THREADS": "0", "MKL_NUM_THREADS": "1"}, ("MKL_NUM_THREADS", 1)),
+        ({"OMP_NUM_THREADS": "many"}, None),
+    ],
+)
+def test_requested_threads(variables, expected):
+    assert device.requested_threads(variables) == expected
+
+
+INTEL = (
+    "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)  Gold 6338 CPU\nflags\t\t: fpu sse4_2 avx2\n\n"
+    "processor\t: 1\nmodel name\t: another\n"
+)
+GRAVITON = "processor\t: 0\nFeatures\t: fp asimd sve\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n\n"
+
+
+def test_cpu_model(tmp_path):
+    assert device.cpu_model(make(tmp_path / "intel", {"proc/cpuinfo": INTEL})) == "Intel(R) Xeon(R) Gold 6338 CPU"
+    assert device.cpu_model(make(tmp_path / "arm", {"proc/cpuinfo": GRAVITON})) == "Arm Neoverse V1"
+    assert device.cpu_model(make(tmp_path / "other", {"proc/cpuinfo": "CPU implementer : 0x99\n"})) != ""
+    assert device.cpu_model(tmp_path / "none") != ""
+
+
+def test_cpuinfo_is_the_first_processors(tmp_path):
+    info = device.cpuinfo(make(tmp_path, {"proc/cpuinfo": INTEL}))
+    assert info == {"processor": "0", "model name": "Intel(R) Xeon(R) Gold 6338 CPU", "flags": "fpu sse4_2 avx2"}
+    assert device.cpuinfo(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "package"),
+    [((12, 4), "cupy-cuda12x[ctk]"), ((13, 0), "cupy-cuda13x[ctk]"), ((14, 1), "cupy-cuda13x[ctk]")],
+)
+def test_the_install_command_fits_the_driver(version, package):
+    assert device.cupy_install_command(version) == f'pip install "{package}"'
+
+
+class FakeCupy(types.ModuleType):
+    """As much of CuPy as the question "does it work?" needs; ``failure`` is raised by the first kernel."""
+
+    def __init__(self, devices=1, failure=None, count_failure=None):
+        super().__init__("cupy")
+        self.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
+        self.failure, self.count_failure, self.devices = failure, count_failure, devices
+        self.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=self.count))
+
+    def count(self):
+        if self.count_failure:
+            raise self.count_failure
+        return self.devices
+
+    def arange(self, _):
+        if self.failure:
+            raise self.failure
+        return self
+
+    def ones(self, *_, **__):
+        return self
+
+    def dot(self, _):
+        return self
+
+    def sum(self):
+        return self
+
+    def item(self):
+        return 1
+
+
+NO_DEVICE = RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+NO_NVRTC = RuntimeError("CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("cupy", "version", "variables", "expected"),
+    [
+        (FakeCupy(), (12, 4), {}, None),
+        (None, None, {}, "no NVIDIA driver was found, so there is no GPU to use"),
+        (
+            None,
+            (12, 4),
+            {},
+            'the driver is there, but CuPy is not installed: pip install "cupy-cuda12x[ctk]"',
+        ),
+        (
+            None,
+            (11, 4),
+            {},
+            'the NVIDIA driver stops at CUDA 11.4: install a newer driver, then pip install "cupy-cuda12x[ctk]"',
+        ),
+        (
+            FakeCupy(count_failure=NO_DEVICE),
+            None,
+            {},
+            "CuPy is installed, but no NVIDIA driver was found, so there is no GPU to use",
+        ),
+        (
+            FakeCupy(count_failure=NO_DEVICE),
+            (12, 4),
+            {"CUDA_VISIBLE_DEVICES": "-1"},
+            "CUDA_VISIBLE_DEVICES=-1 hides every GPU: unset it",
+        ),
+        (FakeCupy(devices=0), (12, 4), {}, "CuPy is installed, but the GPU does not work (the driver shows no GPU)"),
+        (
+            FakeCupy(count_failure=RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")),
+            (12, 2),
+            {},
+            "the NVIDIA driver stops at CUDA 12.2, too old for this CuPy: install a newer one",
+        ),
+        (
+            FakeCupy(failure=NO_NVRTC),
+            (12, 4),
+            {},
+            f'CuPy is installed, but misses one of CUDA\'s libraries ({NO_NVRTC}): pip install "cupy-cuda12x[ctk]"',
+        ),
+        (
+            FakeCupy(failure=RuntimeError("an illegal\nmemory access")),
+            (12, 4),
+            {},
+            "CuPy is installed, but the GPU does not work (an illegal memory access)",
+        ),
+    ],
+)
+def test_why_no_cuda(cupy, version, variables, expected, monkeypatch):
+    monkeypatch.setattr(device, "driver_cuda_version", lambda: version)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: cupy)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert device.why_no_cuda.__wrapped__() == expected
+
+
+def test_a_cupy_that_cannot_be_imported_is_a_reason(monkeypatch):
+    monkeypatch.setattr(device, "driver_cuda_version", lambda: (13, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "cupy", None)  # import raises ModuleNotFoundError
+    reason = str(device.why_no_cuda.__wrapped__())
+    assert reason.startswith("CuPy cannot be imported (")
+    assert reason.endswith('): pip install "cupy-cuda13x[ctk]"')
+
+
+def test_a_long_reason_is_cut():
+    assert device._one_line(RuntimeError("nvcc said\n" + "x " * 4000)).endswith("…")
+    assert len(device._one_line(RuntimeError("y" * 4000))) == 200
+    assert device._one_line(RuntimeError()) == "RuntimeError"
+
+
+@pytest.mark.parametrize("broken", [None, types.ModuleType("pynvml")])
+def test_a_broken_nvml_is_no_driver(broken, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", broken)
+    assert device.driver_cuda_version.__wrapped__() is None
