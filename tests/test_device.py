@@ -61,7 +61,7 @@ QUOTAS = {
     "v2, a namespace that the group lies outside of": (
         "0::/../../elsewhere\n",
         V2_MOUNT,
-        {"sys/fs/cgroup/cpu.max": "200000 100000"},
+        {"sys/fs/cgroup/cpu.max": "200000 100000", "sys/elsewhere/cpu.max": "100000 100000"},
         2.0,
     ),
     "v1": (

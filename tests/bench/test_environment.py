@@ -446,8 +446,10 @@ def test_no_commit_before_the_first(tmp_path):
 
 def test_no_commit_outside_or_without_git(checkout, tmp_path_factory, monkeypatch):
     outside = tmp_path_factory.mktemp("outside")
-    monkeypatch.setenv("GIT_DIR", str(checkout.parents[1] / ".git"))  # as within a git hook
     assert environment.git_commit(outside) is None
+    commit = git(checkout, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(outside))  # as within another repository's hook
+    assert environment.git_commit(checkout) == commit
     monkeypatch.setenv("PATH", str(outside))
     assert environment.git_commit(checkout) is None
 

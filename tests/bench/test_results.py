@@ -215,6 +215,15 @@ def test_write_and_read(result, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def test_a_reader_of_the_old_file_sees_it_whole(result, tmp_path):
+    path = tmp_path / "result.json"
+    results.write(result, path)
+    with path.open() as reader:
+        results.write({**result, "notes": ["new"]}, path)
+        assert json.load(reader) == result
+    assert results.read(path)["notes"] == ["new"]
+
+
 def test_any_text_survives(result, tmp_path):
     result["notes"] = ["ß", 'quotes " and \\', "a line\nand another", "\udce4 from a path that is not UTF-8"]
     results.write(result, tmp_path / "r.json")

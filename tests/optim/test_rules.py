@@ -151,20 +151,21 @@ def test_works_in_place_and_keeps_the_dtype(config, dtype, device, rng):
 @pytest.mark.parametrize("layout", ["blocks", "a rest", "not contiguous"])
 def test_large_tensors_are_updated_wholly(config, layout, rng):
     # They are worked through in blocks; each element must come out as it does alone.
-    size = 2 * BLOCK + (0 if layout == "blocks" else 3)
-    start = rng.normal(size=size)
-    params = {"w": start.copy() if layout != "not contiguous" else np.repeat(start, 2)[::2]}
-    grads = [rng.normal(size=size) for _ in range(2)]
+    size = 2 * BLOCK + (0 if layout == "blocks" else 4)
+    start, *grads = rng.normal(size=(3, size))
+    shape = (2, size // 2)
+    params = {"w": start.reshape(shape).copy(order="F" if layout == "not contiguous" else "C")}
     optimizer = from_config(config)
     for step, g in enumerate(grads):
-        optimizer.update(params, {"w": g}, rate_at(step, config))
+        optimizer.update(params, {"w": g.reshape(shape)}, rate_at(step, config))
+    found = params["w"].reshape(-1)
     for index in [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK - 1, size - 1]:
         expected = scalar_rule(config, float(start[index]), [float(g[index]) for g in grads])
-        assert params["w"][index] == pytest.approx(expected, rel=1e-11)
+        assert found[index] == pytest.approx(expected, rel=1e-11)
     few, loose = {"w": start[-100:].copy()}, from_config(config)
     for step, g in enumerate(grads):
         loose.update(few, {"w": g[-100:]}, rate_at(step, config))
-    np.testing.assert_array_equal(params["w"][-100:], few["w"])
+    np.testing.assert_array_equal(found[-100:], few["w"])
 
 
 def test_the_state_is_named_by_slot_and_parameter(device, rng):

@@ -67,7 +67,8 @@ def test_step_drops_at_the_nearest_step_and_not_once_more_at_the_end(parts, tota
 def test_step_by_hand():
     assert rates(Step(every=0.5), 6) == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1])
     assert rates(Step(every=1 / 3, gamma=0.5), 9) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
-    assert rates(Step(every=0.7), 10) == pytest.approx([1] * 7 + [0.1] * 3)  # 0.7 * 10 is 7.000000000000001
+    assert rates(Step(every=1 / 3, gamma=0.5), 10) == [1] * 3 + [0.5] * 4 + [0.25] * 3  # at 3.3 and 6.7
+    assert Step(every=0.55).rate(55, 100) == pytest.approx(0.1)  # 0.55 * 100 is 55.00000000000001
     assert rates(Step(every=1.0), 5) == [1] * 5
 
 

@@ -1,7 +1,7 @@
 """Figures and the page made from a result.
 
-``write_report`` writes the page; the figures can be had one by one. matplotlib and Jinja are imported by the first figure
-or page, not before: a command that draws nothing does not wait for them.
+``write_report`` writes the page; the figures can be had one by one. The first of them imports matplotlib and Jinja,
+nothing before it does: a command that draws nothing does not wait for them.
 """
 
 from __future__ import annotations

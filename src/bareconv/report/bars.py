@@ -63,7 +63,7 @@ def speedup_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
         bar_rows(axes, names, series, fmt.ratio, base=1.0, left=LIGHT["cpu"])
         set_log(axes, "x", low / 1.05, high * (high / low) ** (room / (1 - room)), lambda x: short(fmt.ratio(x)), 7)
         axes.axvline(1, color=LIGHT["muted"], linewidth=1)
-        titles(axes, "The run and its parts" if group == "run" else "By operation, forward and backward together")
+        titles(axes, "The run and its parts" if group == "run" else "By operation")
     boxes[-1].set_xlabel("times as fast as the CPU, logarithmic", loc="left")
     if len(measured) > 1:
         several = len({pair.cpu for pair, _ in measured}) > 1
@@ -108,7 +108,7 @@ def operation_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
             low = min(every) / 1.8
             series = [(look, [x if x else None for x in values]) for look, values in series]
             bar_rows(axes, names, series, fmt.seconds, names=narrow or side == 0, base=low)
-            set_log(axes, "x", low, max(every) * (max(every) / low) ** (room / (1 - room)), tick_seconds, 5)
+            set_log(axes, "x", low, max(every) * (max(every) / low) ** (room / (1 - room)), most=5)
         else:
             bar_rows(axes, names, series, fmt.seconds, names=narrow or side == 0)
             set_linear(axes, "x", max(every) / (1 - room), tick_seconds, 4)
@@ -205,7 +205,7 @@ def _binary_axis(axes: Axes, high: float) -> None:
     """An axis of bytes with ticks at round numbers of its unit: 256 MiB, not 244 MiB for 256,000,000 bytes."""
     unit = 1024 ** int(math.log(max(high, 1), 1024))
     most = high / unit
-    step = next((s for s in (0.1, 0.2, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if most / s <= 5), 512)
+    step = next((s for s in (0.1, 0.2, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if most / s <= 6), 512)
     axes.set_xlim(0, high)
     axes.set_xticks([i * step * unit for i in range(int(most / step) + 1)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(fmt.bytes_(x)) if x else "0"))

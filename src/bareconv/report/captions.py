@@ -69,8 +69,10 @@ def speedup(result: dict[str, Any]) -> Words:
     if len(operations) > 1:
         most = max(operations, key=lambda s: s.ratio)
         least = min(operations, key=lambda s: s.ratio)
+        whose = f" {names[pair.gpu]} over {names[pair.cpu]}:" if pair and len(pairs(runs)) > 1 else ""
         caption += (
-            f" {most.name} gains the most, {fmt.ratio(most.ratio)}; {least.name} the least, {fmt.ratio(least.ratio)}."
+            f" Operations are taken forward and backward together.{whose} {most.name} gains the most, "
+            f"{fmt.ratio(most.ratio)}; {least.name} the least, {fmt.ratio(least.ratio)}."
         )
     return Words(alt, caption)
 
@@ -167,7 +169,7 @@ def confusion(shown: Confusion) -> Words:
         text += f" Most often a {i} was taken for a {j}, {fmt.count(number)} time{'s' if number > 1 else ''}."
     return Words(
         f"Confusion matrix, true class by predicted class. {text}",
-        f"{text} {shown.remark} Right: the share of each class that was found.".replace("  ", " "),
+        f"{text} {shown.remark} At the right edge: the share of each class that was found.".replace("  ", " "),
     )
 
 
@@ -176,16 +178,17 @@ def filters(gallery: Gallery) -> Words:
     assert gallery.filters is not None
     R, S, C, K = gallery.filters.shape
     what = f"{K} filters of {R} × {S}" + (f" × {C} channels" if C > 1 else "")
-    if C == 3:
-        how = "in their own colours"
-    else:
-        how = "green where a filter wants light, pink where it wants dark, white where it does not care"
+    how = (
+        "in their own colours"
+        if C == 3
+        else "green where a filter wants light, pink where it wants dark, white where it does not care"
+    )
     return Words(f"Pictures of the first layer's {what}.", f"The first layer's {what}: {how}.")
 
 
 def feature_maps(gallery: Gallery) -> Words:
     """Which layers are shown."""
-    names = ", ".join(gallery.feature_maps)
+    names = ", ".join(gallery.layers())
     return Words(
         f"An image and its feature maps after the layers {names}.",
         "What each layer makes of one image: bright where a channel answers. Layer by layer the places blur, and the "

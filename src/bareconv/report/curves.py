@@ -28,7 +28,6 @@ from bareconv.report.marks import (
     smooth,
     strokes,
     thin,
-    tick_seconds,
     titles,
 )
 from bareconv.report.palette import LIGHT
@@ -71,7 +70,7 @@ def _losses(axes: Axes, shown: list[tuple[Run, Look]], *, by_time: bool) -> None
         mean = smooth(loss, max(1, loss.size // 50))
         if not by_time:
             x, raw = thin(loss, 2 * _POINTS)
-            axes.plot((x + 1) * step, raw, color=look.colour, alpha=0.22, linewidth=0.6)
+            axes.plot((x + 1) * step, raw, color=look.colour, alpha=min(0.25, 0.4 / len(shown)), linewidth=0.6)
         at = np.unique(np.geomspace(1, loss.size, _POINTS).astype(int)) - 1
         if not by_time:
             at = np.unique(np.linspace(0, loss.size - 1, _POINTS).astype(int))
@@ -86,7 +85,7 @@ def _losses(axes: Axes, shown: list[tuple[Run, Look]], *, by_time: bool) -> None
         axes.set_ylim(min(0.0, lowest), highest * 1.1 if highest > 0 else 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(5))
     if by_time:
-        set_log(axes, "x", first * 0.9, end * 1.15, tick_seconds)
+        set_log(axes, "x", first * 0.9, end * 1.15)
         titles(axes, "Training loss by time", "training time, logarithmic")
     else:
         axes.set_xlim(0, end * 1.02)
@@ -108,7 +107,7 @@ def _accuracy(axes: Axes, shown: list[tuple[Run, Look]], *, by_time: bool) -> No
     axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g}%"))
     name = f"{_split(shown).capitalize()} accuracy"
     if by_time and seconds:
-        set_log(axes, "x", min(seconds) / 1.3, max(seconds) * 1.3, tick_seconds)
+        set_log(axes, "x", min(seconds) / 1.3, max(seconds) * 1.3)
         titles(axes, f"{name} by time", "training time, logarithmic")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

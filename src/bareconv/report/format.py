@@ -73,22 +73,22 @@ def percent(x: float | None, digits: int = 2) -> str:
     return text + "%"
 
 
-def ratio(x: float | None) -> str:
-    """How many times: "23.1×", "1.24×", "140×"."""
+def ratio(x: float | None, digits: int = 3) -> str:
+    """How many times, in two or three ``digits``: "23.1×" or "23×", "1.24×", "140×"; below 1 always two: "0.42×"."""
     if not _is_number(x):
         return MISSING
-    return (f"{x:,.0f}" if abs(x) >= 99.95 else significant(x)) + "×"
+    return significant(x, 2 if abs(x) < 0.9995 else digits) + "×"
 
 
 def scientific(x: float | None) -> str:
-    """A small or large number with its power of ten: "2.1 × 10⁻⁶", "10⁻³", "0"."""
+    """A small or large number with its power of ten: "2.1×10⁻⁶", "10⁻³", "0"."""
     if not _is_number(x):
         return MISSING
     if x == 0:
         return "0"
     mantissa, exponent = f"{x:.1e}".split("e")
     power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
-    return power if mantissa == "1.0" else f"{mantissa} × {power}"
+    return power if mantissa == "1.0" else f"{mantissa}×{power}"
 
 
 def flops(x: float | None) -> str:
@@ -103,13 +103,13 @@ def flops(x: float | None) -> str:
     return f"{significant(value)} {prefix}FLOP/s"
 
 
-def significant(x: float) -> str:
-    """Three significant digits without an exponent: "0.123", "1.23", "12.3", "123", "1,234"."""
+def significant(x: float, digits: int = 3) -> str:
+    """A number with ``digits`` significant digits, no exponent: "0.123", "1.23", "12.3", "123", "1,234"."""
     if x == 0:
         return "0"
     # Decided after rounding: 9.996 is "10.0", not "10.00".
-    exponent = int(f"{x:.2e}".split("e")[1])
-    return f"{x:,.{max(0, 2 - exponent)}f}"
+    exponent = int(f"{x:.{digits - 1}e}".split("e")[1])
+    return f"{x:,.{max(0, digits - 1 - exponent)}f}"
 
 
 def _is_number(x: float | None) -> TypeGuard[float]:

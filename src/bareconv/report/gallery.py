@@ -33,6 +33,13 @@ class Gallery:
     predicted: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.int64))
     confidence: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.float32))
 
+    def layers(self, most: int = 8) -> dict[str, NDArray[Any]]:
+        """The feature maps that have channels to show; of more than ``most`` layers some, evenly from first to last."""
+        found = [(name, maps) for name, maps in self.feature_maps.items() if maps.ndim == 3 and maps.size]
+        if len(found) > most:
+            found = [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
+        return dict(found)
+
     def save(self, path: str | Path) -> Path:
         """Write an .npz without pickled objects, aside and renamed; returns its path."""
         arrays: dict[str, NDArray[Any]] = {

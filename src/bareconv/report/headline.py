@@ -88,8 +88,8 @@ def cpu_name(result: dict[str, Any], run: Run) -> str:
 def times_faster(r: float) -> str:
     """A ratio of speeds in words: "23× faster than", "as fast as", "2.1× slower than"."""
     if r >= 1.05:
-        return f"{fmt.ratio(r)} faster than"
-    return f"{fmt.ratio(1 / r)} slower than" if r <= 1 / 1.05 else "as fast as"
+        return f"{fmt.ratio(r, 2)} faster than"
+    return f"{fmt.ratio(1 / r, 2)} slower than" if r <= 1 / 1.05 else "as fast as"
 
 
 def _compared(result: dict[str, Any], runs: list[Run], pair: Pair) -> str:
@@ -173,7 +173,7 @@ def _parity(result: dict[str, Any]) -> list[str]:
         f"differ by at most {fmt.scientific(p['max_loss_difference'])}, relatively"
     )
     if p["passed"]:
-        return [f"They compute the same thing: {text}."]
+        return [f"The same computation: {text}."]
     return [
         f"The parity test failed: {text}, and not the {fmt.scientific(p['tolerance'])} allowed. "
         f"Until that is explained, do not take the two for the same computation."

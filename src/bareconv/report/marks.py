@@ -24,7 +24,8 @@ from bareconv.report.runs import Run, is_gpu, labels
 Line = NDArray[np.float64]
 
 _TINTS = (1.0, 0.62, 0.38, 0.25)
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+_STEPS = ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))  # from dense to sparse
+_DASHES: tuple[tuple[float, ...], ...] = ((), (9, 3.6), (3, 3), (11, 3, 3, 3))  # points
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Look:
     name: str
     colour: str
     alpha: float
-    dashes: Any
+    dashes: tuple[float, ...]
     gpu: bool
 
     def stroke(self) -> dict[str, Any]:
@@ -42,7 +43,9 @@ class Look:
         broad: dict[str, Any] = (
             {"linewidth": 1.8, "zorder": 3} if self.gpu else {"linewidth": 4.0, "alpha": 0.6, "zorder": 2}
         )
-        return {"color": self.colour, "linestyle": self.dashes, "solid_capstyle": "round"} | broad
+        # matplotlib counts dashes in widths of the line; in points they look alike for both.
+        dashes: Any = (0, [x / broad["linewidth"] for x in self.dashes]) if self.dashes else "-"
+        return {"color": self.colour, "linestyle": dashes, "solid_capstyle": "round"} | broad
 
 
 def looks(runs: Sequence[Run]) -> list[Look]:
@@ -60,21 +63,43 @@ def looks(runs: Sequence[Run]) -> list[Look]:
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers in ``low`` to ``high`` for a logarithmic axis: 1-2-5 in a short range, decades in a long one."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
-        ticks = [t for d in decades for s in steps if low <= (t := s * 10.0**d) <= high]
+    return _fewest([[s * 10.0**d for d in decades for s in steps] for steps in _STEPS], low, high, most)
+
+
+def time_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """The same for seconds: above a minute round numbers of minutes, above an hour of hours."""
+    decades = range(math.floor(math.log10(low)), 2)
+    choices = []
+    for steps in _STEPS:
+        below = [t for d in decades for s in steps if (t := s * 10.0**d) < 60]
+        minutes = [t for ten in (60, 600) for s in steps if (t := s * ten) <= 1800]
+        hours = [3600 * s * ten for ten in (1, 10, 100, 1000) for s in steps]
+        choices.append([*below, *minutes, *hours])
+    return _fewest(choices, low, high, most)
+
+
+def _fewest(choices: list[list[float]], low: float, high: float, most: int) -> list[float]:
+    """Of the densest choice that has at most ``most`` ticks within the limits, those; else every so many of the last."""
+    for choice in choices:
+        ticks = [t for t in choice if low <= t <= high]
         if len(ticks) <= most:
             return ticks
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
-def set_log(axes: Axes, which: str, low: float, high: float, text: Callable[[float], str], most: int = 6) -> None:
-    """Make one axis ("x", "y") logarithmic from ``low`` to ``high``, both positive, with ``text`` at round numbers."""
-    ticks = log_ticks(low, high, most)
+def set_log(
+    axes: Axes, which: str, low: float, high: float, text: Callable[[float], str] | None = None, most: int = 6
+) -> None:
+    """Make one axis ("x", "y") logarithmic from ``low`` to ``high``, both positive, with ``text`` at round numbers.
+
+    Without ``text`` it is an axis of seconds.
+    """
+    ticks = log_ticks(low, high, most) if text else time_ticks(low, high, most)
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter([text(t) for t in ticks]))
+    axis.set_major_formatter(FixedFormatter([(text or tick_seconds)(t) for t in ticks]))
     axis.set_minor_locator(NullLocator())
 
 
@@ -97,7 +122,10 @@ def short(text: str) -> str:
 
 
 def tick_seconds(x: float) -> str:
-    """A duration at an axis."""
+    """A duration at an axis: "10 ms", "2 s", "5 min", "1 h"."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if x >= size and (x / size).is_integer():
+            return f"{x / size:g} {unit}"
     return short(fmt.seconds(x))
 
 
@@ -195,8 +223,8 @@ def legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: int =
         handlelength=2.2 if any(isinstance(handle, Line2D) for handle, _ in entries) else 1.0,
         handleheight=0.9,
         columnspacing=1.6,
-        borderpad=0,
-        borderaxespad=0.2,
+        borderpad=0.35,
+        borderaxespad=0,
     )
 
 

@@ -15,6 +15,7 @@ from bareconv.report.files import write_whole
 from bareconv.report.gallery import Gallery
 from bareconv.report.headline import headline
 from bareconv.report.palette import DARK, LIGHT, css_variables
+from bareconv.report.runs import labels
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -112,6 +113,7 @@ def _context(result: dict[str, Any], pictures: dict[str, Picture]) -> dict[str, 
         "created": _day(result["created"]),
         "notes": _notes(result),
         "columns": table.columns(runs),
+        "common": table.common(result) if runs else [],
         "sections": [section for section in table.sections(result) if section.rows],
         "operation_rows": table.operation_rows(runs),
         "memory_rows": table.memory_rows(runs),
@@ -135,7 +137,13 @@ def _notes(result: dict[str, Any]) -> list[str]:
     # A note may already give the reason in its own words.
     if missing and not any(missing in note for note in said):
         said.insert(0, f"No GPU was used: {missing}.")
-    return list(dict.fromkeys(said))
+    names = labels(result["runs"])
+    said += [
+        f"The run {name} was stopped before its last epoch."
+        for run, name in zip(result["runs"], names, strict=True)
+        if run.get("stopped")
+    ]
+    return [note[:1].upper() + note[1:] for note in dict.fromkeys(said)]
 
 
 def _contents(result: dict[str, Any], pictures: dict[str, Picture]) -> list[tuple[str, str]]:
@@ -151,7 +159,7 @@ def _contents(result: dict[str, Any], pictures: dict[str, Picture]) -> list[tupl
         ("gradients", "Gradients", bool(result.get("gradient_checks"))),
         ("mistakes", "Mistakes", bool({"confusion", "wrong"} & set(pictures)) or "evaluation" in result),
         ("sees", "What it sees", bool({"filters", "feature_maps", "right"} & set(pictures))),
-        ("measured", "How it was measured", bool(runs)),
+        ("measured", "Method", bool(runs)),
         ("setup", "Set-up", True),
     ]
     return [(anchor, name) for anchor, name, there in every if there]

@@ -24,8 +24,8 @@ LIGHT = {
     "gradients": "#a84c98",
     "optimizer": "#8f6b00",
     "activations": "#1f7f6d",
-    "data": "#6b8a2b",
-    "overhead": "#7c848e",
+    "data": "#577a17",
+    "overhead": "#68707a",
 }
 
 DARK = {

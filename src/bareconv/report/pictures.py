@@ -25,9 +25,9 @@ from bareconv.report.files import write_whole
 from bareconv.report.gallery import Gallery
 from bareconv.report.palette import LIGHT
 
-_MOST_FILTERS, _MOST_LAYERS, _MOST_EXAMPLES = 64, 8, 12
+_MOST_FILTERS, _MOST_EXAMPLES = 64, 12
 _NUMBERED = 24  # more classes than this have no room for their counts
-_SIGNED = "PiYG_r"  # negative to positive, white at zero; neither the CPU's colour nor the GPU's
+_SIGNED = "PiYG"  # negative to positive, white at zero; neither the CPU's colour nor the GPU's
 _POSITIVE = "magma"
 
 
@@ -57,6 +57,8 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[object] | None = No
                 strong = bool(errors[i, j]) and depth[i, j] > 0.78
                 colour = LIGHT["muted"] if i == j else LIGHT["paper"] if strong else LIGHT["ink"]
                 _text(axes, x + cell / 2, y + cell / 2, f"{counts[i, j]}", colour, size)
+        axes.plot([left, left + number * cell], [top + i * cell] * 2, color=LIGHT["line"], linewidth=0.5)
+        axes.plot([left + i * cell] * 2, [top, top + number * cell], color=LIGHT["line"], linewidth=0.5)
         if number <= _NUMBERED:
             middle = top + (i + 0.5) * cell
             _text(axes, left - 7, middle, names[i], LIGHT["ink"], size + 1, ha="right", weight="bold")
@@ -85,9 +87,10 @@ def filters(gallery: Gallery, *, width: float = WIDE) -> Figure:
         most = float(np.nanmax(np.abs(shown.mean(axis=-1)), initial=0.0)) or 1.0
         tiles = [_mapped(0.5 + w.mean(axis=-1) / (2 * most), _SIGNED) for w in shown]
     whole = width / POINT
-    columns = min(len(tiles), max(4, int(whole // (64 if width > NARROW else 46))))
-    side = min(72.0, (whole + 6) / columns - 6)
+    columns = min(len(tiles), 16 if width > NARROW else 8)
     lines = math.ceil(len(tiles) / columns)
+    columns = math.ceil(len(tiles) / lines)  # as even as the lines can be
+    side = min(72.0, (whole - 2 + 6) / columns - 6)
     axes = _board(whole, lines * (side + 6) - 6 + 2)
     for i, tile in enumerate(tiles):
         _image(axes, tile, 1 + i % columns * (side + 6), 1 + i // columns * (side + 6), side, side, frame=True)
@@ -97,7 +100,7 @@ def filters(gallery: Gallery, *, width: float = WIDE) -> Figure:
 @styled
 def feature_maps(gallery: Gallery, *, width: float = WIDE) -> Figure:
     """One image and what each layer makes of it: a row a layer, a tile a channel, each layer with its own scale."""
-    layers = {name: maps for name, maps in gallery.feature_maps.items() if maps.ndim == 3 and maps.size}
+    layers = gallery.layers()
     if gallery.digit is None or not layers:
         raise NothingToShow("there are no feature maps")
     whole, narrow = width / POINT, width <= NARROW
@@ -107,7 +110,7 @@ def feature_maps(gallery: Gallery, *, width: float = WIDE) -> Figure:
     x0 = 0.0 if narrow else first + 16
     y = first + 26 if narrow else 0.0
     rows = []
-    for name, maps in list(layers.items())[:_MOST_LAYERS]:
+    for name, maps in layers.items():
         rows.append((name, maps, y))
         lines = math.ceil(min(maps.shape[2], columns) / columns)
         y += 18 + lines * (side + 5) + 6
@@ -228,8 +231,8 @@ def _grid(
     """Images in rows, a name above each and the confidence beside the name."""
     gap = 14.0
     # Without a given width: as wide as the images, at least as wide as a name needs.
-    whole = columns * (96 + gap) - gap + 16 if whole is None else whole
-    edge = 0.0 if columns * (96 + gap) > whole else 8.0
+    edge = 8.0 if whole is None else 0.0
+    whole = columns * (96 + gap) - gap + 2 * edge if whole is None else whole
     side = min(110.0, (whole - 2 * edge + gap) / columns - gap)
     line = side + 20 + 12
     axes = _board(whole, math.ceil(len(images) / columns) * line - 8 + 2 * edge)

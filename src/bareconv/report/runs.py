@@ -104,7 +104,7 @@ def speedups(runs: list[Run], pair: Pair) -> list[Speedup]:
     same_work = gpu["iterations"] == cpu["iterations"]
     times: list[tuple[str, float | None, float | None]] = []
     if same_work:
-        times.append(("Everything", cpu.get("total_seconds"), gpu.get("total_seconds")))
+        times.append(("Total", cpu.get("total_seconds"), gpu.get("total_seconds")))
         times.append(("Training", cpu["train_seconds"], gpu["train_seconds"]))
     times.append(("One iteration", per_iteration(cpu), per_iteration(gpu)))
     for part in ("batch", "forward", "backward", "update"):

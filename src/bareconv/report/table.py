@@ -64,18 +64,38 @@ def columns(runs: list[Run]) -> list[Column]:
     return [Column(name, is_gpu(run)) for run, name in zip(runs, labels(runs), strict=True)]
 
 
+def common(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is the same for every run, as name and value; the table then need not say it in each column."""
+    return [(row.name, row.cells[0].text) for row in _settings(result["runs"]) if _agree(row) and _known(row)]
+
+
 def sections(result: dict[str, Any]) -> list[Section]:
-    """The whole table. Rows of which no run knows anything are left out."""
+    """The whole table, but for what is ``common``. Rows of which no run knows anything are left out."""
     runs = result["runs"]
+    device = [gpu_name(result, run) if is_gpu(run) else cpu_name(result, run) for run in runs]
+    what = [
+        Row("Device", [Cell(name) for name in device]),
+        Row("Engine", [Cell(run["engine"]) for run in runs]),
+        Row("Precision", [Cell(run["precision"]) for run in runs]),
+        *(row for row in _settings(runs) if not _agree(row)),
+    ]
     found = [
-        Section("What ran", _settings(result, runs)),
+        Section("What ran", what),
         Section("Time", _times(runs)),
         Section("Outcome", _outcome(runs)),
     ]
-    return [Section(s.name, [row for row in s.rows if any(c.text != fmt.MISSING for c in row.cells)]) for s in found]
+    return [Section(section.name, [row for row in section.rows if _known(row)]) for section in found]
 
 
-def _settings(result: dict[str, Any], runs: list[Run]) -> list[Row]:
+def _known(row: Row) -> bool:
+    return any(cell.text != fmt.MISSING for cell in row.cells)
+
+
+def _agree(row: Row) -> bool:
+    return len({cell.text for cell in row.cells}) == 1
+
+
+def _settings(runs: list[Run]) -> list[Row]:
     def text(name: str, value: Callable[[Run], object], note: str = "") -> Row:
         values = [value(run) for run in runs]
         return Row(name, [Cell(fmt.MISSING if v in (None, "") else str(v)) for v in values], note)
@@ -84,9 +104,6 @@ def _settings(result: dict[str, Any], runs: list[Run]) -> list[Row]:
         return lambda run: fmt.count(run[key]) if key in run else None
 
     return [
-        text("Device", lambda run: gpu_name(result, run) if is_gpu(run) else cpu_name(result, run)),
-        text("Engine", lambda run: run["engine"]),
-        text("Precision", lambda run: run["precision"]),
         text("Model", lambda run: run["model"]),
         text("Parameters", known("parameters")),
         text("Data", lambda run: run.get("data")),
@@ -121,9 +138,10 @@ def _times(runs: list[Run]) -> list[Row]:
         times("Forward", lambda run: phase(run, "forward"), "with the loss"),
         times("Backward", lambda run: phase(run, "backward")),
         times("Update", lambda run: phase(run, "update")),
+        times("Warm-up", lambda run: run.get("warm_up_seconds"), "before the clock starts, in no other figure"),
         times("Evaluation", lambda run: run.get("evaluate_seconds")),
         Row("Images a second", [Cell(fmt.rate(run["images_per_second"])) for run in runs]),
-        Row("Arithmetic", [Cell(fmt.flops(_flops(run))) for run in runs], "work of the training steps over their time"),
+        Row("Arithmetic", [Cell(fmt.flops(_flops(run))) for run in runs], "reached in training"),
     ]
     if any(r is not None for r in speed.values()):
         cells = [Cell(fmt.ratio(speed.get(i))) for i in range(len(runs))]
