@@ -229,7 +229,8 @@ END
 # Waits until no other set-up is at work on $venv, and keeps others out. The lock is on this very file, through file
 # descriptor 9 of this shell, and goes with it: nothing to leave behind.
 lock() {
-    local take='import fcntl, sys
+    local take='import fcntl, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 try:
     fcntl.flock(9, fcntl.LOCK_EX | (fcntl.LOCK_NB if "try" in sys.argv else 0))
 except BlockingIOError:
@@ -293,7 +294,9 @@ install_cupy() {
         had_cupy=installed
     else
         had_cupy=failed
-        quote_log
+        local reason
+        reason=$(why_unreachable)
+        if [ -n "$reason" ]; then say "pip could not reach its package index ($reason)."; else quote_log; fi
     fi
 }
 
@@ -311,5 +314,5 @@ why_unreachable() {
     local words='name resolution|name or service not known|nodename nor servname|failed to resolve'
     words="$words|network is unreachable|no route to host|connection refused|connection reset|timed out"
     words="$words|proxy ?error|tunnel connection failed|certificate_verify_failed"
-    grep -oiE "$words" "$log.full" | sed -n '$p' || true
+    grep -oiE "$words" "$log.full" 2>/dev/null | sed -n '$p' || true
 }

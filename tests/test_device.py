@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from bareconv import device
+from bareconv import device, host
 
 V2_MOUNT = "31 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 
@@ -100,19 +100,19 @@ QUOTAS = {
 @pytest.mark.parametrize("case", QUOTAS)
 def test_quota(case, tmp_path):
     group, mounts, files, expected = QUOTAS[case]
-    assert device.container_quota(grouped(tmp_path, group, mounts, files)) == expected
+    assert host.container_quota(grouped(tmp_path, group, mounts, files)) == expected
 
 
 def test_no_proc_is_no_quota(tmp_path):
-    assert device.container_quota(tmp_path) is None
-    assert device.control_groups("cpu", tmp_path) == []
+    assert host.container_quota(tmp_path) is None
+    assert host.control_groups("cpu", tmp_path) == []
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max", 8), ("50000", 1), ("150000", 1), ("299999", 2), ("4000000", 8)])
 def test_allowed_cores_are_cut_by_the_quota(quota, cores, tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "affinity_cores", lambda: 8)
+    monkeypatch.setattr(host, "affinity_cores", lambda: 8)
     root = grouped(tmp_path, "0::/\n", V2_MOUNT, {"sys/fs/cgroup/cpu.max": f"{quota} 100000"})
-    assert device.allowed_cores(root) == cores
+    assert host.allowed_cores(root) == cores
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
@@ -120,7 +120,7 @@ def test_allowed_cores_heed_the_affinity_mask():
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert device.affinity_cores() == device.allowed_cores() == 1
+        assert host.affinity_cores() == host.allowed_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
 
@@ -137,7 +137,7 @@ def test_allowed_cores_heed_the_affinity_mask():
     ],
 )
 def test_requested_threads(variables, expected):
-    assert device.requested_threads(variables) == expected
+    assert host.requested_threads(variables) == expected
 
 
 INTEL = (
@@ -148,16 +148,16 @@ GRAVITON = "processor\t: 0\nFeatures\t: fp asimd sve\nCPU implementer\t: 0x41\nC
 
 
 def test_cpu_model(tmp_path):
-    assert device.cpu_model(make(tmp_path / "intel", {"proc/cpuinfo": INTEL})) == "Intel(R) Xeon(R) Gold 6338 CPU"
-    assert device.cpu_model(make(tmp_path / "arm", {"proc/cpuinfo": GRAVITON})) == "Arm Neoverse V1"
-    assert device.cpu_model(make(tmp_path / "other", {"proc/cpuinfo": "CPU implementer : 0x99\n"})) != ""
-    assert device.cpu_model(tmp_path / "none") != ""
+    assert host.cpu_model(make(tmp_path / "intel", {"proc/cpuinfo": INTEL})) == "Intel(R) Xeon(R) Gold 6338 CPU"
+    assert host.cpu_model(make(tmp_path / "arm", {"proc/cpuinfo": GRAVITON})) == "Arm Neoverse V1"
+    assert host.cpu_model(make(tmp_path / "other", {"proc/cpuinfo": "CPU implementer : 0x99\n"})) != ""
+    assert host.cpu_model(tmp_path / "none") != ""
 
 
 def test_cpuinfo_is_the_first_processors(tmp_path):
-    info = device.cpuinfo(make(tmp_path, {"proc/cpuinfo": INTEL}))
+    info = host.cpuinfo(make(tmp_path, {"proc/cpuinfo": INTEL}))
     assert info == {"processor": "0", "model name": "Intel(R) Xeon(R) Gold 6338 CPU", "flags": "fpu sse4_2 avx2"}
-    assert device.cpuinfo(tmp_path / "none") == {}
+    assert host.cpuinfo(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize(

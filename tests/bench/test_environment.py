@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 import bareconv
-from bareconv import device
+from bareconv import device, host
 from bareconv.bench import environment
 
 REPOSITORY = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def conforms(described):
 
 def test_this_machine():
     found = conforms(environment.describe())
-    assert found["cpu"]["cores_allowed"] == device.allowed_cores()
+    assert found["cpu"]["cores_allowed"] == host.allowed_cores()
     assert found["cpu"]["memory_bytes"] > 1 << 28
     assert found["cuda_missing"] == device.why_no_cuda()
     import numpy
@@ -237,9 +237,9 @@ def warnings_of(root, variables):
 
 
 def test_a_quiet_machine_in_order_has_no_warnings(machine, blas, gpus):
-    blas(threads=device.allowed_cores())
+    blas(threads=host.allowed_cores())
     gpus(1)
-    assert warnings_of(machine(), {"OMP_NUM_THREADS": str(device.allowed_cores()), "CUDA_VISIBLE_DEVICES": "0"}) == []
+    assert warnings_of(machine(), {"OMP_NUM_THREADS": str(host.allowed_cores()), "CUDA_VISIBLE_DEVICES": "0"}) == []
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_quiet_machine_in_order_has_no_warnings(machine, blas, gpus):
     ],
 )
 def test_warnings_of_the_cpu(library, variables, expected, machine, blas, gpus, monkeypatch):
-    monkeypatch.setattr(device, "allowed_cores", lambda root: 8)
+    monkeypatch.setattr(host, "allowed_cores", lambda root: 8)
     blas(**library)
     assert warnings_of(machine(), variables) == [expected]
 

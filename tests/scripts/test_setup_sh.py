@@ -42,6 +42,7 @@ $3" ;;
         cp "$0" "$4/bin/python" ;;
     *'-m pip '*"${FAILING_INSTALL:-%none%}"*)
         echo 'ERROR: the disk is full'
+        if [ -n "${REASON:-}" ]; then echo "2026-11-23 $REASON" >"${0%/bin/*}/bareconv-setup.log.full"; fi
         exit 1 ;;
     *'-m pip '*)
         printf '#!/usr/bin/env bash\\necho "in $PWD: $* [${PYTHONPATH:-}]"\\nexit 7\\n' >"${0%/*}/bareconv"
@@ -319,6 +320,14 @@ def test_cupy_that_cannot_be_installed_does_not_stop_the_run(machine):
     assert machine.installs == []  # not at every start again
     assert "CPU only" not in machine.run("run.sh", DRIVER="13.0", BARECONV_CUDA="13")[2]
     assert machine.run("run.sh", DRIVER="13.0")[2] == ""
+
+
+def test_cupy_without_network(machine):
+    machine.add_python("3.12.4")
+    reason = "[Errno -3] Temporary failure in name resolution"
+    code, _, err = machine.run("run.sh", DRIVER="13.0", FAILING_INSTALL="cuda13", REASON=reason)
+    assert code == 7
+    assert "pip could not reach its package index (name resolution).\nReady after " in err
 
 
 # ------------------------------------------------------------------------------------------------- pip that fails

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bareconv import device
+from bareconv import device, host
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -161,11 +161,11 @@ def _attempt(probe: Callable[[], T], otherwise: U) -> T | U:
 def _cpu(root: Path) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     found: dict[str, Any] = {
-        "model": _attempt(lambda: device.cpu_model(root), "unknown"),
+        "model": _attempt(lambda: host.cpu_model(root), "unknown"),
         "cores": cores,
-        "cores_allowed": _attempt(lambda: device.allowed_cores(root), cores),
-        "affinity": _attempt(device.affinity_cores, cores),
-        "quota": _attempt(lambda: device.container_quota(root), None),
+        "cores_allowed": _attempt(lambda: host.allowed_cores(root), cores),
+        "affinity": _attempt(host.affinity_cores, cores),
+        "quota": _attempt(lambda: host.container_quota(root), None),
         "simd": _attempt(lambda: _simd(root), []),
     }
     memory = _attempt(lambda: _memory(root), None)
@@ -175,7 +175,7 @@ def _cpu(root: Path) -> dict[str, Any]:
 
 
 def _simd(root: Path) -> list[str]:
-    info = device.cpuinfo(root)
+    info = host.cpuinfo(root)
     flags = set((info.get("flags") or info.get("Features") or "").split())
     if not info and platform.machine() == "arm64":  # Apple's have no /proc, but all have NEON
         flags = {"asimd"}
@@ -191,7 +191,7 @@ def _memory(root: Path) -> int | None:
         sizes.append(int(total[1]) * 1024)
     elif root == Path("/"):  # macOS
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for folder in device.control_groups("memory", root):
+    for folder in host.control_groups("memory", root):
         for name in ("memory.max", "memory.limit_in_bytes"):  # v2: "max" is none; v1: then a number beyond all memory
             with contextlib.suppress(OSError, ValueError):
                 sizes.append(int((folder / name).read_text()))
@@ -302,7 +302,7 @@ def _warnings(environment: Mapping[str, Any], load: float) -> Iterator[str]:
             "CPU has: unset NPY_DISABLE_CPU_FEATURES"
         )
 
-    allowed, threads, asked = cpu["cores_allowed"], blas.get("threads"), device.requested_threads(variables)
+    allowed, threads, asked = cpu["cores_allowed"], blas.get("threads"), host.requested_threads(variables)
     if asked is not None and asked[1] < allowed:
         name, count = asked
         if threads is None or threads <= count:

@@ -23,8 +23,9 @@ from bareconv.cli.options import (
 )
 from bareconv.cli.screen import Interrupt, Screen, TrainingBar, epoch_line, stop_gently
 from bareconv.data import Dataset
-from bareconv.device import all_devices, get_device, keep_freed_memory, why_no_cuda
+from bareconv.device import all_devices, get_device, why_no_cuda
 from bareconv.errors import BareconvError, UsageError
+from bareconv.host import keep_freed_memory
 from bareconv.nn.model import PRECISIONS
 from bareconv.report import write_report
 from bareconv.report.format import bytes_, count, percent, rate, ratio, scientific, seconds

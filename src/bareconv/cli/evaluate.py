@@ -12,8 +12,9 @@ from bareconv.bench import results
 from bareconv.cli.options import command_line, data_options, device_option, json_option, load_data
 from bareconv.cli.screen import Screen
 from bareconv.data import Dataset, Split
-from bareconv.device import get_device, keep_freed_memory
+from bareconv.device import get_device
 from bareconv.errors import UsageError
+from bareconv.host import keep_freed_memory
 from bareconv.report.format import count, percent, rate
 from bareconv.report.pictures import confusion_picture, mistakes_picture
 from bareconv.training import Evaluation, make_engine

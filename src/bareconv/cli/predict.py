@@ -11,8 +11,9 @@ import numpy as np
 from bareconv import data
 from bareconv.cli.options import command_line, device_option, json_option
 from bareconv.cli.screen import Screen
-from bareconv.device import get_device, keep_freed_memory
+from bareconv.device import get_device
 from bareconv.errors import DataError, UsageError
+from bareconv.host import keep_freed_memory
 from bareconv.report.format import count, percent
 from bareconv.report.pictures import predictions_picture
 from bareconv.training import make_engine

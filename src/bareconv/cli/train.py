@@ -21,8 +21,9 @@ from bareconv.cli.options import (
     training_settings,
 )
 from bareconv.cli.screen import Screen, TrainingBar, epoch_line, stop_gently
-from bareconv.device import get_device, keep_freed_memory
+from bareconv.device import get_device
 from bareconv.errors import BareconvError, UsageError
+from bareconv.host import keep_freed_memory
 from bareconv.nn import models
 from bareconv.nn.model import PRECISIONS
 from bareconv.report.format import count, percent, rate, seconds

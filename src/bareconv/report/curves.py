@@ -115,7 +115,7 @@ def _accuracy(axes: Axes, shown: list[tuple[Run, Look]], *, by_time: bool) -> No
 
 
 def _line(axes: Axes, x: Line, y: Line, look: Look, marker: str = "") -> None:
-    size = 4 if look.gpu else 7
+    size = 7 if look.broad else 4
     axes.plot(x, y, marker="o" if len(x) == 1 else marker, markersize=size, markeredgewidth=0, **look.stroke())
 
 

@@ -46,12 +46,13 @@ def headline(result: dict[str, Any]) -> Headline:
     """The answer in one sentence, and what supports it. The result has passed the schema."""
     runs = result["runs"]
     pair = main_pair(runs)
-    measure, bars = _bars(runs)
+    measure, bars = _bars(runs) if len(runs) > 1 else ("", [])  # one bar alone says nothing
     if pair is not None:
         title = _compared(result, runs, pair)
         lead = [_how(runs, pair), *_others(runs, pair), *_parity(result)]
     elif runs:
-        title, lead = _alone(result, runs), _parity(result)
+        title = _alone(result, runs)
+        lead = [_why(result, runs), *(_work(runs[0]) if len(runs) == 1 else []), *_parity(result)]
     elif "evaluation" in result:
         evaluation = result["evaluation"]
         title = (
@@ -147,13 +148,30 @@ def _alone(result: dict[str, Any], runs: list[Run]) -> str:
     gpu = is_gpu(best)
     both = len({is_gpu(run) for run in runs}) == 2
     accuracy = best["test_accuracy"]
-    reached = f" and classified {fmt.percent(accuracy)} of {_tested(best)} rightly" if accuracy is not None else ""
+    reached = f" and reached {fmt.percent(accuracy)} accuracy" if accuracy is not None else ""
     trained = f"trained {best['model']} at {fmt.rate(best['images_per_second'], 'images')}{reached}"
+    if not best["images_per_second"]:
+        trained = f"trained {best['model']} for no time at all"
     if both:
         return f"The {'GPU' if gpu else 'CPU'} {trained}; no two runs can be compared"
     if gpu:
         return f"The {gpu_name(result, best)} {trained}; no CPU was run to compare it with"
-    return f"Only the CPU ran: it {trained}"
+    return f"Only a CPU ran: it {trained}"
+
+
+def _why(result: dict[str, Any], runs: list[Run]) -> str:
+    """Why there is no GPU, where there is none and the reason is known."""
+    missing = result["environment"].get("cuda_missing")
+    return f"No GPU was compared: {missing}." if missing and not any(map(is_gpu, runs)) else ""
+
+
+def _work(run: Run) -> list[str]:
+    """What a single run did."""
+    if not run["iterations"]:
+        return []
+    right = f"; {fmt.percent(run['test_accuracy'])} of {_tested(run)} right" if run["test_accuracy"] is not None else ""
+    steps = f"{fmt.count(run['iterations'])} steps of {run['batch_size']} images"
+    return [f"{fmt.seconds(run['train_seconds'])} for {steps}, in {run['precision']}{right}."]
 
 
 def _tested(run: Run) -> str:
@@ -196,7 +214,9 @@ def _bars(runs: list[Run]) -> tuple[str, list[Bar]]:
             is_gpu(run),
             fmt.seconds(seconds),
             seconds / longest,
-            f"{fmt.seconds(per_iteration(run))} a step, {fmt.rate(run['images_per_second'], 'images')}",
+            f"{fmt.seconds(per_iteration(run))} a step, {fmt.rate(run['images_per_second'], 'images')}"
+            if run["iterations"]
+            else "no step",
         )
         for run, name, seconds in zip(runs, labels(runs), times, strict=True)
     ]

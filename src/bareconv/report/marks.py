@@ -37,26 +37,34 @@ class Look:
     alpha: float
     dashes: tuple[float, ...]
     gpu: bool
+    broad: bool
 
     def stroke(self) -> dict[str, Any]:
-        """Its line: a CPU's is broad and pale, a GPU's narrow and above it; where they agree, both are seen."""
-        broad: dict[str, Any] = (
-            {"linewidth": 1.8, "zorder": 3} if self.gpu else {"linewidth": 4.0, "alpha": 0.6, "zorder": 2}
-        )
+        """Its line: beside a GPU's a CPU's is broad, pale and below it, so that where they agree both are seen."""
+        width = 4.0 if self.broad else 1.8
         # matplotlib counts dashes in widths of the line; in points they look alike for both.
-        dashes: Any = (0, [x / broad["linewidth"] for x in self.dashes]) if self.dashes else "-"
-        return {"color": self.colour, "linestyle": dashes, "solid_capstyle": "round"} | broad
+        return {
+            "color": self.colour,
+            "alpha": 0.6 if self.broad else 1.0,
+            "linewidth": width,
+            "linestyle": (0, [x / width for x in self.dashes]) if self.dashes else "-",
+            "solid_capstyle": "round",
+            "zorder": 3 if self.gpu else 2,
+        }
 
 
 def looks(runs: Sequence[Run]) -> list[Look]:
     """One look for each run: the device gives the colour, its order among the device's runs the tint and dashes."""
     seen = {True: 0, False: 0}
+    mixed = any(is_gpu(run) for run in runs)
     found = []
     for run, name in zip(runs, labels(list(runs)), strict=True):
         gpu = is_gpu(run)
         order = seen[gpu] % len(_TINTS)
         seen[gpu] += 1
-        found.append(Look(label(name), LIGHT["gpu" if gpu else "cpu"], _TINTS[order], _DASHES[order], gpu))
+        found.append(
+            Look(label(name), LIGHT["gpu" if gpu else "cpu"], _TINTS[order], _DASHES[order], gpu, mixed and not gpu)
+        )
     return found
 
 
@@ -79,7 +87,7 @@ def time_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _fewest(choices: list[list[float]], low: float, high: float, most: int) -> list[float]:
-    """Of the densest choice that has at most ``most`` ticks within the limits, those; else every so many of the last."""
+    """Of the densest choice that has at most ``most`` ticks within the limits; else every so many of the last."""
     for choice in choices:
         ticks = [t for t in choice if low <= t <= high]
         if len(ticks) <= most:

@@ -15,7 +15,7 @@ from bareconv.report.files import write_whole
 from bareconv.report.gallery import Gallery
 from bareconv.report.headline import headline
 from bareconv.report.palette import DARK, LIGHT, css_variables
-from bareconv.report.runs import labels
+from bareconv.report.runs import labels, pairs
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -124,19 +124,19 @@ def _context(result: dict[str, Any], pictures: dict[str, Picture]) -> dict[str, 
         "evaluation": result.get("evaluation"),
         "gradient_checks": result.get("gradient_checks", []),
         "profiled": sorted({run["phases"]["profiled_steps"] for run in runs if "phases" in run}),
+        "compared": bool(pairs(runs)),
         "pictures": {name: pictures.get(name) for name in FIGURES},
         "contents": _contents(result, pictures),
     }
 
 
 def _notes(result: dict[str, Any]) -> list[str]:
-    """What the reader should know before believing anything: why there is no GPU, notes, warnings; each once."""
+    """What the reader should know before believing anything; each once, and not the reason that the headline gives."""
     environment = result["environment"]
     missing = environment.get("cuda_missing")
     said = [*result.get("notes", ()), *environment.get("warnings", ())]
-    # A note may already give the reason in its own words.
-    if missing and not any(missing in note for note in said):
-        said.insert(0, f"No GPU was used: {missing}.")
+    if missing:
+        said = [note for note in said if missing not in note]
     names = labels(result["runs"])
     said += [
         f"The run {name} was stopped before its last epoch."

@@ -161,7 +161,11 @@ def _outcome(runs: list[Run]) -> list[Row]:
             "Loss",
             [Cell(fmt.significant(x) if (x := run.get("test_loss")) is not None else fmt.MISSING) for run in runs],
         ),
-        Row("Peak memory", [Cell(fmt.bytes_(run["peak_memory_bytes"])) for run in runs], "process (CPU), device (GPU)"),
+        Row(
+            "Peak memory",
+            [Cell(fmt.bytes_(run["peak_memory_bytes"] or None)) for run in runs],
+            "process (CPU), device (GPU)",
+        ),
     ]
 
 

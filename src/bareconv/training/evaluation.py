@@ -12,7 +12,7 @@ from bareconv.data import Split
 from bareconv.device import Array
 from bareconv.training.engine import Engine
 
-CHUNK = 500  # images at a time: enough to fill a GPU, little enough for a laptop's memory
+CHUNK = 200  # images at a time: enough to fill a GPU, little enough for the processor's cache and a laptop's memory
 
 
 @dataclass(frozen=True)
