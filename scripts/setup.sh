@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Prepares .venv: the one piece of code behind run.sh and test.sh, which source it. Runs on bash 3.2 (macOS) too.
+# Prepares .venv: the one piece of code behind run.sh and test.sh, which source it. Keeps to what bash 3.2 (macOS) can do.
 #
 #   root=/the/checkout; source "$root/scripts/setup.sh"; setup [EXTRA,EXTRA...]
 #

@@ -98,8 +98,9 @@ def test_a_machine_with_nothing_to_read(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError
 
-    for name in ("cpu_model", "allowed_cores", "affinity_cores", "container_quota", "cpuinfo", "why_no_cuda"):
-        monkeypatch.setattr(device, name, fails)
+    for name in ("cpu_model", "allowed_cores", "affinity_cores", "container_quota", "cpuinfo"):
+        monkeypatch.setattr(host, name, fails)
+    monkeypatch.setattr(device, "why_no_cuda", fails)
     monkeypatch.setattr("platform.platform", fails)
     monkeypatch.setattr("importlib.metadata.version", fails)
     monkeypatch.setattr(device, "get_device", fails)
