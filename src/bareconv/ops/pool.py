@@ -100,7 +100,8 @@ def max_pool_forward(x: Array, window: Window) -> tuple[Array, Array]:
     where = xp.zeros(y.shape, dtype=xp.uint8 if len(window.taps) <= 256 else xp.int32)
     for tap, (r, s) in enumerate(others, start=1):
         candidate = padded[window.tap(r, s, out)]
-        xp.copyto(where, where.dtype.type(tap), where=candidate > y)  # strictly greater: the first of equals stays
+        # Strictly greater: the first of equals stays. Taps count up, so the largest number is that of the last winner.
+        xp.maximum(where, (candidate > y) * where.dtype.type(tap), out=where)
         xp.maximum(y, candidate, out=y)
     return y, where
 

@@ -191,6 +191,21 @@ def parity(*, passed: bool = True, steps: int = 50) -> dict[str, Any]:
     }
 
 
+def evaluation() -> dict[str, Any]:
+    """What `bareconv evaluate` found."""
+    counts = confusion(1, 105)
+    return {
+        "checkpoint": "basic.safetensors",
+        "data": "mnist",
+        "split": "test",
+        "images": 10_000,
+        "accuracy": sum(counts[i][i] for i in range(10)) / 10_000,
+        "loss": 0.031,
+        "classes": [{"class": i, "images": sum(counts[i]), "precision": None, "recall": 0.99} for i in range(10)],
+        "confusion": counts,
+    }
+
+
 def result(runs: list[dict[str, Any]], *, gpu: bool = True, **changes: Any) -> dict[str, Any]:
     """A result of these runs that has passed the schema."""
     made = {
