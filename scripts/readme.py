@@ -1,0 +1,131 @@
+"""Write the README's figures from the committed results, between its markers. ``--check`` only compares.
+
+.venv/bin/python scripts/readme.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from bareconv.bench.results import read
+from bareconv.report.format import bytes_, percent, rate, ratio, scientific, seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def filled(text: str) -> str:
+    """``text`` with every marked block made anew."""
+    for name, block in BLOCKS.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        before, _, rest = text.partition(begin)
+        text = before + begin + block(name) + end + rest.partition(end)[2]
+    return text
+
+
+def main_table(name: str) -> str:
+    """basic, three epochs, on two machines; and the parity proofs of the one with a GPU."""
+    gpu, cpu = read(RESULTS / "basic-h200.json"), read(RESULTS / "basic-2-cores.json")
+    runs = [(machine(cpu, run), run) for run in cpu["runs"]] + [(machine(gpu, run), run) for run in gpu["runs"]]
+    rows: list[tuple[str, Any]] = [
+        ("training time", lambda run: seconds(run["train_seconds"])),
+        ("total time", lambda run: seconds(run["total_seconds"])),
+        ("one step (forward, backward, update)", step),
+        ("images/s", lambda run: rate(run["images_per_second"])),
+        ("accuracy on the 10,000 test images", lambda run: percent(run["test_accuracy"])),
+        ("after the first epoch", lambda run: percent(run["history"]["epochs"][0]["test_accuracy"])),
+        ("peak memory", lambda run: bytes_(run["peak_memory_bytes"])),
+    ]
+    first = runs[0][1]
+    lines = [
+        f"`{first['model']}` ({first['parameters']:,} parameters, {first['flops_per_image'] / 1e6:.1f} MFLOP an image "
+        f"and step), {first['epochs']:g} epochs of {first['train_images']:,} images, batches of {first['batch_size']}, "
+        f"{first['precision']}, the readable reference engine:",
+        "",
+        "| | " + " | ".join(name for name, _ in runs) + " |",
+        "| --- |" + " ---: |" * len(runs),
+        *(f"| {label} | " + " | ".join(cell(run) for _, run in runs) + " |" for label, cell in rows),
+        "",
+        parity_text(gpu),
+        "",
+        f"From [basic-2-cores.json](benchmarks/results/basic-2-cores.json) (commit {cpu['commit']}) and "
+        f"[basic-h200.json](benchmarks/results/basic-h200.json) (commit {gpu['commit']}), both written by "
+        "`bareconv compare`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parity_text(result: dict[str, Any]) -> str:
+    """The proofs in a sentence each, and the speed-up."""
+    cpu, gpu = result["runs"]
+    text = (
+        f"On that machine the GPU trains {ratio(cpu['train_seconds'] / gpu['train_seconds'])} faster than its "
+        f"{result['environment']['cpu']['cores_allowed']}-core CPU. Parity"
+    )
+    proofs = [
+        f"over {proof['steps']} steps in {proof['precision']} the losses of the two differ by at most "
+        f"{scientific(proof['max_loss_difference'])} (tolerance {scientific(proof['tolerance'])}), the final weights "
+        f"by {scientific(proof['final_weight_difference'])}"
+        for proof in result["parity"]
+    ]
+    return f"{text}: {'; '.join(proofs)}."
+
+
+def original_table(name: str) -> str:
+    """Whole processes, ours beside the plain program."""
+    lines = [
+        "| machine | program | precision | whole process | training loop | accuracy |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    names = {"write-up": "plain, as the write-up describes it", "reference": "`bareconv train`"}
+    for file in ("original-2-cores", "original-h200"):
+        result = read(RESULTS / f"{file}.json")
+        for run in result["runs"]:
+            lines.append(
+                f"| {machine(result, run)} | {names[run['engine']]} | {run['precision']} | "
+                f"{seconds(run['total_seconds'])} | {seconds(run['train_seconds'])} | {percent(run['test_accuracy'])} |"
+            )
+    lines += [
+        "",
+        "Whole processes from start to end with the reading of the CSV, medians of turns "
+        "([original-2-cores.json](benchmarks/results/original-2-cores.json), "
+        "[original-h200.json](benchmarks/results/original-h200.json), by `benchmarks/original.py`). ",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def printed(name: str) -> str:
+    """What a command printed, as it was kept."""
+    return f"```text\n{(RESULTS / f'{name}-2-cores.txt').read_text(encoding='utf-8').strip()}\n```\n"
+
+
+def machine(result: dict[str, Any], run: dict[str, Any]) -> str:
+    """A column's head: the device, and of a CPU its cores."""
+    cpu = result["environment"]["cpu"]
+    return f"{cpu['cores_allowed']} cores of {cpu['model']}" if run["device"] == "cpu" else run["device_description"]
+
+
+def step(run: dict[str, Any]) -> str:
+    """The median step and its parts."""
+    parts = ", ".join(seconds(run["phases"][phase]) for phase in ("forward", "backward", "update"))
+    return f"{seconds(run['seconds_per_iteration'])} ({parts})"
+
+
+BLOCKS = {"main": main_table, "original": original_table, "quick": printed, "test": printed}
+
+
+def main() -> int:
+    """Rewrite the README, or say that it is not what the results say."""
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = filled(before)
+    if "--check" in sys.argv:
+        return int(before != after)
+    path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
