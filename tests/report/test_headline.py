@@ -62,7 +62,7 @@ def test_a_failed_parity_is_at_the_top() -> None:
 
 def test_results_without_runs_have_a_title_too() -> None:
     checks = [{"name": "conv", "device": "cpu", "error": 1e-8, "tolerance": 1e-5, "passed": True}]
-    assert headline(samples.result([], gradient_checks=checks)).title == "All 1 gradient checks passed"
+    assert headline(samples.result([], gradient_checks=checks)).title == "1 gradient check passed, none failed"
     assert headline(samples.result([])).title == "A result of bareconv"
     evaluation = samples.evaluation()
     assert headline(samples.result([], evaluation=evaluation)).title.startswith("98.95% of 10,000 images")

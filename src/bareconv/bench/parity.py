@@ -7,6 +7,7 @@ either side exceeds it by orders of magnitude.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from bareconv.training import Trainer
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "tf32": 5e-2}
+_LIMITS = np.finfo(np.float64)
 
 
 def parity(
@@ -26,7 +28,8 @@ def parity(
 ) -> dict[str, Any]:
     """The ``parity`` object of a result file; trains both fresh trainers by ``steps`` steps.
 
-    The tolerance is that of the coarser of the two precisions. Stops early, with the steps done, on ``should_stop()``.
+    The tolerance is that of the coarser of the two precisions. Stops early, with the steps done, on ``should_stop()``,
+    and where a loss is not finite. What is not finite differs by the largest number there is: JSON has no other.
     """
     sides = reference, candidate
     precisions = [side.device.effective_precision(side.settings.precision) for side in sides]
@@ -39,12 +42,12 @@ def parity(
         for side in sides:
             with side.device.activate():
                 losses.append(float(side.train_step(step)[0]))
-        loss_differences.append(abs(losses[0] - losses[1]) / max(abs(losses[0]), np.finfo(np.float64).tiny))
+        loss_differences.append(_relative(abs(losses[0] - losses[1]), abs(losses[0])))
         difference, worst = _largest_difference(*sides)
         weight_differences.append(difference)
         if on_step:
             on_step(step + 1)
-        if should_stop():
+        if should_stop() or not np.isfinite(losses).all():
             break
     tolerance = TOLERANCE[precision]
     return {
@@ -59,7 +62,7 @@ def parity(
         "final_weight_difference": weight_differences[-1],
         "worst_tensor": worst,
         "tolerance": tolerance,
-        "passed": bool(max(loss_differences) < tolerance),  # a NaN fails
+        "passed": max(loss_differences) < tolerance,
     }
 
 
@@ -70,7 +73,12 @@ def _largest_difference(reference: Trainer, candidate: Trainer) -> tuple[float, 
     for name, array in reference.model.parameters().items():
         a = reference.device.to_host(array).astype(np.float64)
         b = candidate.device.to_host(theirs[name]).astype(np.float64)
-        difference = float(np.linalg.norm(a - b) / max(np.linalg.norm(a), np.finfo(np.float64).tiny))
-        if not difference <= largest:
+        difference = _relative(float(np.linalg.norm(a - b)), float(np.linalg.norm(a)))
+        if difference > largest:
             largest, worst = difference, name
     return largest, worst
+
+
+def _relative(difference: float, size: float) -> float:
+    relative = difference / max(size, float(_LIMITS.tiny))
+    return relative if math.isfinite(relative) else float(_LIMITS.max)

@@ -23,6 +23,7 @@ def profile(trainer: Trainer, steps: int = 20) -> tuple[dict[str, Any], list[dic
     """
     device, engine = trainer.device, trainer.engine
     samples: dict[tuple[str, str], list[float]] = {}
+    has_dx: set[str] = set()
     with device.activate():
         for repeat in range(WARM_UP + steps):
             marks, names = [device.mark()], [("", "")]
@@ -33,6 +34,8 @@ def profile(trainer: Trainer, steps: int = 20) -> tuple[dict[str, Any], list[dic
 
             def watch(phase: str, layer: Layer, result: Array | None, note: Any = note) -> None:
                 note(phase, layer.name)
+                if phase == "backward" and result is not None:
+                    has_dx.add(layer.name)
 
             x, labels = trainer.batch(0)
             note("batch", "")
@@ -56,7 +59,7 @@ def profile(trainer: Trainer, steps: int = 20) -> tuple[dict[str, Any], list[dic
     median = {key: statistics.median(values) for key, values in samples.items()}
     phases = {name: median[name, ""] for name in ("batch", "forward", "backward", "update")}
     batch = len(labels)
-    operations = [_operation(leaf, median, batch) for leaf in _executed(trainer)]
+    operations = [_operation(leaf, median, batch, leaf.name in has_dx) for leaf in _executed(trainer)]
     return {**phases, "profiled_steps": steps}, operations
 
 
@@ -65,8 +68,8 @@ def _executed(trainer: Trainer) -> list[Layer]:
     return [*trainer.model.leaves(), *([loss] if isinstance(loss, Layer) else [])]
 
 
-def _operation(leaf: Layer, median: dict[tuple[str, str], float], batch: int) -> dict[str, Any]:
-    flops, has_dx = leaf.flops(), ("backward", leaf.name) in median
+def _operation(leaf: Layer, median: dict[tuple[str, str], float], batch: int, has_dx: bool) -> dict[str, Any]:
+    flops = leaf.flops()
     return {
         "name": leaf.name,
         "type": type(leaf).__name__,

@@ -1,11 +1,12 @@
 """The command line: ``bareconv VERB``. One file a verb, imported when it is called.
 
-Exit codes: 0 done; 1 the work failed (a check out of tolerance, a loss not finite); 2 bad usage or input; 130
-interrupted.
+Exit codes: 0 done; 1 the work failed (a check out of tolerance, a loss not finite, a full disk); 2 bad usage or input;
+130 interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -40,8 +41,10 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS:
-            raise click.UsageError(f"there is no verb {args[0]!r}; expected one of {', '.join(VERBS)}")
+        if args[0].startswith("-"):
+            raise click.UsageError(f"there is no option {args[0]} before the verb", ctx)
+        if args[0] not in VERBS:
+            raise click.UsageError(f"there is no verb {args[0]!r}; expected one of {', '.join(VERBS)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -49,36 +52,44 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]}, subcommand_metavar="VERB ...", options_metavar=""
+)
 @click.version_option(bareconv.__version__, prog_name="bareconv")
 def cli() -> None:
     """A convolutional network from first principles, on NumPy and CuPy, and an honest comparison of the two.
 
     \b
     Examples:
+      bareconv info
       bareconv compare --quick
       bareconv train --model basic --epochs 3 --checkpoint basic.safetensors
       bareconv evaluate basic.safetensors
       bareconv predict basic.safetensors digit-recognizer/test.csv -o submission.csv
 
-    ``bareconv VERB --help`` shows a verb's options.
+    "bareconv VERB --help" shows a verb's options.
     """
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process; an error is one line on standard error."""
+    from bareconv.cli.legible import make_legible
+
+    make_legible(sys.stdout)
+    make_legible(sys.stderr)
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. Without arguments it shows the help."""
     from bareconv.errors import BareconvError
 
-    given = sys.argv[1:] if arguments is None else arguments
+    given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         return int(cli.main(given, prog_name="bareconv", standalone_mode=False, obj=["bareconv", *given]) or 0)
     except click.ClickException as error:
-        _complain(error.format_message())
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "bareconv"
+        _complain(f"{error.format_message()} (see {path} --help)")
         return error.exit_code
     except BareconvError as error:
         _complain(str(error))
@@ -86,13 +97,11 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of our output has gone (| head): its business, not an error
+    except BrokenPipeError:  # whoever read our output has gone (| head): its business, not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MemoryError as error:
-        _complain(f"out of memory: {error or 'no more to be had'}; a smaller batch needs less")
         return 1
 
 
 def _complain(message: str) -> None:
-    print("bareconv: " + " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        print("bareconv: " + " ".join(message.split()), file=sys.stderr)

@@ -20,6 +20,7 @@ from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styl
 from bareconv.report.marks import (
     Look,
     bar_rows,
+    fullest,
     legend,
     looks,
     room_for_values,
@@ -31,7 +32,7 @@ from bareconv.report.marks import (
     titles,
 )
 from bareconv.report.palette import COMPONENTS, LIGHT
-from bareconv.report.runs import Speedup, operation_seconds, pairs, speedups
+from bareconv.report.runs import PARTS, Speedup, operation_seconds, pairs, speedups
 
 _MOST_ROWS = 20  # operations shown one by one
 _LOG_FROM = 20.0  # where the largest is this many times the smallest, the axis is logarithmic
@@ -83,7 +84,8 @@ def _names(found: list[Speedup]) -> list[str]:
     for s in found:
         longest[s.name] = max(s.seconds, longest.get(s.name, 0.0))
     kept = sorted(longest, key=lambda name: -longest[name])[:_MOST_ROWS]
-    return [name for name in longest if name in kept]
+    parts = {name: place for place, name in enumerate(PARTS)}
+    return sorted((name for name in longest if name in kept), key=lambda name: parts.get(name, 0))
 
 
 @styled
@@ -96,8 +98,8 @@ def operation_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
     if not every:
         raise NothingToShow("no operation took any time")
     narrow = width <= NARROW
-    thick = 0.3 if len(shown) == 1 else 0.16 * len(shown) + 0.09
-    height = len(names) * thick + 0.6
+    crowd = fullest([(look, [sum(found[n]) if n in found else None for n in names]) for look, found in shown])
+    height = len(names) * (0.3 if crowd == 1 else 0.16 * crowd + 0.09) + 0.6
     figure = new_figure(width, (2 * height if narrow else height) + 0.35)
     boxes = np.ravel(figure.subplots(2 if narrow else 1, 1 if narrow else 2, squeeze=False))
     room = room_for_values(width - 1.2 if narrow else width / 2 - 0.6)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bareconv.report import format as fmt
-from bareconv.report.gallery import Gallery
+from bareconv.report.gallery import Gallery, is_signed
 from bareconv.report.runs import Run, labels, main_pair, operation_seconds, pairs, speedups
 
 
@@ -177,7 +177,11 @@ def filters(gallery: Gallery) -> Words:
     """How many filters, of what size."""
     assert gallery.filters is not None
     R, S, C, K = gallery.filters.shape
-    what = f"{K} filters of {R} × {S}" + (f" × {C} channels" if C > 1 else "")
+    what = (
+        f"{K} filters of {R} × {S}"
+        + (f" × {C} channels" if C > 1 else "")
+        + (", averaged over these" if C not in (1, 3) else "")
+    )
     how = (
         "in their own colours"
         if C == 3
@@ -187,13 +191,15 @@ def filters(gallery: Gallery) -> Words:
 
 
 def feature_maps(gallery: Gallery) -> Words:
-    """Which layers are shown."""
-    names = ", ".join(gallery.layers())
-    return Words(
-        f"An image and its feature maps after the layers {names}.",
-        "What each layer makes of one image: bright where a channel answers. Layer by layer the places blur, and the "
-        "answers grow more specific.",
-    )
+    """Which layers are shown, and what their colours mean."""
+    layers = gallery.layers()
+    signs = {is_signed(maps) for maps in layers.values()}
+    caption = "What each layer makes of one image."
+    if False in signs:
+        caption += " Bright: where a channel answers."
+    if True in signs:
+        caption += " Where answers have a sign: green above zero, pink below, white at zero."
+    return Words(f"An image and its feature maps after the layers {', '.join(layers)}.", caption)
 
 
 def examples(gallery: Gallery, *, right: bool) -> Words:

@@ -67,7 +67,7 @@ def _losses(axes: Axes, shown: list[tuple[Run, Look]], *, by_time: bool) -> None
     for run, look in shown:
         loss = _loss(run)
         step = run["train_seconds"] / loss.size if by_time else 1.0
-        mean = smooth(loss, max(1, loss.size // 50))
+        mean = smooth(loss, _window(loss))
         if not by_time:
             x, raw = thin(loss, 2 * _POINTS)
             axes.plot((x + 1) * step, raw, color=look.colour, alpha=min(0.25, 0.4 / len(shown)), linewidth=0.6)
@@ -91,7 +91,17 @@ def _losses(axes: Axes, shown: list[tuple[Run, Look]], *, by_time: bool) -> None
         axes.set_xlim(0, end * 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: fmt.count(x)))
-        titles(axes, "Training loss by step", "step; bold: mean of the last fiftieth" if end >= 100 else "step")
+        titles(axes, "Training loss by step", _step(shown))
+
+
+def _window(loss: Line) -> int:
+    """Over how many steps the running mean is taken."""
+    return max(1, loss.size // 25)
+
+
+def _step(shown: list[tuple[Run, Look]]) -> str:
+    windows = {_window(_loss(run)) for run, _ in shown}
+    return f"step; bold: the mean of {windows.pop()} steps" if len(windows) == 1 and windows != {1} else "step"
 
 
 def _accuracy(axes: Axes, shown: list[tuple[Run, Look]], *, by_time: bool) -> None:

@@ -15,6 +15,11 @@ from bareconv.errors import DataError
 from bareconv.report.files import write_whole
 
 
+def is_signed(maps: NDArray[Any]) -> bool:
+    """Whether a layer answers below zero too, as a convolution does before its ReLU."""
+    return bool(np.nanmin(maps, initial=0.0) < 0)
+
+
 @dataclass(frozen=True)
 class Gallery:
     """Pictures' arrays, all NumPy on the host.
@@ -59,7 +64,7 @@ class Gallery:
     def load(cls, path: str | Path) -> Gallery:
         """Read what ``save`` wrote. Raises DataError, naming the file, where it is missing or something else."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as stored:
                 arrays = dict(stored)
             names = [str(name) for name in arrays["feature_names"]]
             return cls(

@@ -62,11 +62,8 @@ def headline(result: dict[str, Any]) -> Headline:
     elif result.get("gradient_checks"):
         checks = result["gradient_checks"]
         failed = sum(not check["passed"] for check in checks)
-        title = (
-            f"{failed} of {len(checks)} gradient checks failed"
-            if failed
-            else f"All {len(checks)} gradient checks passed"
-        )
+        checked = f"{len(checks)} gradient check{'s' if len(checks) > 1 else ''}"
+        title = f"{failed} of {checked} failed" if failed else f"{checked} passed, none failed"
         lead = []
     else:
         title, lead = "A result of bareconv", _parity(result)

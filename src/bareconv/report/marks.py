@@ -180,13 +180,12 @@ def bar_rows(
     ``names``: whether the rows' names stand at the left. ``base``: where bars begin. ``left``: the colour of those that
     go to the left of it, where it is not the series' own.
     """
-    many = len(series)
+    many = fullest(series)
     thick = 0.8 / many
-    for s, (look, values) in enumerate(series):
-        for r, value in enumerate(values):
-            if value is None or not math.isfinite(value):
-                continue
-            y = r - 0.4 + (s + 0.5) * thick
+    for r in range(len(rows)):
+        there = [(look, x) for look, values in series if (x := values[r]) is not None and math.isfinite(x)]
+        for place, (look, value) in enumerate(there):
+            y = r + (place - (len(there) - 1) / 2) * thick
             colour = left if left and value < base else look.colour
             axes.barh(y, value - base, left=base, height=thick * 0.86, color=colour, alpha=look.alpha, linewidth=0)
             axes.annotate(
@@ -204,6 +203,12 @@ def bar_rows(
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"], labelsize=9)
     axes.grid(visible=False, axis="y")
     axes.spines["bottom"].set_visible(False)
+
+
+def fullest(series: Sequence[tuple[Look, Sequence[float | None]]]) -> int:
+    """How many bars the fullest row has, at least one: with several models, not every series has a bar in every row."""
+    by_row = zip(*(values for _, values in series), strict=True)
+    return max((sum(x is not None for x in row) for row in by_row), default=1) or 1
 
 
 def room_for_values(width: float) -> float:

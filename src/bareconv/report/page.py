@@ -54,7 +54,7 @@ def write_report(result: dict[str, Any], gallery: Gallery | None, folder: str | 
     folder = Path(folder)
     pictures = _pictures(result, gallery, folder)
     page = _environment().get_template("report.html").render(_context(result, pictures))
-    return write_whole(folder / "report.html", page.encode())
+    return write_whole(folder / "report.html", page.encode("utf-8", "replace"))
 
 
 def _pictures(result: dict[str, Any], gallery: Gallery | None, folder: Path) -> dict[str, Picture]:

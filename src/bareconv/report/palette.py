@@ -24,8 +24,8 @@ LIGHT = {
     "gradients": "#a84c98",
     "optimizer": "#8f6b00",
     "activations": "#1f7f6d",
-    "data": "#577a17",
-    "overhead": "#68707a",
+    "data": "#5c7f12",
+    "overhead": "#525a66",
 }
 
 DARK = {

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from bareconv.report import format as fmt
 from bareconv.report.canvas import NARROW, POINT, WIDE, NothingToShow, label, png, styled
 from bareconv.report.files import write_whole
-from bareconv.report.gallery import Gallery
+from bareconv.report.gallery import Gallery, is_signed
 from bareconv.report.palette import LIGHT
 
 _MOST_FILTERS, _MOST_EXAMPLES = 64, 12
@@ -41,36 +41,45 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[object] | None = No
     names = [label(name, 10) for name in (range(number) if classes is None else classes)]
     left, right, top = 44.0, 62.0, 38.0
     whole = min(width / POINT, 520.0)
-    cell = (whole - left - right) / number
-    axes = _board(whole, top + number * cell + 8)
+    side = whole - left - right
+    axes = _board(whole, top + side + 8)
     errors = np.where(np.eye(number, dtype=bool), 0, counts)
     depth = 0.1 + 0.8 * np.sqrt(errors / max(4, errors.max()))  # the root, so that single errors are seen too
-    size = min(9.5, 0.42 * cell)
-    for i in range(number):
-        for j in range(number):
-            x, y = left + j * cell, top + i * cell
-            if errors[i, j]:
-                axes.add_patch(Rectangle((x, y), cell, cell, color=LIGHT["error"], alpha=depth[i, j], linewidth=0))
-            elif i == j:
-                axes.add_patch(Rectangle((x, y), cell, cell, color=LIGHT["soft"], linewidth=0))
-            if number <= _NUMBERED and counts[i, j]:
-                strong = bool(errors[i, j]) and depth[i, j] > 0.78
-                colour = LIGHT["muted"] if i == j else LIGHT["paper"] if strong else LIGHT["ink"]
-                _text(axes, x + cell / 2, y + cell / 2, f"{counts[i, j]}", colour, size)
-        axes.plot([left, left + number * cell], [top + i * cell] * 2, color=LIGHT["line"], linewidth=0.5)
-        axes.plot([left + i * cell] * 2, [top, top + number * cell], color=LIGHT["line"], linewidth=0.5)
-        if number <= _NUMBERED:
-            middle = top + (i + 0.5) * cell
-            _text(axes, left - 7, middle, names[i], LIGHT["ink"], size + 1, ha="right", weight="bold")
-            _text(axes, left + (i + 0.5) * cell, top - 9, names[i], LIGHT["ink"], size + 1, weight="bold")
-            seen = counts[i].sum()
-            share = fmt.percent(counts[i, i] / seen, 1) if seen else fmt.MISSING
-            _text(axes, whole - right + 8, middle, share, LIGHT["muted"], min(9, size + 1), ha="left")
-    axes.add_patch(Rectangle((left, top), number * cell, number * cell, fill=False, edgecolor=LIGHT["line"]))
+    if number <= _NUMBERED:
+        _cells(axes, counts, np.where(errors > 0, depth, 0.0), names, left, top, side / number)
+        _text(axes, whole - right + 8, 9, "found", LIGHT["muted"], 9, ha="left")
+    else:  # too many for numbers: one pixel each
+        colour = np.array([int(LIGHT["error"][i : i + 2], 16) for i in (1, 3, 5)])
+        pixels = np.concatenate(
+            [np.broadcast_to(colour, (*counts.shape, 3)), (255 * depth * (errors > 0))[..., None]], -1
+        )
+        _image(axes, pixels.astype(np.uint8), left, top, side, side)
+    axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=LIGHT["line"]))
     _text(axes, left, 9, "predicted", LIGHT["muted"], 9, ha="left")
-    _text(axes, whole - right + 8, 9, "found", LIGHT["muted"], 9, ha="left")
     _text(axes, 2, top - 9, "true", LIGHT["muted"], 9, ha="left")
     return _figure(axes)
+
+
+def _cells(
+    axes: Axes, counts: NDArray[Any], depth: NDArray[Any], names: list[str], left: float, top: float, cell: float
+) -> None:
+    """The matrix as squares of ``cell`` points with their counts, names before and above, the recall behind."""
+    number = len(counts)
+    size = min(9.5, 0.42 * cell, 1.6 * cell / len(str(counts.max())))
+    for i, j in np.argwhere(counts):
+        x, y = left + j * cell, top + i * cell
+        look = {"color": LIGHT["soft"]} if i == j else {"color": LIGHT["error"], "alpha": depth[i, j]}
+        axes.add_patch(Rectangle((x, y), cell, cell, linewidth=0, **look))
+        colour = LIGHT["muted"] if i == j else LIGHT["paper"] if depth[i, j] > 0.78 else LIGHT["ink"]
+        _text(axes, x + cell / 2, y + cell / 2, f"{counts[i, j]}", colour, size)
+    for i, name in enumerate(names):
+        at, end = (i + 0.5) * cell, number * cell
+        axes.plot([left, left + end], [top + i * cell] * 2, color=LIGHT["line"], linewidth=0.5)
+        axes.plot([left + i * cell] * 2, [top, top + end], color=LIGHT["line"], linewidth=0.5)
+        _text(axes, left - 7, top + at, name, LIGHT["ink"], min(10.5, 0.5 * cell), ha="right", weight="bold")
+        _text(axes, left + at, top - 9, name, LIGHT["ink"], min(10.5, 0.5 * cell), weight="bold")
+        share = fmt.percent(counts[i, i] / counts[i].sum(), 1) if counts[i].sum() else fmt.MISSING
+        _text(axes, left + end + 8, top + at, share, LIGHT["muted"], min(9, 0.5 * cell), ha="left")
 
 
 @styled
@@ -79,12 +88,11 @@ def filters(gallery: Gallery, *, width: float = WIDE) -> Figure:
     weights = gallery.filters
     if weights is None or weights.ndim != 4 or weights.size == 0:
         raise NothingToShow("there are no filters")
-    shown = np.moveaxis(np.asarray(weights, np.float64), -1, 0)[:_MOST_FILTERS]  # (K, R, S, C)
-    most = float(np.nanmax(np.abs(shown), initial=0.0)) or 1.0
+    shown = np.nan_to_num(np.moveaxis(np.asarray(weights, np.float64), -1, 0)[:_MOST_FILTERS])  # (K, R, S, C)
     if shown.shape[-1] == 3:
-        tiles = [_bytes(0.5 + w / (2 * (np.nanmax(np.abs(w)) or 1.0))) for w in shown]
+        tiles = [_bytes(0.5 + w / (2 * (np.max(np.abs(w)) or 1.0))) for w in shown]
     else:  # what several channels add up to; with one, the filter itself
-        most = float(np.nanmax(np.abs(shown.mean(axis=-1)), initial=0.0)) or 1.0
+        most = float(np.max(np.abs(shown.mean(axis=-1)), initial=0.0)) or 1.0
         tiles = [_mapped(0.5 + w.mean(axis=-1) / (2 * most), _SIGNED) for w in shown]
     whole = width / POINT
     columns = min(len(tiles), 16 if width > NARROW else 8)
@@ -119,14 +127,17 @@ def feature_maps(gallery: Gallery, *, width: float = WIDE) -> Figure:
     _text(axes, 0, 7, "the image", LIGHT["ink"], 9, ha="left", weight="bold")
     for name, maps, top in rows:
         P, Q, K = maps.shape
-        channels = f"{min(K, columns)} of {K} channels" if columns < K else f"{K} channel{'s' if K > 1 else ''}"
-        _text(axes, x0, top + 7, label(name), LIGHT["ink"], 9, ha="left", weight="bold")
-        _text(axes, whole, top + 7, f"{channels}, {P} × {Q} each", LIGHT["muted"], 8.5, ha="right")
-        values = np.asarray(maps, np.float64)
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        for k in range(min(K, columns)):
-            tile = _mapped((values[:, :, k] - low) / ((high - low) or 1.0), _POSITIVE)
-            _image(axes, tile, x0 + k * (side + 5), top + 16, side, side)
+        values = np.nan_to_num(np.asarray(maps, np.float64))
+        active = np.sort(np.argsort(-np.abs(values).max(axis=(0, 1)), kind="stable")[:columns])
+        values = values[:, :, active]
+        channels = f"the {columns} most active of {K} channels" if columns < K else f"{K} channel{'s' if K > 1 else ''}"
+        _text(axes, x0, top + 7, label(name, 16 if narrow else 26), LIGHT["ink"], 9, ha="left", weight="bold")
+        _text(axes, whole, top + 7, f"{channels}, {P} × {Q}", LIGHT["muted"], 8.5, ha="right")
+        # One scale a layer. Its few strongest answers may saturate, or all the others would look alike.
+        values /= float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
+        for i, tile in enumerate(np.moveaxis(values, -1, 0)):
+            coloured = _mapped(0.5 + tile / 2, _SIGNED) if is_signed(maps) else _mapped(tile, _POSITIVE)
+            _image(axes, coloured, x0 + i * (side + 5), top + 16, side, side)
     return _figure(axes)
 
 
@@ -189,13 +200,16 @@ def predictions_picture(
     confidence: NDArray[Any],
     path: str | Path,
     labels: NDArray[Any] | None = None,
+    *,
+    most: int = 60,
 ) -> Path:
-    """Write as PNG the images in rows, above each its predicted class, and below how sure the model was.
+    """Write as PNG the first ``most`` images in rows, above each its predicted class, and below how sure the model was.
 
     ``images`` (M, H, W, C) or (M, H, W) uint8, the others (M,). With ``labels``, the true classes, a wrong prediction
     reads "true → predicted" in the colour of errors.
     """
     names, right = [], []
+    images, predicted, confidence = images[:most], predicted[:most], confidence[:most]
     for i, guess in enumerate(predicted):
         right.append(None if labels is None else bool(labels[i] == guess))
         names.append(f"{guess}" if labels is None or right[-1] else f"{labels[i]} → {guess}")
@@ -257,9 +271,8 @@ def _board(width: float, height: float) -> Axes:
 
 
 def _figure(axes: Axes) -> Figure:
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return figure
+    assert isinstance(axes.figure, Figure)
+    return axes.figure
 
 
 def _text(
@@ -285,7 +298,7 @@ def _picture(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _mapped(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Values of 0 to 1 in the colours of a map, (H, W, 3) uint8; NaN is shown as 0."""
+    """Values of 0 to 1, others as the nearest of these, in the colours of a map, (H, W, 3) uint8; NaN is 0."""
     return np.asarray(colormaps[name](np.nan_to_num(values), bytes=True))[..., :3]
 
 

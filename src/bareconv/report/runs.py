@@ -12,6 +12,9 @@ from typing import Any
 
 Run = dict[str, Any]
 
+# What a run's speed-ups are of, in order; the operations follow in the model's.
+PARTS = ("Images per second", "Total", "Training", "One iteration", "Batch", "Forward", "Backward", "Update")
+
 # What may tell runs of one device apart, in the order a reader asks for it.
 _TELLING = ("model", "precision", "engine", "batch_size", "optimizer", "seed")
 

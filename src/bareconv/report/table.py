@@ -108,11 +108,12 @@ def _settings(runs: list[Run]) -> list[Row]:
         text("Parameters", known("parameters")),
         text("Data", lambda run: run.get("data")),
         text("Training images", known("train_images")),
-        text("Optimizer", lambda run: ", ".join(filter(None, (run.get("optimizer"), run.get("schedule"))))),
         text("Batch size", lambda run: fmt.count(run["batch_size"])),
         text("Epochs", lambda run: fmt.count(run["epochs"])),
         text("Steps", lambda run: fmt.count(run["iterations"])),
         text("Seed", lambda run: run.get("seed")),
+        text("Optimizer", lambda run: run.get("optimizer")),
+        text("Schedule", lambda run: run.get("schedule")),
     ]
 
 

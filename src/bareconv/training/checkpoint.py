@@ -38,6 +38,7 @@ class Checkpoint:
     settings: Settings
     optimizer: optim.Optimizer
     optimizer_state: dict[str, NDArray[Any]]
+    optimizer_step: int
     history: History
     data: str  # the name of the data that it was trained on
 
@@ -51,7 +52,7 @@ class Checkpoint:
         trainer = Trainer(self.model, data, self.optimizer, self.settings, device, self.history)
         with trainer.device.activate():
             state = {key: trainer.device.asarray(value) for key, value in self.optimizer_state.items()}
-            self.optimizer.load_state(state, self.history.iterations)
+            self.optimizer.load_state(state, self.optimizer_step)
         return trainer
 
 
@@ -75,6 +76,7 @@ def save(path: Path, trainer: Trainer) -> None:
         "model": trainer.model.config(),
         "settings": {**settings, "schedule": trainer.settings.schedule.config()},
         "optimizer": trainer.optimizer.config(),
+        "optimizer_step": trainer.optimizer.step,
         "data": trainer.data.name,
         "history": {
             "batch_size": history.batch_size,
@@ -93,6 +95,8 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint; the model is on the CPU. DataError, in one line, where the file is not one."""
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise DataError(f"{path}: that is a folder; expected a checkpoint, a file")
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -112,12 +116,15 @@ def load(path: Path) -> Checkpoint:
         schedule = optim.schedule_from_config(settings.pop("schedule"))
         model.to("cpu", settings["precision"]).load_state(_below("model/", tensors))
         epochs = [EpochRecord(**epoch) for epoch in about["history"].pop("epochs")]
+        optimizer, state = optim.from_config(about["optimizer"]), _below("optimizer/", tensors)
+        _check_state(optimizer, state, model if about["optimizer_step"] else None)
         return Checkpoint(
             path=path,
             model=model,
             settings=Settings(schedule=schedule, **settings),
-            optimizer=optim.from_config(about["optimizer"]),
-            optimizer_state=_below("optimizer/", tensors),
+            optimizer=optimizer,
+            optimizer_state=state,
+            optimizer_step=about["optimizer_step"],
             history=History(
                 loss=tensors["history/loss"].tolist(),
                 correct=tensors["history/correct"].tolist(),
@@ -126,10 +133,21 @@ def load(path: Path) -> Checkpoint:
             ),
             data=about["data"],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged checkpoint: {type(error).__name__} {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise DataError(f"{path}: damaged checkpoint: {reason}") from None
     except BareconvError as error:
         raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from None
+
+
+def _check_state(optimizer: optim.Optimizer, state: dict[str, NDArray[Any]], model: Model | None) -> None:
+    """ValueError unless ``state`` is what ``optimizer`` keeps for ``model``; None: before its first step, nothing."""
+    parameters = {} if model is None else model.parameters()
+    expected = {f"{slot}/{name}": value.shape for slot in optimizer.slots for name, value in parameters.items()}
+    for key in sorted(expected.keys() | state.keys()):
+        came = state[key].shape if key in state else None
+        if came != expected.get(key):
+            raise ValueError(f"optimizer/{key}: expected {expected.get(key, 'none')}, got {came or 'none'}")
 
 
 def check_writable(path: Path) -> None:
@@ -158,10 +176,11 @@ def write_aside(path: Path, content: bytes) -> None:
         aside.chmod(0o666 & ~_umask())
         aside.replace(path)
     except OSError as error:
-        if aside is not None:
-            with contextlib.suppress(OSError):
-                aside.unlink()
         raise BareconvError(f"{path}: could not be written: {error.strerror or error}") from None
+    finally:
+        if aside is not None:  # after the renaming there is none, after an error or an interruption there is
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -62,7 +62,7 @@ def evaluate(engine: Engine, split: Split, images: Array | None = None) -> Evalu
             labels = device.asarray(split.labels[start : start + CHUNK])
             loss, p, _ = ops.softmax_cross_entropy_forward(logits, labels)
             total += float(loss) * len(labels)
-            predicted.append(device.to_host(p.argmax(axis=1)))
+            predicted.append(device.to_host(logits.argmax(axis=1)))  # p may tie where the logits do not
             confidence.append(device.to_host(p.max(axis=1)))
     return Evaluation(
         loss=total / len(split),
@@ -78,8 +78,8 @@ def predict(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64
     device = engine.device
     with device.activate():
         parts = [
-            ops.softmax(engine.predict(device.asarray(images[start : start + CHUNK])))
+            device.to_host(engine.predict(device.asarray(images[start : start + CHUNK])))
             for start in range(0, len(images), CHUNK)
         ]
-        p = np.concatenate([device.to_host(part) for part in parts])
-    return p.argmax(axis=1), p.max(axis=1).astype(np.float64)
+    logits = np.concatenate(parts)
+    return logits.argmax(axis=1), ops.softmax(logits).max(axis=1).astype(np.float64)

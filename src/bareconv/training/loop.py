@@ -14,15 +14,18 @@ from bareconv import random
 from bareconv.data import Dataset
 from bareconv.device import Array, Device, get_device
 from bareconv.errors import NotFiniteError, UsageError
-from bareconv.nn.layer import Layer
+from bareconv.nn.layer import Layer, Watch
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, OneCycle, Optimizer, Schedule
 from bareconv.training.engine import Engine, make_engine
-from bareconv.training.evaluation import Evaluation, evaluate
+from bareconv.training.evaluation import CHUNK, Evaluation, evaluate
 from bareconv.training.history import EpochRecord, History
 
 REPORT_SECONDS = 0.25  # how often the losses are read from the device, which waits for it, and progress is told
 SNAPSHOT_STEPS = 64  # how often the state is kept, to come back to when a loss turns out not to be finite
+
+# NumPy would warn where CuPy is silent; a loss that is not finite is found, and explained, on either.
+_QUIET = np.errstate(over="ignore", invalid="ignore")
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class Trainer:
     ) -> None:
         _check_data(model, data)
         self.data, self.settings, self.device = data, settings, get_device(device)
-        self.model = model.to(self.device, settings.precision)
-        self.optimizer = optimizer
         self.engine: Engine = make_engine(
-            settings.engine, self.model, optimizer, settings.label_smoothing, settings.clip_norm
+            settings.engine, model, optimizer, settings.label_smoothing, settings.clip_norm
         )
+        self.model = model.to(self.device, settings.precision)  # after all that could be refused
+        self.optimizer = optimizer
         with self.device.activate():
             self.images = self.device.asarray(data.train.images)
             self.labels = self.device.asarray(data.train.labels)
@@ -91,7 +94,7 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         self._whole: tuple[Array, Array] | None = None
         self._order: tuple[int, Array] | None = None
-        self._snapshot: tuple[int, dict[str, Array]] | None = None
+        self._snapshot: tuple[int, int, dict[str, Array]] | None = None  # steps, the optimizer's steps, the arrays
 
     @property
     def step(self) -> int:
@@ -129,6 +132,7 @@ class Trainer:
         """The scheduled rate of that step."""
         return self.optimizer.lr * self.settings.schedule.rate(step, self.total_steps)
 
+    @_QUIET
     def train_step(self, step: int) -> tuple[Array, Array]:
         """One step; (loss, correct) stay on the device."""
         x, labels = self.batch(step)
@@ -137,6 +141,7 @@ class Trainer:
         self.engine.update(self.learning_rate(step))
         return result
 
+    @_QUIET
     def run(
         self,
         on_progress: Callable[[Progress], None] | None = None,
@@ -207,6 +212,8 @@ class Trainer:
             begun = time.perf_counter()
             evaluation = self.evaluation = evaluate(self.engine, held_out[1], self.test_images)
             history.evaluate_seconds += time.perf_counter() - begun
+            if not math.isfinite(evaluation.loss):  # no later step may come to notice it
+                raise self._explain_evaluation(held_out[0], evaluation.loss)
         loss, accuracy = history.since(first)
         record = EpochRecord(
             epoch=epoch + 1,
@@ -240,34 +247,55 @@ class Trainer:
 
     def _take_snapshot(self, step: int) -> None:
         live = {**self.model.state(), **self.optimizer.state()}
-        if self._snapshot is not None and self._snapshot[1].keys() == live.keys():
-            for key, kept in self._snapshot[1].items():
-                kept[...] = live[key]
-            self._snapshot = step, self._snapshot[1]
+        kept = self._snapshot[2] if self._snapshot is not None else {}
+        if kept.keys() == live.keys():
+            for key, array in kept.items():
+                array[...] = live[key]
         else:
-            self._snapshot = step, {key: value.copy() for key, value in live.items()}
+            kept = {key: value.copy() for key, value in live.items()}
+        self._snapshot = step, self.optimizer.step, kept
 
     def _explain_not_finite(self, step: int, loss: float) -> NotFiniteError:
         assert self._snapshot is not None
-        start, kept = self._snapshot
+        start, updates, kept = self._snapshot
         self.model.load_state({key: kept[key] for key in self.model.state()})
-        self.optimizer.load_state({key: kept[key] for key in kept if key not in self.model.state()}, start)
+        self.optimizer.load_state({key: kept[key] for key in kept if key not in self.model.state()}, updates)
         for again in range(start, step):
             self.train_step(again)
+        found = self._first_not_finite(lambda look: self.engine.forward(*self.batch(step), step, watch=look))
+        return self._not_finite(f"the loss became {loss} at step {step}", step, found)
+
+    def _explain_evaluation(self, split: str, loss: float) -> NotFiniteError:
+        """For the last step of an epoch, whose own loss was finite, but not what its update left."""
+        images, step = self.test_images, self.step - 1
+        assert images is not None
+
+        def predict(look: Watch) -> None:
+            for start in range(0, len(images), CHUNK):
+                self.model.forward(self.model.prepare(images[start : start + CHUNK]), watch=look)
+
+        with self.device.activate():
+            found = self._first_not_finite(predict)
+        return self._not_finite(f"the loss on the {split} images became {loss} after step {step}", step, found)
+
+    def _first_not_finite(self, forward: Callable[[Watch], object]) -> str | None:
+        """The first layer whose output is not finite in ``forward``, which is given what to watch with."""
         found: list[str] = []
 
         def look(phase: str, layer: Layer, result: Array | None) -> None:
             if not found and result is not None and not bool(self.device.xp.isfinite(result).all()):
                 found.append(layer.name)
 
-        self.engine.forward(*self.batch(step), step, watch=look)
-        layer = found[0] if found else "loss"
-        where = f"the first output that is not finite is that of layer {layer}" if found else "all outputs are finite"
+        forward(look)
+        return found[0] if found else None
+
+    def _not_finite(self, what: str, step: int, layer: str | None) -> NotFiniteError:
+        where = f"the first output that is not finite is that of layer {layer}" if layer else "all outputs are finite"
         return NotFiniteError(
-            f"the loss became {loss} at step {step} (epoch {step // self.history.steps_per_epoch + 1}): {where}; "
+            f"{what} (epoch {step // self.history.steps_per_epoch + 1}): {where}; "
             f"a smaller learning rate (now {self.learning_rate(step):g}) or clipping the gradient may help",
             step=step,
-            layer=layer,
+            layer=layer or "loss",
         )
 
 

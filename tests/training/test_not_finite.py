@@ -1,0 +1,193 @@
+"""A loss that is not finite: the step and the first layer are named, however late it is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bareconv import nn, optim
+from bareconv.errors import BareconvError, NotFiniteError
+from bareconv.optim import SGD, Adam, Constant
+from bareconv.training import Settings, Trainer, loop
+
+
+def planting(rule, at, value=np.inf):
+    """An optimizer like ``rule`` that, with its ``at``-th update, sets the first number of ``parameter``."""
+
+    class Planted(type(rule)):
+        parameter = ""
+
+        def update(self, params, grads, lr):
+            super().update(params, grads, lr)
+            if self.step == at:
+                params[self.parameter].reshape(-1)[0] = value
+
+    rule.__class__ = Planted
+    return rule
+
+
+def trainer_of(model, data, optimizer, device="cpu", **settings):
+    settings = {"batch_size": 16, "epochs": 60, "seed": 3, "schedule": Constant(), **settings}
+    return Trainer(model, data, optimizer, Settings(**settings), device)
+
+
+def failing(trainer):
+    with pytest.raises(NotFiniteError) as caught:
+        trainer.run()
+    return caught.value
+
+
+@pytest.fixture
+def one_window_an_epoch(monkeypatch):
+    """Losses are read when 64 steps are done, or the epoch is: the steps after the culprit are taken as well."""
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 1e9)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [
+        ("conv1.weight", "conv1"),
+        ("norm1.gamma", "norm1"),
+        ("norm1.beta", "norm1"),
+        ("dense1.weight", "dense1"),
+        ("dense2.bias", "dense2"),
+    ],
+)
+@pytest.mark.parametrize("rule", [lambda: SGD(0.05), lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.01)])
+@pytest.mark.usefixtures("one_window_an_epoch")
+def test_the_layer_is_named(make_model, squares, parameter, layer, rule, device):
+    optimizer = planting(rule(), at=9)
+    optimizer.parameter = parameter
+    error = failing(trainer_of(make_model(), squares, optimizer, device))
+    assert (error.step, error.layer) == (9, layer)
+    assert "at step 9 (epoch 2): the first output that is not finite is that of layer " + layer in str(error)
+
+
+# 16: seven steps an epoch; 1: 103, of which a window reads 64 at a time.
+@pytest.mark.parametrize(("size", "per_epoch"), [(16, 7), (1, 103), (103, 1)])
+@pytest.mark.parametrize("at", [1, 6, 7, 8, 63, 64, 65, 69, 70, 71, 102, 103, 104, 128, 190])
+@pytest.mark.usefixtures("one_window_an_epoch")
+def test_the_step_is_named(make_model, squares, size, per_epoch, at):
+    """Around the ends of windows, of snapshots and of epochs."""
+    optimizer = planting(SGD(0.001, momentum=0.9), at=at)
+    optimizer.parameter = "dense1.bias"
+    data = dataclasses.replace(squares, test=None)  # or the evaluation after an epoch notices first
+    trainer = trainer_of(make_model(), data, optimizer, epochs=200, batch_size=size)
+    error = failing(trainer)
+    assert (error.step, error.layer) == (at, "dense1")
+    assert f"at step {at} (epoch {at // per_epoch + 1})" in str(error)
+    assert trainer.step <= at
+    assert np.isfinite(trainer.history.loss).all()
+
+
+@pytest.mark.parametrize("at", [3, 20, 68, 69, 100])
+@pytest.mark.parametrize(
+    "rule", [lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.01), lambda: optim.RMSprop(0.001, momentum=0.5)]
+)
+@pytest.mark.usefixtures("one_window_an_epoch")
+def test_the_way_back_is_exact(make_model, squares, rule, at):
+    """When the culprit's forward is watched, weights, running statistics and the optimizer's state are, bit for bit,
+    those of a training that took these steps and no more."""
+
+    def planted():
+        optimizer = planting(rule(), at=at, value=np.nan)
+        optimizer.parameter = "dense2.bias"
+        return trainer_of(make_model(), squares.take(96), optimizer, batch_size=3)
+
+    def state(trainer):
+        arrays = {**trainer.model.state(), **trainer.optimizer.state()}
+        return {key: value.copy() for key, value in arrays.items()}
+
+    reference = planted()
+    for step in range(at):
+        reference.train_step(step)
+    expected = state(reference)
+
+    trainer, seen = planted(), []
+    forward = trainer.engine.forward
+
+    def watched(x, labels, step, watch=None):
+        if watch is not None:
+            seen.append((step, trainer.optimizer.step, state(trainer)))
+        return forward(x, labels, step, watch)
+
+    trainer.engine.forward = watched
+    failing(trainer)
+    ((step, updates, found),) = seen
+    assert step == updates == at
+    assert any(key.startswith("norm1.mean") for key in found)
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        np.testing.assert_array_equal(value, expected[key], key)
+
+
+@pytest.mark.usefixtures("one_window_an_epoch")
+def test_an_optimizer_that_has_steps_behind_it(make_model, squares):
+    """A second training goes on with Adam's own count of steps, also on the way back."""
+    optimizer = Adam(0.01)
+    model = make_model()
+    trainer_of(model, squares, optimizer, epochs=1).run()
+    optimizer = planting(optimizer, at=7 + 5)
+    optimizer.parameter = "conv1.weight"
+    error = failing(trainer_of(model, squares, optimizer))
+    assert (error.step, error.layer) == (5, "conv1")
+    assert optimizer.step == 12
+
+
+def test_exploding(make_model, squares, device):
+    """The step of the error is the first whose loss, read step by step, is not finite."""
+
+    def exploding(place):
+        model = nn.Model([nn.Flatten(), nn.Dense(8), nn.Dense(8), nn.Dense(4)], (8, 8, 1))  # no relus to die
+        return trainer_of(model, squares, SGD(1e4), place)
+
+    reference = exploding("cpu")
+    losses = [float(reference.train_step(step)[0]) for step in range(21)]
+    first = next(step for step, loss in enumerate(losses) if not np.isfinite(loss))
+    assert first > 1
+    error = failing(exploding(device))
+    assert error.step == first
+    message = str(error)
+    assert message.startswith(f"the loss became nan at step {first} (epoch {first // 7 + 1}): ")
+    assert message.endswith("; a smaller learning rate (now 10000) or clipping the gradient may help")
+    assert "\n" not in message
+    assert len(message) < 250
+    assert isinstance(error, BareconvError)
+    assert error.exit_code == 1
+
+
+def test_a_block_names_its_inner_layer(squares):
+    def conv():
+        return nn.Conv2d(4, 3, padding=1, bias=False)
+
+    block = nn.Residual(nn.Sequential([conv(), nn.BatchNorm(), nn.ReLU(), conv(), nn.BatchNorm()]))
+    model = nn.Model([conv(), block, nn.GlobalAvgPool(), nn.Dense(4)], (8, 8, 1))
+    optimizer = planting(SGD(0.01), at=2)
+    optimizer.parameter = "residual1.body.norm2.gamma"
+    error = failing(trainer_of(model, squares, optimizer))
+    assert (error.step, error.layer) == (2, "residual1.body.norm2")
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_last_update_of_an_epoch(make_model, squares, epochs):
+    """All losses are finite; what the last update left is not. The evaluation notices, not the result's reader."""
+    optimizer = planting(SGD(0.05), at=7)
+    optimizer.parameter = "dense1.weight"
+    error = failing(trainer_of(make_model(), squares, optimizer, epochs=epochs))
+    assert (error.step, error.layer) == (6, "dense1")
+    message = "the loss on the test images became nan after step 6 (epoch 1): the first output that is not finite is "
+    assert str(error).startswith(message + "that of layer dense1; a smaller learning rate (now 0.05)")
+
+
+def test_nothing_in_the_outputs(make_model, squares):
+    """A loss that only once was not finite cannot be explained, and is not blamed on a layer."""
+    trainer = trainer_of(make_model(), squares, SGD(0.01))
+    forward = trainer.engine.forward
+    trainer.engine.forward = lambda x, labels, step, watch=None: (
+        (np.float32("nan"), forward(x, labels, step)[1]) if step == 2 and not watch else forward(x, labels, step, watch)
+    )
+    error = failing(trainer)
+    assert (error.step, error.layer) == (2, "loss")
+    assert "at step 2 (epoch 1): all outputs are finite" in str(error)
