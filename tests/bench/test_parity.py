@@ -24,10 +24,10 @@ def side(digits):
     """A new trainer; ten steps an epoch, two epochs."""
 
     def make(precision="float32", model="mlp", device="cpu", seed=0, lr=0.05, **settings):
-        settings = Settings(precision=precision, batch_size=32, epochs=2, seed=seed, **settings)
+        wanted = Settings(precision=precision, batch_size=32, epochs=2, seed=seed, **settings)
         data = digits if model == "mlp" else digits.take(64)
         network = models.by_name(model, (28, 28, 1), 10, seed)
-        return Trainer(network, data, SGD(lr, momentum=0.9), settings, device)
+        return Trainer(network, data, SGD(lr, momentum=0.9), wanted, device)
 
     return make
 
@@ -144,8 +144,24 @@ def test_differences_by_hand(side):
             for key, value in a.model.parameters().items()
         }
         assert proof["weight_difference"][step] == pytest.approx(max(norms.values()), rel=1e-12)
-    assert proof["worst_tensor"] == max(norms, key=norms.get)
+    assert proof["worst_tensor"] == max(norms, key=lambda key: norms[key])
     assert proof["final_weight_difference"] == proof["weight_difference"][-1]
+
+
+def test_one_wrong_step_is_enough(side):
+    """A loss that is off by a hundredth once, with weights that agree before and after."""
+    candidate = side()
+    forward = candidate.engine.forward
+
+    def once_wrong(x, labels, step, watch=None):
+        loss, correct = forward(x, labels, step, watch)
+        return loss * (1.01 if step == 4 else 1), correct
+
+    candidate.engine.forward = once_wrong
+    proof = parity(side(), candidate, 10)
+    assert np.flatnonzero(proof["loss_difference"]).tolist() == [4]
+    assert proof["max_loss_difference"] == pytest.approx(0.01, rel=1e-4)
+    assert not proof["passed"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -160,23 +176,24 @@ def test_what_is_not_finite_fails(side, described, value, step, which):
 
     sides = [side(), side()]
     spoilt(sides[which], spoil)
-    proof = parity(*sides, 20)
+    proof = parity(sides[0], sides[1], 20)
     assert not proof["passed"]
     assert proof["loss_difference"][: step + 1] == [0.0] * (step + 1)
     assert proof["steps"] == len(proof["weight_difference"]) == step + 2  # the update of that step shows in the next
-    assert proof["weight_difference"][step] == np.finfo(np.float64).max
+    assert proof["weight_difference"][step] == proof["max_loss_difference"] == 1e9
     assert_valid(proof, described)
 
 
-def test_both_not_finite_fail_too(side, described):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_both_not_finite_fail_too(side, described, value):
     """Two sides that are wrong in the same way prove nothing."""
-    proof = parity(*(spoilt(side(), scale(np.nan)) for _ in range(2)), 5)
+    proof = parity(spoilt(side(), scale(value)), spoilt(side(), scale(value)), 5)
     assert not proof["passed"]
     assert_valid(proof, described)
 
 
 def test_early_stop(side, described):
-    told = []
+    told: list[int] = []
     proof = parity(side(), side(), 20, told.append, lambda: len(told) == 3)
     assert told == [1, 2, 3]
     assert proof["steps"] == len(proof["loss_difference"]) == len(proof["weight_difference"]) == 3
@@ -188,7 +205,7 @@ def test_early_stop(side, described):
 
 
 def test_no_more_steps_than_there_are(side):
-    told = []
+    told: list[int] = []
     assert parity(side(), side(), 100, told.append)["steps"] == 20
     assert told == list(range(1, 21))
 

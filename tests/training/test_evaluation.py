@@ -43,6 +43,8 @@ def test_most_confidently_wrong(judged):
     """Wrong are 1, 4, 5, 6 with 0.7, 0.95, 0.7, 0.99; equals stay in their order."""
     assert judged.most_confidently_wrong(10).tolist() == [6, 4, 1, 5]
     assert judged.most_confidently_wrong(2).tolist() == [6, 4]
+    equals = Evaluation(0.0, np.ones(200, np.int64), np.tile([0.7, 0.9], 100), np.zeros(200, np.int32), 4)
+    assert equals.most_confidently_wrong(200).tolist() == [*range(1, 200, 2), *range(0, 200, 2)]
     right = Evaluation(0.0, judged.labels.astype(np.int64), judged.confidence, judged.labels, 4)
     assert right.most_confidently_wrong(5).size == 0
     assert right.accuracy == 1
@@ -79,7 +81,8 @@ def test_figures_by_hand(squares, chunk, monkeypatch, device):
 
     classes, shares = predict(engine, split.images)
     assert isinstance(classes, np.ndarray)
-    assert (classes.dtype, shares.dtype) == (np.int64, np.float64)
+    assert classes.dtype == np.int64
+    assert shares.dtype == np.float64
     np.testing.assert_array_equal(classes, predicted)
     np.testing.assert_allclose(shares, confidence, rtol=1e-12)
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bareconv import nn, optim
+from bareconv import nn, ops, optim
 from bareconv.data import Dataset, Split
 from bareconv.device import CpuDevice
 from bareconv.errors import BareconvError, UsageError
 from bareconv.nn import models
 from bareconv.optim import SGD, Adam, Constant
-from bareconv.training import Settings, Trainer, loop, train
+from bareconv.training import Settings, Trainer, evaluate, loop, train
 
 
 def trainer_of(make_model, data, device="cpu", optimizer=None, seed=3, **settings):
-    settings = {"batch_size": 16, "seed": seed, **settings}
-    return Trainer(make_model(seed), data, optimizer or SGD(0.05, momentum=0.9), Settings(**settings), device)
+    wanted = Settings(**{"batch_size": 16, "seed": seed, **settings})
+    return Trainer(make_model(seed), data, optimizer or SGD(0.05, momentum=0.9), wanted, device)
 
 
 def timeless(history):
@@ -85,7 +86,7 @@ def numbered(count):
 @pytest.mark.parametrize(("count", "size"), [(301, 64), (300, 100), (300, 1), (7, 6), (5, 5), (5, 800)])
 def test_each_image_exactly_once_an_epoch(count, size, device):
     model = nn.Model([nn.Flatten(), nn.Dense(5, init="zeros")], (1, 2, 1), std=1.0)
-    trainer = Trainer(model, numbered(count), SGD(1e-9), Settings(epochs=3, batch_size=size), device)
+    trainer: Any = Trainer(model, numbered(count), SGD(1e-9), Settings(epochs=3, batch_size=size), device)
     batches, forward = [], trainer.engine.forward
 
     def watched(x, labels, step, watch=None):
@@ -100,7 +101,7 @@ def test_each_image_exactly_once_an_epoch(count, size, device):
     sizes = [min(size, count)] * whole + [short] * bool(short)
     assert [len(batch) for batch in batches] == 3 * sizes
     assert history.batch_size == min(size, count)
-    epochs = [sum(batches[i * len(sizes) : (i + 1) * len(sizes)], []) for i in range(3)]
+    epochs = [list(itertools.chain(*batches[i * len(sizes) :][: len(sizes)])) for i in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(count))
     if len(sizes) > 1:
@@ -149,7 +150,6 @@ def test_steps_of_the_perceptron_by_hand(digits, device):
     for step in range(5):
         chosen = order[16 * step : 16 * step + 16]
         N = len(chosen)
-        assert N == (6 if step == 4 else 16)
         x, t = data.train.images[chosen].reshape(N, 784) / 255.0, np.eye(10)[data.train.labels[chosen]]
         a = x @ w1 + b1
         h = np.where(a > 0, a, 0)
@@ -163,6 +163,7 @@ def test_steps_of_the_perceptron_by_hand(digits, device):
         velocity = [0.8 * v + g for v, g in zip(velocity, gradients, strict=True)]
         w1, b1, w2, b2 = (w - 0.1 * v for w, v in zip((w1, b1, w2, b2), velocity, strict=True))
 
+    assert len(chosen) == 6
     history = trainer.run()
     np.testing.assert_allclose(history.loss, losses, rtol=1e-12)
     assert history.correct == correct
@@ -174,7 +175,12 @@ def test_steps_of_the_perceptron_by_hand(digits, device):
 def test_full_batch_is_prepared_once_and_computes_the_same(make_model, squares, monkeypatch):
     """No layer may change its input, for it is the next step's too. In another order the sums round differently."""
     prepared, prepare = [], nn.Model.prepare
-    monkeypatch.setattr(nn.Model, "prepare", lambda self, images: prepared.append(len(images)) or prepare(self, images))
+
+    def counted(self, images):
+        prepared.append(len(images))
+        return prepare(self, images)
+
+    monkeypatch.setattr(nn.Model, "prepare", counted)
     data = dataclasses.replace(squares, test=None)
     layers = [nn.Conv2d(3, 3, padding=1), nn.BatchNorm(), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dense(4)]
     config = nn.Model(layers, (8, 8, 1)).config()
@@ -258,6 +264,35 @@ def test_clipping_shortens_the_step_and_keeps_its_direction(make_model, squares,
     assert np.linalg.norm(clipped) <= share * norm
 
 
+def test_dropout_draws_by_the_step(make_model, squares, monkeypatch):
+    """A new mask each step, counted from the start of the training, not of the epoch; none in the evaluations."""
+    draws, mask = [], ops.dropout_mask
+
+    def watched(x, p, seed, step, layer):
+        draws.append((p, seed, step, len(x)))
+        return mask(x, p, seed, step, layer)
+
+    monkeypatch.setattr(ops, "dropout_mask", watched)
+    trainer_of(make_model, squares, epochs=2).run()
+    assert draws == [(0.25, 3, step, 7 if step % 7 == 6 else 16) for step in range(14)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_optimizer_follows_the_model(make_model, squares, precision, device):
+    """A second training of the same model, on another device or in another precision, goes on with its velocity."""
+    model, optimizer = make_model(), SGD(0.05, momentum=0.5)
+    Trainer(model, squares, optimizer, Settings(batch_size=16), "cpu").run()
+    before = {key: value.copy() for key, value in optimizer.state().items()}
+    trainer = Trainer(model, squares, optimizer, Settings(batch_size=16, precision=precision), device)
+    with device.activate():
+        trainer.train_step(0)
+    assert optimizer.step == 8
+    for key, value in optimizer.state().items():
+        gradient = device.to_host(model.gradients()[key.removeprefix("velocity/")])
+        assert value.dtype == precision
+        np.testing.assert_allclose(device.to_host(value), 0.5 * before[key] + gradient, rtol=1e-5, atol=1e-7)
+
+
 # --- Figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +306,7 @@ def test_epoch_records(make_model, squares):
         return loss, correct
 
     trainer.engine.forward = watched
-    told = []
+    told: list[Any] = []
     history = trainer.run(on_epoch=told.append)
     assert told == history.epochs
     assert history.images_seen == 206
@@ -306,7 +341,7 @@ def test_what_is_timed(make_model, squares, monkeypatch):
     """Steps of 1 s, an evaluation of 100 s, and 1000 s that whoever is told of an epoch takes for himself."""
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "evaluate", clock.work(loop.evaluate, 100))
+    monkeypatch.setattr(loop, "evaluate", clock.work(evaluate, 100))
     trainer = trainer_of(make_model, squares, epochs=3, evaluate_every=2)
     trainer.train_step = clock.work(trainer.train_step, 1)
     history = trainer.run(on_epoch=clock.work(lambda record: None, 1000))
@@ -372,7 +407,7 @@ def test_what_is_evaluated(make_model, squares):
 def test_progress(make_model, squares, monkeypatch):
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     trainer = trainer_of(make_model, squares, epochs=2)
-    told = []
+    told: list[Any] = []
     history = trainer.run(on_progress=told.append)
     assert [progress.step for progress in told] == list(range(1, 15))
     assert [progress.epoch for progress in told] == [1] * 7 + [2] * 7
@@ -390,7 +425,7 @@ def test_progress(make_model, squares, monkeypatch):
 
 def test_progress_is_told_at_the_end_of_every_epoch(make_model, squares, monkeypatch):
     monkeypatch.setattr(loop, "REPORT_SECONDS", 1e9)
-    told = []
+    told: list[Any] = []
     trainer_of(make_model, squares, epochs=3).run(on_progress=told.append)
     assert [progress.step for progress in told] == [7, 14, 21]
 
@@ -408,7 +443,7 @@ def test_stop_within_an_epoch(make_model, squares, steps):
     """Exactly so many steps, those of the unbroken run, and no evaluation of a part of an epoch."""
     unbroken = trainer_of(make_model, squares, epochs=3).run()
     trainer = trainer_of(make_model, squares, epochs=3)
-    told = []
+    told: list[Any] = []
     history = trainer.run(told.append, should_stop=stop_after(steps + steps // 7))  # asked after each epoch too
     assert history.stopped
     assert history.loss == unbroken.loss[:steps]

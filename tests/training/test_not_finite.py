@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,24 +14,22 @@ from bareconv.optim import SGD, Adam, Constant
 from bareconv.training import Settings, Trainer, loop
 
 
-def planting(rule, at, value=np.inf):
-    """An optimizer like ``rule`` that, with its ``at``-th update, sets the first number of ``parameter``."""
+def planting(optimizer: Any, parameter, at, value=np.inf):
+    """The optimizer, which with its ``at``-th update sets the first number of ``parameter`` to ``value``."""
+    update = optimizer.update
 
-    class Planted(type(rule)):
-        parameter = ""
+    def planted(params, grads, lr):
+        update(params, grads, lr)
+        if optimizer.step == at:
+            params[parameter].reshape(-1)[0] = value
 
-        def update(self, params, grads, lr):
-            super().update(params, grads, lr)
-            if self.step == at:
-                params[self.parameter].reshape(-1)[0] = value
-
-    rule.__class__ = Planted
-    return rule
+    optimizer.update = planted
+    return optimizer
 
 
 def trainer_of(model, data, optimizer, device="cpu", **settings):
-    settings = {"batch_size": 16, "epochs": 60, "seed": 3, "schedule": Constant(), **settings}
-    return Trainer(model, data, optimizer, Settings(**settings), device)
+    wanted = Settings(**{"batch_size": 16, "epochs": 60, "seed": 3, "schedule": Constant(), **settings})
+    return Trainer(model, data, optimizer, wanted, device)
 
 
 def failing(trainer):
@@ -58,8 +57,7 @@ def one_window_an_epoch(monkeypatch):
 @pytest.mark.parametrize("rule", [lambda: SGD(0.05), lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.01)])
 @pytest.mark.usefixtures("one_window_an_epoch")
 def test_the_layer_is_named(make_model, squares, parameter, layer, rule, device):
-    optimizer = planting(rule(), at=9)
-    optimizer.parameter = parameter
+    optimizer = planting(rule(), parameter, at=9)
     error = failing(trainer_of(make_model(), squares, optimizer, device))
     assert (error.step, error.layer) == (9, layer)
     assert "at step 9 (epoch 2): the first output that is not finite is that of layer " + layer in str(error)
@@ -71,8 +69,7 @@ def test_the_layer_is_named(make_model, squares, parameter, layer, rule, device)
 @pytest.mark.usefixtures("one_window_an_epoch")
 def test_the_step_is_named(make_model, squares, size, per_epoch, at):
     """Around the ends of windows, of snapshots and of epochs."""
-    optimizer = planting(SGD(0.001, momentum=0.9), at=at)
-    optimizer.parameter = "dense1.bias"
+    optimizer = planting(SGD(0.001, momentum=0.9), "dense1.bias", at=at)
     data = dataclasses.replace(squares, test=None)  # or the evaluation after an epoch notices first
     trainer = trainer_of(make_model(), data, optimizer, epochs=200, batch_size=size)
     error = failing(trainer)
@@ -80,6 +77,22 @@ def test_the_step_is_named(make_model, squares, size, per_epoch, at):
     assert f"at step {at} (epoch {at // per_epoch + 1})" in str(error)
     assert trainer.step <= at
     assert np.isfinite(trainer.history.loss).all()
+
+
+@pytest.mark.parametrize("report_seconds", [0.0, 1e9])
+def test_the_state_is_kept_every_64_steps(make_model, squares, monkeypatch, report_seconds):
+    """Copying it costs time; more often would slow every training down, less often the explanation."""
+    monkeypatch.setattr(loop, "REPORT_SECONDS", report_seconds)
+    trainer: Any = trainer_of(make_model(), squares, SGD(0.01), batch_size=1, epochs=2)
+    kept, keep = [], trainer._take_snapshot
+
+    def watched(step):
+        kept.append(step)
+        keep(step)
+
+    trainer._take_snapshot = watched
+    trainer.run()
+    assert kept == ([0, 64, 128, 192] if report_seconds == 0 else [0, 64, 167])
 
 
 @pytest.mark.parametrize("at", [3, 20, 68, 69, 100])
@@ -92,8 +105,7 @@ def test_the_way_back_is_exact(make_model, squares, rule, at):
     those of a training that took these steps and no more."""
 
     def planted():
-        optimizer = planting(rule(), at=at, value=np.nan)
-        optimizer.parameter = "dense2.bias"
+        optimizer = planting(rule(), "dense2.bias", at=at, value=np.nan)
         return trainer_of(make_model(), squares.take(96), optimizer, batch_size=3)
 
     def state(trainer):
@@ -129,8 +141,7 @@ def test_an_optimizer_that_has_steps_behind_it(make_model, squares):
     optimizer = Adam(0.01)
     model = make_model()
     trainer_of(model, squares, optimizer, epochs=1).run()
-    optimizer = planting(optimizer, at=7 + 5)
-    optimizer.parameter = "conv1.weight"
+    optimizer = planting(optimizer, "conv1.weight", at=7 + 5)
     error = failing(trainer_of(model, squares, optimizer))
     assert (error.step, error.layer) == (5, "conv1")
     assert optimizer.step == 12
@@ -164,8 +175,7 @@ def test_a_block_names_its_inner_layer(squares):
 
     block = nn.Residual(nn.Sequential([conv(), nn.BatchNorm(), nn.ReLU(), conv(), nn.BatchNorm()]))
     model = nn.Model([conv(), block, nn.GlobalAvgPool(), nn.Dense(4)], (8, 8, 1))
-    optimizer = planting(SGD(0.01), at=2)
-    optimizer.parameter = "residual1.body.norm2.gamma"
+    optimizer = planting(SGD(0.01), "residual1.body.norm2.gamma", at=2)
     error = failing(trainer_of(model, squares, optimizer))
     assert (error.step, error.layer) == (2, "residual1.body.norm2")
 
@@ -173,8 +183,7 @@ def test_a_block_names_its_inner_layer(squares):
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_the_last_update_of_an_epoch(make_model, squares, epochs):
     """All losses are finite; what the last update left is not. The evaluation notices, not the result's reader."""
-    optimizer = planting(SGD(0.05), at=7)
-    optimizer.parameter = "dense1.weight"
+    optimizer = planting(SGD(0.05), "dense1.weight", at=7)
     error = failing(trainer_of(make_model(), squares, optimizer, epochs=epochs))
     assert (error.step, error.layer) == (6, "dense1")
     message = "the loss on the test images became nan after step 6 (epoch 1): the first output that is not finite is "

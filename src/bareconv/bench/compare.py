@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bareconv import optim
-from bareconv.bench.parity import parity
+from bareconv.bench.parity import GENTLE, parity
 from bareconv.bench.profile import memory, profile
 from bareconv.bench.runs import run_record
 from bareconv.data import Dataset
@@ -152,7 +152,8 @@ def _proofs(job: Job, data: Dataset, devices: Sequence[Device], listener: Listen
             break
         sides = [f"{device.name} {precision}" for device, precision in (reference, candidate)]
         listener.stage(f"Parity proof: {sides[0]} against {sides[1]}, {job.parity_steps} steps in lockstep")
-        trainers = [new_trainer(job, data, *side) for side in (reference, candidate)]
+        in_double = reference[1] == candidate[1] == "float64"
+        trainers = [new_trainer(job if in_double else _gently(job), data, *side) for side in (reference, candidate)]
         steps = min(job.parity_steps, trainers[0].total_steps)
 
         def tell(done: int, steps: int = steps) -> None:
@@ -160,6 +161,12 @@ def _proofs(job: Job, data: Dataset, devices: Sequence[Device], listener: Listen
 
         proofs.append(parity(trainers[0], trainers[1], steps, tell, listener.should_stop))
     return proofs
+
+
+def _gently(job: Job) -> Job:
+    """The job at a small constant rate; ``parity`` says why."""
+    settings = dataclasses.replace(job.settings, schedule=optim.Constant())
+    return dataclasses.replace(job, settings=settings, optimizer={**job.optimizer, "lr": job.optimizer["lr"] * GENTLE})
 
 
 def _notes(data: Dataset, devices: Sequence[Device], listener: Listener) -> list[str]:

@@ -163,10 +163,11 @@ def _compare(
 
 
 def _choose(gradient: Array, count: int, rng: np.random.Generator) -> list[int]:
-    """Half of the indices from the largest derivatives, half from all: many are exactly zero."""
+    """All indices of a small gradient; of others half from the largest, half from all: many are exactly zero."""
+    if gradient.size <= count:
+        return list(range(gradient.size))
     largest = np.argsort(-np.abs(gradient), kind="stable")[: 4 * count]
-    count = min(count, gradient.size)
-    chosen = rng.choice(largest, size=min(-(-count // 2), largest.size), replace=False).tolist()
+    chosen = rng.choice(largest, size=-(-count // 2), replace=False).tolist()
     return chosen + rng.choice(gradient.size, size=count - len(chosen), replace=False).tolist()
 
 

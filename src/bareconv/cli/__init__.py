@@ -41,8 +41,6 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0].startswith("-"):
-            raise click.UsageError(f"there is no option {args[0]} before the verb", ctx)
         if args[0] not in VERBS:
             raise click.UsageError(f"there is no verb {args[0]!r}; expected one of {', '.join(VERBS)}", ctx)
         return super().resolve_command(ctx, args)
@@ -53,7 +51,10 @@ class Verbs(click.Group):
 
 
 @click.group(
-    cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]}, subcommand_metavar="VERB ...", options_metavar=""
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="VERB ...",
+    options_metavar="",
 )
 @click.version_option(bareconv.__version__, prog_name="bareconv")
 def cli() -> None:

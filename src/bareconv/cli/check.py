@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import click
+from rich.text import Text
 
-from bareconv.bench.gradients import Check, check_all
-from bareconv.cli.options import command_line, json_option
-from bareconv.cli.screen import Screen, TrainingBar
+from bareconv.bench.gradients import Check, check_all, layer_cases
+from bareconv.cli.options import devices_option, model_option, seed_option
+from bareconv.cli.screen import Bar, Screen, on_screen
 from bareconv.device import all_devices, get_device, why_no_cuda
-from bareconv.nn.models import ZOO
 from bareconv.report.format import scientific
 
 EPILOG = """\b
@@ -22,41 +21,38 @@ Examples:
 
 
 @click.command(epilog=EPILOG, short_help="Check every gradient against a numerical one.")
-@click.option("--model", type=click.Choice(list(ZOO)), default="basic", show_default=True, help="The whole model.")
-@click.option("--device", default="all", show_default=True, metavar="all|cpu|cuda|cuda:1", help="Where to check.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@json_option
-@command_line
-def check(settings: dict[str, Any], model: str, device: str, seed: int, as_json: bool) -> int:
+@model_option
+@devices_option
+@seed_option
+@on_screen
+def check(screen: Screen, model: str, device: str, seed: int) -> int:
     """Check the gradients of every layer and of a whole model, in float64, on every device there is.
 
     Each derivative is compared with a central difference. Exit code 1 if one is out of tolerance.
     """
-    screen = Screen(as_json)
     devices = all_devices() if device == "all" else [get_device(device)]
-    table = screen.table("gradient of", "device", "derivatives", "largest error", "tolerance", "")
+    table = screen.table("gradient of", "device", "derivatives", "largest error", "")
     checks: list[Check] = []
     for place in devices:
-        with TrainingBar(screen) as bar:
-            bar.begin(f"Checking on {place.name}", 27)
+        with Bar(screen) as bar:
+            bar.begin(f"Checking on {place.name}", len(layer_cases()) + 3)  # with the loss, twice, and the model
             for done, one in enumerate(check_all(place, model, seed), start=1):
                 checks.append(one)
                 bar.count(done, one.name)
-                verdict = "[green]ok[/green]" if one.passed else "[bold red]WRONG[/bold red]"
                 table.add_row(
                     one.name,
                     one.device,
                     str(one.checked),
                     scientific(one.error) if math.isfinite(one.error) else "not finite",
-                    scientific(one.tolerance),
-                    verdict,
+                    Text("ok", "green") if one.passed else Text("WRONG", "bold red"),
                 )
     screen.show(table)
     reason = why_no_cuda()
     if device == "all" and reason is not None:
         screen.say(f"Not checked on a GPU: {reason}.")
     wrong = [one for one in checks if not one.passed]
-    screen.say(f"{len(checks) - len(wrong)} of {len(checks)} within tolerance")
+    tolerance = scientific(max(one.tolerance for one in checks))
+    screen.say(f"{len(checks) - len(wrong)} of {len(checks)} within the tolerance of {tolerance}")
     records = [
         {
             "name": one.name,
@@ -68,5 +64,5 @@ def check(settings: dict[str, Any], model: str, device: str, seed: int, as_json:
         }
         for one in checks
     ]
-    screen.finish(screen.result(settings, gradient_checks=records))
+    screen.finish(screen.result(gradient_checks=records))
     return 1 if wrong else 0

@@ -12,23 +12,27 @@ from bareconv import data, optim
 from bareconv.bench import results
 from bareconv.bench.compare import Comparison, Job, Listener
 from bareconv.bench.compare import compare as run_comparison
+from bareconv.cli import tables
+from bareconv.cli.folder import RESULT, result_folder
 from bareconv.cli.options import (
-    command_line,
-    data_options,
-    json_option,
+    OPTIMIZER,
+    devices_option,
+    flag,
+    given,
     load_data,
+    number,
     optimizer_config,
+    precision_option,
     training_options,
     training_settings,
 )
-from bareconv.cli.screen import Interrupt, Screen, TrainingBar, epoch_line, stop_gently
+from bareconv.cli.screen import Bar, Interrupt, Screen, epoch_line, on_screen, stop_gently
 from bareconv.data import Dataset
 from bareconv.device import all_devices, get_device, why_no_cuda
-from bareconv.errors import BareconvError, UsageError
+from bareconv.errors import UsageError
 from bareconv.host import keep_freed_memory
-from bareconv.nn.model import PRECISIONS
 from bareconv.report import write_report
-from bareconv.report.format import bytes_, count, percent, rate, ratio, scientific, seconds
+from bareconv.report.format import count, rate, seconds
 from bareconv.training import EpochRecord, Progress, Settings, Trainer
 
 EPILOG = """\b
@@ -52,85 +56,76 @@ ORIGINAL_ROWS, ORIGINAL_HELD_OUT = 42_000, 1_000  # Kaggle's train.csv
     type=click.Choice(["original"]),
     help="original: the workload of the write-up that this project answers (784-10-10, full batch, 500 iterations).",
 )
-@training_options
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
-@click.option(
-    "--precision",
-    "precisions",
-    type=click.Choice(PRECISIONS),
-    multiple=True,
-    default=("float32",),
-    show_default=True,
-    help="May be given twice.",
-)
-@data_options
-@click.option("--device", default="all", show_default=True, metavar="all|cpu|cuda|cuda:1", help="Where to run.")
-@click.option(
-    "--parity-steps", type=click.IntRange(0), default=100, show_default=True, help="Steps of the parity proof; 0: none."
-)
+@training_options(epochs=3)
+@precision_option(several=True)
+@number("--parity-steps", 100, 0, "Steps of the parity proof; 0: none.")
+@devices_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
     help="Where the result goes. [default: results/TIME, and results/latest points to it]",
 )
-@json_option
-@command_line
-def compare(settings: dict[str, Any], as_json: bool, **options: Any) -> int:
+@on_screen
+def compare(screen: Screen, **options: Any) -> int:
     """Train the same network on the CPU and on the GPU: the same initial weights, the same batches.
 
     Prints and writes a table of times (total, per iteration, forward, backward, update, per operation), memory by
     component, accuracy and speed-up, a convergence plot, and the parity proof: how far losses and weights of the two
     drift apart in lockstep. Without a GPU it says why, and reports the CPU.
+
+    Ctrl-C finishes the step at hand and reports what there is. Exit code 1 if a parity proof fails.
     """
     keep_freed_memory()
     ctx = click.get_current_context()
-    screen = Screen(as_json)
     job, dataset = _preset_original(ctx, options) if options["preset"] else _job(ctx, options)
     devices = all_devices() if options["device"] == "all" else [get_device(options["device"])]
-    folder = options["output"] or results.results_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    with result_folder(options["output"]) as folder:
+        _introduce(screen, job, dataset)
+        for device in devices:
+            screen.device(device, measured=True)
+        reason = why_no_cuda()
+        if options["device"] == "all" and reason is not None:
+            screen.say(f"No GPU: {reason}.")
 
-    held_out = dataset.evaluation
-    screen.say(
-        f"Comparing {job.model}: {job.settings.epochs} epoch{'s' if job.settings.epochs > 1 else ''} of batches of "
-        f"{min(job.settings.batch_size, len(dataset.train)):,} on {count(len(dataset.train))} images of {dataset.name}"
-        + (f", tested on {count(len(held_out[1]))}" if held_out else "")
-    )
-    for device in devices:
-        screen.device(device)
-    reason = why_no_cuda()
-    if options["device"] == "all" and reason is not None:
-        screen.say(f"No GPU: {reason}.")
-
-    with stop_gently(screen) as interrupt, TrainingBar(screen) as bar:
-        listener = _Printer(screen, bar, interrupt, job)
-        comparison = run_comparison(job, dataset, devices, listener, folder / "model.safetensors")
-    if not comparison.runs:
-        raise BareconvError("interrupted before the first step: there is nothing to report")
-    result = screen.result(settings, runs=comparison.runs, parity=comparison.parity, notes=comparison.notes)
-    results.write(result, folder / "result.json")
-    page = write_report(result, comparison.gallery, folder)
-    latest = None if options["output"] else results.point_latest(folder)
+        with stop_gently(screen, "finishing this step, then reporting what there is") as interrupt, Bar(screen) as bar:
+            listener = _Printer(screen, bar, interrupt, job)
+            comparison = run_comparison(job, dataset, devices, listener, folder / "model.safetensors")
+        if not comparison.runs:
+            raise KeyboardInterrupt  # before the first step: there is nothing to report
+        result = screen.result(runs=comparison.runs, parity=comparison.parity, notes=comparison.notes)
+        results.write(result, folder / RESULT)
+        page = write_report(result, comparison.gallery, folder)
+        latest = None if options["output"] else results.point_latest(folder)
     _show(screen, comparison)
-    screen.say(f"\nWrote {page}" + (f" ({latest / page.name})" if latest else ""))
+    screen.say(f"\nWrote {page}" + (f" (also {latest / page.name})" if latest else ""))
     screen.finish(result)
     if interrupt.requested:
         return 130
     return 0 if all(proof["passed"] for proof in comparison.parity) else 1
 
 
+def _introduce(screen: Screen, job: Job, dataset: Dataset) -> None:
+    settings, held_out = job.settings, dataset.evaluation
+    screen.say(
+        f"Comparing {job.model}: {settings.epochs} epoch{'s' if settings.epochs > 1 else ''} of batches of "
+        f"{min(settings.batch_size, len(dataset.train)):,} on {count(len(dataset.train))} images of {dataset.name}"
+        + (f", tested on {count(len(held_out[1]))}" if held_out else "")
+    )
+
+
 class _Printer(Listener):
     """Tells a person what the comparison is doing."""
 
-    def __init__(self, screen: Screen, bar: TrainingBar, interrupt: Interrupt, job: Job) -> None:
+    def __init__(self, screen: Screen, bar: Bar, interrupt: Interrupt, job: Job) -> None:
         self.screen, self.bar, self.interrupt, self.job = screen, bar, interrupt, job
         self.text = ""
 
     def stage(self, text: str) -> None:
         self.text = text
-        self.bar.begin(text, 1)
+        self.bar.begin(text)
         if text.startswith("Parity"):
-            self.screen.say(f"\n{text}")
+            self.screen.say(f"\n{text}")  # it may take a while, also where there is no bar
 
     def run_begins(self, trainer: Trainer) -> None:
         precision = trainer.device.effective_precision(trainer.settings.precision)
@@ -164,17 +159,16 @@ def _job(ctx: click.Context, options: dict[str, Any]) -> tuple[Job, Dataset]:
     dataset = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
     epochs, steps = options["epochs"], options["parity_steps"]
     if options["quick"]:
-        if not _given(ctx, "limit"):
+        if not given(ctx, "limit"):
             dataset = dataset.take(min(QUICK_IMAGES, len(dataset.train)))
         if dataset.evaluation is not None:
             dataset = dataset.take(None, min(QUICK_TEST, len(dataset.evaluation[1])))
-        epochs = epochs if _given(ctx, "epochs") else 1
-        steps = steps if _given(ctx, "parity_steps") else QUICK_STEPS
-    names = ("optimizer", "lr", "momentum", "nesterov", "weight_decay")
+        epochs = epochs if given(ctx, "epochs") else 1
+        steps = steps if given(ctx, "parity_steps") else QUICK_STEPS
     job = Job(
         model=options["model"],
         settings=training_settings(options, epochs=epochs),
-        optimizer=optimizer_config(**{name: options[name] for name in names}),
+        optimizer=optimizer_config(**{name: options[name] for name in OPTIMIZER}),
         precisions=options["precisions"],
         parity_steps=steps,
     )
@@ -196,8 +190,8 @@ def _preset_original(ctx: click.Context, options: dict[str, Any]) -> tuple[Job, 
         "engine",
     }
     for name in ctx.params:
-        if name not in allowed and _given(ctx, name):
-            raise UsageError(f"--{name.replace('_', '-')} is set by --preset original; leave one of the two out")
+        if name not in allowed and given(ctx, name):
+            raise UsageError(f"{flag(ctx, name)} is set by --preset original; leave one of the two out")
     dataset = data.default() if options["data_path"] is None else data.load(options["data_path"])
     dataset = dataclasses.replace(dataset, validation=None, test=None)
     dataset = dataset.take(min(ORIGINAL_ROWS, len(dataset.train))).hold_out(ORIGINAL_HELD_OUT, options["seed"])
@@ -212,57 +206,25 @@ def _preset_original(ctx: click.Context, options: dict[str, Any]) -> tuple[Job, 
             evaluate_every=10,
         ),
         optimizer=optim.SGD(0.1).config(),
-        precisions=options["precisions"] if _given(ctx, "precisions") else ("float32", "float64"),
-        parity_steps=options["parity_steps"] if _given(ctx, "parity_steps") or not options["quick"] else QUICK_STEPS,
+        precisions=options["precisions"] if given(ctx, "precisions") else ("float32", "float64"),
+        parity_steps=options["parity_steps"] if given(ctx, "parity_steps") or not options["quick"] else QUICK_STEPS,
     )
     return job, dataset
 
 
-def _given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-
 def _show(screen: Screen, comparison: Comparison) -> None:
-    """The table: a column a run, and the speed-up where two devices did the same."""
-    runs = comparison.runs
-    table = screen.table("", *(f"{run['device']} {run['precision']}" for run in runs))
-    rows: list[tuple[str, Any]] = [
-        ("total time", lambda run: seconds(run["total_seconds"])),
-        ("training time", lambda run: seconds(run["train_seconds"])),
-        ("  per iteration", lambda run: seconds(run["seconds_per_iteration"])),
-        ("  forward", lambda run: seconds(run["phases"]["forward"])),
-        ("  backward", lambda run: seconds(run["phases"]["backward"])),
-        ("  update", lambda run: seconds(run["phases"]["update"])),
-        ("images/s", lambda run: rate(run["images_per_second"])),
-        ("accuracy", lambda run: percent(run["test_accuracy"])),
-        ("peak memory", lambda run: bytes_(run["peak_memory_bytes"])),
-    ]
-    rows += [(f"  {part}", lambda run, part=part: bytes_(run["memory"][part])) for part in runs[0]["memory"]]
-    screen.say()
-    for name, cell in rows:
-        table.add_row(name, *(cell(run) for run in runs))
-    screen.show(table)
-    screen.say()
-    operations = screen.table(
-        "operation", *(f"{run['device']} {run['precision']} {d}" for run in runs for d in ("fwd", "bwd"))
-    )
-    for i, operation in enumerate(runs[0]["operations"]):
-        times = [run["operations"][i][f"{d}_seconds"] for run in runs for d in ("forward", "backward")]
-        operations.add_row(operation["name"], *map(seconds, times))
-    screen.show(operations)
-    for cpu in (run for run in runs if run["device"] == "cpu"):
-        for gpu in (run for run in runs if run["device"] != "cpu" and run["precision"] == cpu["precision"]):
-            screen.say(
-                f"\nSpeed-up of {gpu['device']} over the CPU in {cpu['precision']}: "
-                f"{ratio(cpu['train_seconds'] / gpu['train_seconds'])} training, "
-                f"{ratio(cpu['total_seconds'] / gpu['total_seconds'])} in total"
-            )
+    """The tables, the speed-up, the parity proofs, and what else a reader should know."""
+    for group in tables.groups(comparison.runs):
+        screen.say()
+        screen.show(tables.measured(screen, group))
+        for table in tables.operations(screen, group):
+            screen.say()
+            screen.show(table)
+    for line in tables.speedups(comparison.runs):
+        screen.say(f"\n{line}")
     for proof in comparison.parity:
-        screen.say(
-            f"\nParity of {proof['candidate']} with {proof['reference']}, {proof['steps']} steps: largest difference "
-            f"of the losses {scientific(proof['max_loss_difference'])}, of the final weights "
-            f"{scientific(proof['final_weight_difference'])}; tolerance {scientific(proof['tolerance'])}: "
-            + ("passed" if proof["passed"] else "FAILED")
-        )
+        screen.say()
+        screen.say(tables.verdict(proof))
     for note in comparison.notes:
-        screen.say(f"\n{note}")
+        if not note.startswith("No GPU"):  # which was said at the start
+            screen.say(f"\n{note}")

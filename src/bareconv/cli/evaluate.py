@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from bareconv.bench import results
-from bareconv.cli.options import command_line, data_options, device_option, json_option, load_data
-from bareconv.cli.screen import Screen
+from bareconv.cli.folder import RESULT, result_folder
+from bareconv.cli.options import data_options, device_option, load_data, number
+from bareconv.cli.screen import Screen, on_screen
 from bareconv.data import Dataset, Split
 from bareconv.device import get_device
 from bareconv.errors import UsageError
 from bareconv.host import keep_freed_memory
 from bareconv.report.format import count, percent, rate
-from bareconv.report.pictures import confusion_picture, mistakes_picture
 from bareconv.training import Evaluation, make_engine
 from bareconv.training import evaluate as run_evaluation
 from bareconv.training.checkpoint import load
@@ -30,29 +31,31 @@ Examples:
 
 @click.command(epilog=EPILOG, short_help="Accuracy, loss, confusion and worst mistakes of a checkpoint.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@data_options
 @click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
-    help="Which images. [default: test if there are any, else validation, else train]",
+    metavar="NAME",
+    help="Which images: test, validation or train. [default: the first of them that there is]",
 )
-@click.option("--mistakes", type=click.IntRange(1), default=20, show_default=True, help="How many mistakes to show.")
+@number("--mistakes", 20, 1, "How many mistakes to show in the picture.")
+@device_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
     help="Where the pictures and result.json go. [default: results/TIME]",
 )
-@data_options
-@device_option
-@json_option
-@command_line
-def evaluate(settings: dict[str, Any], checkpoint: Path, as_json: bool, **options: Any) -> int:
+@on_screen
+def evaluate(screen: Screen, checkpoint: Path, **options: Any) -> int:
     """How good a checkpoint is: accuracy, loss, precision and recall of every class, the confusion matrix as a table
     and a picture, and a picture of the most confidently wrong images.
 
     A validation split is drawn with the seed that the checkpoint was trained with: the same images.
     """
+    from bareconv.report.pictures import confusion_picture, mistakes_picture
+
     keep_freed_memory()
-    screen = Screen(as_json)
     kept = load(checkpoint)
     dataset = load_data(options["data_path"], options["validation"], options["limit"], kept.settings.seed)
     if dataset.image_shape != kept.model.input_shape:
@@ -66,32 +69,27 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, as_json: bool, **option
             f"0 to {kept.model.output_shape[0] - 1}"
         )
     device = get_device(options["device"])
-    screen.device(device)
-    engine = make_engine("reference", kept.model.to(device), kept.optimizer)
-    begun = time.perf_counter()
-    evaluation = run_evaluation(engine, split)
-    throughput = len(split) / (time.perf_counter() - begun)
+    with result_folder(options["output"]) as folder:
+        screen.device(device)
+        engine = make_engine("reference", kept.model.to(device), kept.optimizer)
+        begun = time.perf_counter()
+        evaluation = run_evaluation(engine, split)
+        throughput = len(split) / (time.perf_counter() - begun)
 
-    folder = options["output"] or results.results_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    worst = evaluation.most_confidently_wrong(options["mistakes"])
-    pictures = [folder / "confusion.png"]
-    confusion_picture(evaluation.confusion, pictures[0])
-    if len(worst):
-        pictures.append(folder / "mistakes.png")
-        mistakes_picture(
-            split.images[worst],
-            split.labels[worst],
-            evaluation.predicted[worst],
-            evaluation.confidence[worst],
-            pictures[1],
-        )
-    screen.say(f"{checkpoint}: {kept.model.name} on {count(len(split))} {name} images of {dataset.name}")
-    screen.say(f"Accuracy {percent(evaluation.accuracy)}, loss {evaluation.loss:.4f}; {rate(throughput, 'images')}")
-    _show(screen, evaluation)
-    result = screen.result(
-        settings,
-        evaluation={
+        worst = evaluation.most_confidently_wrong(options["mistakes"])
+        pictures = [folder / "confusion.png"]
+        confusion_picture(evaluation.confusion, pictures[0])
+        if len(worst):
+            pictures.append(folder / "mistakes.png")
+            mistakes_picture(
+                split.images[worst],
+                split.labels[worst],
+                evaluation.predicted[worst],
+                evaluation.confidence[worst],
+                pictures[1],
+                most=len(worst),
+            )
+        record = {
             "checkpoint": str(checkpoint),
             "data": dataset.name,
             "split": name,
@@ -116,10 +114,18 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, as_json: bool, **option
                 for i in worst
             ],
             "pictures": [str(picture) for picture in pictures],
-        },
+        }
+        result = screen.result(evaluation=record)
+        results.write(result, folder / RESULT)
+
+    mistakes = int((evaluation.predicted != evaluation.labels).sum())
+    screen.say(f"{checkpoint}: {kept.model.name} on {count(len(split))} {name} images of {dataset.name}")
+    screen.say(
+        f"Accuracy {percent(evaluation.accuracy)} ({count(mistakes)} mistakes), loss {evaluation.loss:.4f}; "
+        f"{rate(throughput, 'images')}\n"
     )
-    results.write(result, folder / "result.json")
-    screen.say(f"Wrote {', '.join(str(picture) for picture in [*pictures, folder / 'result.json'])}")
+    _show(screen, evaluation)
+    screen.say(f"\nWrote {', '.join(str(picture) for picture in [*pictures, folder / RESULT])}")
     screen.finish(result)
     return 0
 
@@ -136,11 +142,17 @@ def _split(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
 
 
 def _show(screen: Screen, evaluation: Evaluation) -> None:
+    """The confusion matrix with precision and recall; without the matrix where the terminal is too narrow for it."""
     confusion = evaluation.confusion
-    table = screen.table("true", *map(str, range(evaluation.classes)), "precision", "recall")
+    whole = screen.table("true", *map(str, range(evaluation.classes)), "precision", "recall")
+    short = screen.table("class", "images", "precision", "recall")
+    whole.padding = (0, 1, 0, 0)
     for c, (precision, recall) in enumerate(evaluation.precision_recall()):
-        cells = [str(n) if n else "·" for n in confusion[c]]
-        cells[c] = f"[bold]{cells[c]}[/bold]"
-        table.add_row(str(c), *cells, percent(precision), percent(recall))
-    screen.say("Confusion: rows are the true class, columns the predicted one")
-    screen.show(table)
+        cells = [Text(str(n) if n else "·", "bold" if other == c else "") for other, n in enumerate(confusion[c])]
+        whole.add_row(str(c), *cells, percent(precision), percent(recall))
+        short.add_row(str(c), count(int(confusion[c].sum())), percent(precision), percent(recall))
+    if screen.fits(whole):
+        screen.say("Confusion: rows are the true class, columns the predicted one")
+        screen.show(whole)
+    else:
+        screen.show(short)

@@ -5,60 +5,59 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from rich.text import Text
 
 from bareconv.bench import environment
-from bareconv.cli.options import command_line, json_option
-from bareconv.cli.screen import Screen
+from bareconv.cli.screen import Screen, on_screen
 from bareconv.device import get_device
 from bareconv.report.format import bytes_
 
 EPILOG = """\b
 Examples:
   bareconv info
-  bareconv info --json
+  bareconv info --json > machine.json
 """
 
 
 @click.command(epilog=EPILOG, short_help="What this machine is and what will be used.")
-@json_option
-@command_line
-def info(settings: dict[str, Any], as_json: bool) -> int:
+@on_screen
+def info(screen: Screen) -> int:
     """What this machine is, what will be used of it, and the command that installs what is missing."""
-    screen = Screen(as_json)
-    result = screen.result(settings)
-    here = result["environment"]
+    here = screen.environment
     table = screen.table("", "")
     table.show_header = False
     table.columns[1].justify = "left"
     for name, text in _rows(here):
-        table.add_row(f"[bold]{name}[/bold]", text)
+        table.add_row(Text(name, "bold"), text)
     screen.show(table)
-    screen.say(f"\nWill be used: {get_device('auto')!r}")
+    device = get_device("auto")
+    screen.say(f"\nWill be used: {device.name} ({device.description})")
     for warning in here["warnings"]:
-        screen.say(f"Warning: {warning}")
+        screen.warn(warning)
     for absent in environment.missing():
-        screen.say(f"Missing: {absent.name}: {absent.why}")
-        screen.say(f"  {absent.command}")
-    screen.finish(result)
+        screen.say(f"\n{absent.name} is not installed: {absent.why}. To install it:")
+        screen.command(absent.command)
+    screen.finish(screen.result())
     return 0
 
 
 def _rows(here: dict[str, Any]) -> list[tuple[str, str]]:
     cpu, blas, packages = here["cpu"], here["blas"], here["packages"]
-    quota = cpu.get("quota")
+    quota, threads = cpu.get("quota"), blas.get("threads")
     cores = f"{cpu['cores_allowed']} of {cpu['cores']} allowed (affinity {cpu.get('affinity', '?')}"
     cores += f", container quota {quota:g})" if quota else ", no container quota)"
+    library = " ".join(filter(None, (blas["library"], blas.get("version"))))
     rows = [
-        ("platform", here["platform"]),
+        ("Platform", here["platform"]),
         ("Python", here["python"]),
         ("CPU", cpu["model"]),
-        ("cores", cores),
+        ("Cores", cores),
         ("SIMD", ", ".join(cpu.get("simd", [])) or "unknown"),
-        ("memory", bytes_(cpu["memory_bytes"]) if "memory_bytes" in cpu else "unknown"),
+        ("Memory", bytes_(cpu["memory_bytes"]) if "memory_bytes" in cpu else "unknown"),
         (
             "BLAS",
-            f"{blas['library']} {blas.get('version') or ''}, {blas.get('architecture') or 'unknown'} kernels, "
-            f"{blas.get('threads') or '?'} threads",
+            f"{library}, {blas.get('architecture') or 'unknown'} kernels, "
+            f"{threads or '?'} thread{'s' if threads != 1 else ''}",
         ),
     ]
     for gpu in here["gpus"]:
@@ -72,6 +71,8 @@ def _rows(here: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("GPU", ", ".join(about)))
     if not here["gpus"]:
         rows.append(("GPU", "none"))
-    rows.append(("CUDA", here["cuda_missing"] or "works"))
-    rows.append(("packages", ", ".join(f"{name} {version}" for name, version in packages.items() if version)))
+    rows.append(("CUDA", "not used: " + here["cuda_missing"] if here["cuda_missing"] else "works"))
+    rows.append(("Packages", ", ".join(f"{name} {version}" for name, version in packages.items() if version)))
+    if here.get("variables"):
+        rows.append(("Variables", " ".join(f"{name}={value}" for name, value in here["variables"].items())))
     return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,67 +12,130 @@ import click
 from bareconv import data, optim
 from bareconv.data import Dataset
 from bareconv.errors import UsageError
+from bareconv.nn.model import PRECISIONS
 from bareconv.nn.models import ZOO
 from bareconv.training import ENGINES, Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output, all else on standard error."
-)
+OPTIMIZER = ("optimizer", "lr", "momentum", "nesterov", "weight_decay")  # what ``optimizer_config`` takes
+
+
+def choice(name: str, values: list[str] | tuple[str, ...], metavar: str, text: str, default: str) -> Callable[[F], F]:
+    """An option of named values, which its help lists in words: the column of options stays narrow."""
+    listed = f"{', '.join(values[:-1])} or {values[-1]}" if len(values) > 1 else values[0]
+    return click.option(
+        name, type=click.Choice(values), metavar=metavar, default=default, show_default=True, help=f"{text}: {listed}."
+    )
+
+
+def number(name: str, default: int, low: int, text: str) -> Callable[[F], F]:
+    """An option of a whole number from ``low``."""
+    return click.option(name, type=click.IntRange(low), metavar="N", default=default, show_default=True, help=text)
+
+
+seed_option = number("--seed", 0, 0, "Draws the weights, the batches and what is held out.")
+model_option = choice("--model", list(ZOO), "NAME", "The network", "basic")
 device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="cpu|cuda|cuda:1|auto", help="Where to compute."
+    "--device", default="auto", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1 or auto."
+)
+devices_option = click.option(
+    "--device", default="all", show_default=True, metavar="NAME", help="Where to compute: all, cpu, cuda or cuda:1."
 )
 
 
 def data_options(function: F) -> F:
-    """--data, --validation and --limit; ``load_data`` takes them."""
+    """--data, --limit and --validation; ``load_data`` takes them."""
     for option in (
-        click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N training images."),
         click.option(
             "--validation",
             metavar="N|SHARE",
-            help="Hold out N images, or a share such as 0.1, of the training data. [default: 0.1 where there is no "
+            help="Hold out N of the training images, or a share such as 0.1; 0: none. [default: 0.1 where there is no "
             "test split, else none]",
         ),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N training images."),
         click.option(
             "--data",
             "data_path",
             type=click.Path(path_type=Path),
+            metavar="PATH",
             help="A Kaggle CSV, a folder of IDX files or an .npz. [default: digit-recognizer/train.csv if it is there, "
-            "else the embedded MNIST]",
+            "else the MNIST within bareconv]",
         ),
     ):
         function = option(function)
     return function
 
 
-def training_options(function: F) -> F:
-    """How to train; ``training_settings`` and ``optimizer_config`` take them."""
-    for option in (
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-        click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True),
-        click.option("--clip-norm", type=float, help="Clip the gradient to this global norm."),
-        click.option(
-            "--warmup", type=click.FloatRange(0, 1, max_open=True), help="Share of the steps that the rate rises."
-        ),
-        click.option("--schedule", type=click.Choice(list(optim.SCHEDULES)), default="one-cycle", show_default=True),
-        click.option("--weight-decay", type=float, default=0.0, show_default=True),
-        click.option("--nesterov", is_flag=True, help="Nesterov momentum (sgd)."),
-        click.option("--momentum", type=float, help="[default: 0.9 for sgd, 0 for rmsprop]"),
-        click.option("--lr", type=float, help="Peak learning rate. [default: 0.05 for sgd, else 0.001]"),
-        click.option(
-            "--optimizer",
-            type=click.Choice(["sgd", "rmsprop", "adam", "adamw"]),
-            default="sgd",
-            show_default=True,
-        ),
-        click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
-        click.option("--engine", type=click.Choice(ENGINES), default="reference", show_default=True),
-        click.option("--model", type=click.Choice(list(ZOO)), default="basic", show_default=True),
-    ):
-        function = option(function)
-    return function
+def training_options(epochs: int) -> Callable[[F], F]:
+    """Model, data, and how to train; ``training_settings`` and ``optimizer_config`` take the last.
+
+    ``epochs``: how many, unless the user says.
+    """
+
+    def decorate(function: F) -> F:
+        for option in (
+            choice("--engine", ENGINES, "NAME", "What runs a training step", "reference"),
+            seed_option,
+            click.option(
+                "--label-smoothing",
+                type=float,
+                metavar="SHARE",
+                default=0.0,
+                show_default=True,
+                help="Share of every label spread over all classes.",
+            ),
+            click.option(
+                "--clip-norm", type=float, metavar="NORM", help="Clip gradients to this norm. [default: none]"
+            ),
+            click.option(
+                "--warmup",
+                type=float,
+                metavar="SHARE",
+                help="Share of the steps in which the rate rises. [default: the schedule's own]",
+            ),
+            choice("--schedule", list(optim.SCHEDULES), "NAME", "How the learning rate changes", "one-cycle"),
+            click.option(
+                "--weight-decay",
+                type=float,
+                metavar="RATE",
+                default=0.0,
+                show_default=True,
+                help="Pulls weights towards 0.",
+            ),
+            click.option("--nesterov", is_flag=True, help="Nesterov's momentum, for sgd."),
+            click.option(
+                "--momentum", type=float, metavar="SHARE", help="[default: 0.9 for sgd, 0 for rmsprop; no other has it]"
+            ),
+            click.option(
+                "--lr",
+                type=float,
+                metavar="RATE",
+                help="Learning rate, at its peak. [default: 0.05 for sgd, else 0.001]",
+            ),
+            choice("--optimizer", ["sgd", "rmsprop", "adam", "adamw"], "NAME", "The update rule", "sgd"),
+            number("--batch-size", 64, 1, "Images in a step."),
+            number("--epochs", epochs, 1, "Passes over the training images."),
+        ):
+            function = option(function)
+        return model_option(data_options(function))
+
+    return decorate
+
+
+def precision_option(*, several: bool) -> Callable[[F], F]:
+    """--precision, or, with ``several``, one or two of them as ``precisions``."""
+    text = f"{' or '.join(PRECISIONS)}{'; may be given twice' if several else ''}."
+    return click.option(
+        "--precision",
+        "precisions" if several else "precision",
+        type=click.Choice(PRECISIONS),
+        metavar="NAME",
+        multiple=several,
+        default=("float32",) if several else "float32",
+        show_default=True,
+        help=text,
+    )
 
 
 def load_data(data_path: Path | None, validation: str | None, limit: int | None, seed: int) -> Dataset:
@@ -121,22 +183,14 @@ def training_settings(options: dict[str, Any], **more: Any) -> Settings:
     return Settings(**{**given, "schedule": schedule, **more})
 
 
-def command_line(function: F) -> F:
-    """Give the verb ``settings``: every option with its value, for the result file."""
+def given(ctx: click.Context, name: str) -> bool:
+    """Whether the user gave that option, rather than its default."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
-    @functools.wraps(function)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        settings = {
-            name: str(value)
-            if isinstance(value, Path)
-            else list(map(str, value))
-            if isinstance(value, tuple)
-            else value
-            for name, value in options.items()
-        }
-        return function(*args, settings=settings, **options)
 
-    return wrapped  # type: ignore[return-value]
+def flag(ctx: click.Context, name: str) -> str:
+    """An option by the name that the user knows it by: --batch-size, --data."""
+    return next((max(param.opts, key=len) for param in ctx.command.params if param.name == name), name)
 
 
 def _amount(text: str) -> int | float:

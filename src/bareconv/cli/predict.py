@@ -9,13 +9,12 @@ import click
 import numpy as np
 
 from bareconv import data
-from bareconv.cli.options import command_line, device_option, json_option
-from bareconv.cli.screen import Screen
+from bareconv.cli.options import device_option
+from bareconv.cli.screen import Screen, on_screen
 from bareconv.device import get_device
 from bareconv.errors import DataError, UsageError
 from bareconv.host import keep_freed_memory
 from bareconv.report.format import count, percent
-from bareconv.report.pictures import predictions_picture
 from bareconv.training import make_engine
 from bareconv.training import predict as run_predict
 from bareconv.training.checkpoint import check_writable, load, write_aside
@@ -34,39 +33,32 @@ Examples:
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The submission (for a CSV; [default: submission.csv]), or a picture of what the model saw (for images).",
+    metavar="FILE",
+    help="For a CSV, the submission; for images, a picture (PNG) of what the model saw. [default: submission.csv for a "
+    "CSV, no picture for images]",
 )
 @device_option
-@json_option
-@command_line
-def predict(
-    settings: dict[str, Any],
-    checkpoint: Path,
-    inputs: tuple[Path, ...],
-    output: Path | None,
-    device: str,
-    as_json: bool,
-) -> int:
+@on_screen
+def predict(screen: Screen, checkpoint: Path, inputs: tuple[Path, ...], output: Path | None, device: str) -> int:
     """Predict INPUTS: one CSV as Kaggle's test.csv, or any number of PNG or JPEG images of a digit.
 
     A CSV gives a Kaggle submission (ImageId,Label; ids from 1). An image may have any size, dark ink on light ground or
     light on dark: it is inverted, cropped, scaled and centred as MNIST's images were.
     """
     keep_freed_memory()
-    screen = Screen(as_json)
     tables = [path for path in inputs if path.name.lower().endswith((".csv", ".csv.gz"))]
     if tables and len(inputs) > 1:
         raise UsageError(f"expected one CSV, or images; got {tables[0]} among {len(inputs)} inputs")
     kept = load(checkpoint)
-    if tables:
-        output = output or Path("submission.csv")
-    if output is not None:
-        check_writable(output)
     images = data.read_csv(tables[0], labelled=False)[0] if tables else data.read_images(inputs)
     if images.shape[1:] != kept.model.input_shape:
         raise DataError(
             f"{inputs[0]}: images of {images.shape[1:]}; {checkpoint} was trained on images of {kept.model.input_shape}"
         )
+    if tables:
+        output = output or Path("submission.csv")
+    if output is not None:
+        check_writable(output)
     engine = make_engine("reference", kept.model.to(get_device(device)), kept.optimizer)
     labels, confidence = run_predict(engine, images)
 
@@ -88,7 +80,9 @@ def predict(
             for path, label, sure in zip(inputs, labels, confidence, strict=True)
         ]
         if output is not None:
-            predictions_picture(images, labels, confidence, output)
+            from bareconv.report.pictures import predictions_picture
+
+            predictions_picture(images, labels, confidence, output, most=len(images))
             screen.say(f"Wrote {output}: the images as the model saw them")
-    screen.finish(screen.result(settings, predictions=record))
+    screen.finish(screen.result(predictions=record))
     return 0

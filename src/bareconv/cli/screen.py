@@ -3,116 +3,210 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shlex
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from bareconv import training
 from bareconv.bench import results
 from bareconv.bench.environment import describe
 from bareconv.device import CpuDevice, Device
+from bareconv.errors import BareconvError
 from bareconv.report.format import percent, rate, seconds
+
+_REDRAW_SECONDS = 0.1
 
 
 class Screen:
     """Text for people: on standard output, or on standard error where standard output is for JSON."""
 
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
-        if not self.console.is_terminal:  # in a file or a pipe a table must not be folded to 80 columns
-            self.console.width = 200
+    def __init__(self, settings: dict[str, Any], as_json: bool) -> None:
+        self.settings, self.as_json, self.finished = settings, as_json, False
+        # What is printed comes from users and the system: brackets are no markup in it, and ":x:" is no emoji.
+        self.console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
+        self.interactive = self.console.is_interactive
+        if not self.console.is_terminal:  # in a file or a pipe nothing is folded
+            self.console.width = 10_000
         # Before the work: the warnings among it look at how busy the machine is.
         self.environment = describe()
 
-    def say(self, text: str = "") -> None:
-        """A line."""
-        self.console.print(text, markup=False)
+    def say(self, text: str | Text = "") -> None:
+        """A line, folded between words where the terminal is narrower."""
+        self.console.print(text)
+
+    def command(self, text: str) -> None:
+        """A command on a line of its own, to be copied: never folded."""
+        self.console.print("  " + text, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know, and may do something about."""
+        self.console.print(Text("Warning: ", "yellow").append(text, "default"))
 
     def show(self, table: Table) -> None:
         """A table."""
-        self.console.print(table)
+        if self.console.is_terminal:
+            self.console.print(table)
+            return
+        with self.console.capture() as captured:
+            self.console.print(table)
+        for line in captured.get().splitlines():  # rich fills the last column with spaces
+            self.console.print(line.rstrip(), soft_wrap=True)
 
-    def result(self, settings: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    def fits(self, table: Table) -> bool:
+        """Whether the terminal is wide enough for all columns of ``table``."""
+        return self.console.measure(table, options=self.console.options.update(width=10_000)).maximum <= (
+            self.console.width
+        )
+
+    def table(self, *columns: str, title: str | None = None) -> Table:
+        """A new table; the first column is text, the others figures."""
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None)
+        table.pad_edge, table.padding = False, (0, 2, 0, 0)
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", vertical="bottom")
+        return table
+
+    def device(self, device: Device, *, measured: bool = False) -> None:
+        """Which device will work, with how many threads, and what slows it down.
+
+        ``measured``: times are what the verb is for, so that it matters how busy the machine is.
+        """
+        self.say(f"Device: {device.name} ({device.description})")
+        if isinstance(device, CpuDevice):
+            for warning in self.environment["warnings"]:
+                if measured or "busy" not in warning:
+                    self.warn(warning)
+
+    def result(self, **parts: Any) -> dict[str, Any]:
         """A result of this command, with ``parts`` of the schema (runs, evaluation, ...)."""
         words = click.get_current_context().find_root().obj
-        return results.new(shlex.join(words), settings, environment=self.environment, **parts)
+        return results.new(shlex.join(words), self.settings, environment=self.environment, **parts)
 
     def finish(self, result: dict[str, Any]) -> None:
         """The machine-readable result, where it was asked for."""
         results.validate(result)
+        self.finished = True
         if self.as_json:
             json.dump(result, sys.stdout, indent=2, allow_nan=False)
             sys.stdout.write("\n")
             sys.stdout.flush()
 
-    def table(self, *columns: str, title: str | None = None) -> Table:
-        """A new table; the first column is text, the others figures."""
-        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right")
-        return table
 
-    def device(self, device: Device) -> None:
-        """Which device will work, and with how many threads."""
-        self.say(f"Device: {device.name} ({device.description})")
-        if isinstance(device, CpuDevice):
-            for warning in self.environment["warnings"]:
-                self.say(f"Warning: {warning}")
+def on_screen(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a verb ``screen``, its first argument, and the option --json.
+
+    With --json there is a result also where the work fails or is interrupted: its note says why. What the system
+    refuses, such as to write on a full disk, becomes one line.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; all else on standard error.")
+    @functools.wraps(function)
+    def wrapped(as_json: bool, **options: Any) -> int:
+        screen = Screen(_settings(click.get_current_context(), options), as_json)
+        try:
+            try:
+                return function(screen, **options)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                raise BareconvError(where + (error.strerror or str(error))) from error
+            except MemoryError as error:
+                raise BareconvError(f"out of memory ({error or 'no more to be had'}): try a smaller batch") from error
+        except (BareconvError, KeyboardInterrupt) as error:
+            if getattr(error, "exit_code", 1) == 1 and not screen.finished:
+                screen.finish(screen.result(notes=[str(error) or "Interrupted."]))
+            raise
+
+    return wrapped
 
 
-class TrainingBar:
-    """A progress bar of a training: loss, accuracy, images a second, time left."""
+def _settings(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """The verb's options by the names that the user knows them by, with their values, for the result file."""
+    names = {
+        param.name: max(param.opts, key=len).lstrip("-").replace("-", "_")
+        for param in ctx.command.params
+        if param.name in options
+    }
+    settings = {}
+    for name, shown in names.items():
+        value = options[name or ""]
+        if isinstance(value, tuple):
+            value = list(map(str, value))
+        settings[shown] = str(value) if isinstance(value, Path) else value
+    return settings
+
+
+class Bar:
+    """A progress bar on the terminal's last line, and nothing where nobody watches: in a pipe or a log file.
+
+    It is drawn when it is told something, not by a thread of its own, which would take time from what is measured.
+    """
 
     def __init__(self, screen: Screen) -> None:
-        # Where nobody watches (a pipe, a log file), no bar; the epochs' lines tell enough.
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[note]}"),
-            console=screen.console,
-            transient=True,
-            disable=not screen.console.is_terminal,
+        self.console = screen.console
+        self.live = Live(
+            console=screen.console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
         )
-        self.task: TaskID | None = None
+        self.on = screen.interactive
+        self.text, self.total, self.drawn = "", 0, 0.0
 
-    def __enter__(self) -> TrainingBar:
-        self.progress.start()
+    def __enter__(self) -> Bar:
+        if self.on:
+            self.live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.progress.stop()
+        self.live.stop()
 
-    def begin(self, text: str, total: int) -> None:
-        """A new count from 0 to ``total``."""
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(text, total=total, note="")
+    def begin(self, text: str, total: int = 0) -> None:
+        """Something new begins, of ``total`` parts, where it can be counted."""
+        self.text, self.total, self.drawn = text, total, 0.0
+        self.count(0)
 
     def count(self, done: int, note: str = "") -> None:
-        """So many are done."""
-        if self.task is not None:
-            self.progress.update(self.task, completed=done, note=note)
+        """So many parts are done."""
+        now = time.monotonic()
+        if self.on and (now - self.drawn > _REDRAW_SECONDS or done == self.total):
+            self.drawn = now
+            self.live.update(self._line(done, note), refresh=True)
 
     def training(self, now: training.Progress) -> None:
         """A training has come that far."""
-        if self.task is not None:
-            self.progress.update(self.task, description=f"Epoch {now.epoch}/{now.epochs}")
+        self.text = f"Epoch {now.epoch}/{now.epochs}"
         self.count(
             now.step,
-            f"loss {now.loss:.4f}  accuracy {percent(now.accuracy)}  {rate(now.images_per_second, 'images')}  "
-            f"{seconds(now.seconds_left)} left",
+            f"loss {now.loss:.3f}, accuracy {percent(now.accuracy, 1)}, {rate(now.images_per_second, 'images')}, "
+            f"{seconds(round(now.seconds_left))} left",
         )
+
+    def _line(self, done: int, note: str) -> Text:
+        """The text, the bar in the room that is left, the note: one line, with room for the terminal's own ^C."""
+        room = self.console.width - 3
+        line = Text(self.text)
+        if self.total:
+            width = max(4, min(30, room - len(self.text) - len(note) - 7))
+            full = done * width // self.total
+            line.append(" ").append("━" * full, "cyan").append("━" * (width - full), "bright_black")
+            line.append(f" {100 * done // self.total:3d}%")
+        line.append(f" {note}" if note else "")
+        line.truncate(room, overflow="ellipsis")
+        return line
 
 
 def epoch_line(record: training.EpochRecord, epochs: int) -> str:
@@ -127,27 +221,48 @@ def epoch_line(record: training.EpochRecord, epochs: int) -> str:
 
 
 class Interrupt:
-    """Set by the first Ctrl-C; the second one ends the process in the ordinary way."""
+    """Set by the first Ctrl-C; the second one ends the process in the ordinary way, by a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
+        self.times = 0  # as the thread of ``stop_gently`` counts them: Python merges those that come in one operation
 
     def __call__(self) -> bool:
         return self.requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        if self.times > 1:
+            raise KeyboardInterrupt
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
-def stop_gently(screen: Screen) -> Iterator[Interrupt]:
-    """Within it, Ctrl-C only asks the work to stop after the step at hand."""
+def stop_gently(screen: Screen, what: str) -> Iterator[Interrupt]:
+    """Within it, Ctrl-C only asks the work to stop after the step at hand, and says at once that it will: ``what``.
+
+    Python calls a signal's handler when the operation at hand returns, and a large matrix product takes its time; nor
+    may a handler print, for it may have come in the middle of printing. So it is a thread that answers, woken by the
+    byte that Python writes to the "wakeup" socket the moment the signal comes.
+    """
     interrupt = Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt._note)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def answer() -> None:
+        while signals := ours.recv(16):  # nothing: the other end was closed
+            before, interrupt.times = interrupt.times, interrupt.times + signals.count(signal.SIGINT)
+            if before == 0 and interrupt.times:
+                screen.say(f"Interrupted: {what}. Ctrl-C again ends at once.")
+
+    answering = threading.Thread(target=answer, daemon=True)
+    answering.start()
+    handler, wakeup = signal.signal(signal.SIGINT, interrupt._note), signal.set_wakeup_fd(theirs.fileno())
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
-        if interrupt.requested:
-            screen.say("Interrupted: stopping after this step.")
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGINT, handler)
+        theirs.close()
+        answering.join()
+        ours.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,21 +14,21 @@ import click
 from bareconv import optim
 from bareconv.bench.runs import run_record
 from bareconv.cli.options import (
-    command_line,
-    data_options,
+    OPTIMIZER,
     device_option,
-    json_option,
+    flag,
+    given,
     load_data,
     optimizer_config,
+    precision_option,
     training_options,
     training_settings,
 )
-from bareconv.cli.screen import Screen, TrainingBar, epoch_line, stop_gently
-from bareconv.device import get_device
+from bareconv.cli.screen import Bar, Screen, epoch_line, on_screen, stop_gently
+from bareconv.device import Device, get_device
 from bareconv.errors import BareconvError, UsageError
 from bareconv.host import keep_freed_memory
 from bareconv.nn import models
-from bareconv.nn.model import PRECISIONS
 from bareconv.report.format import count, percent, rate, seconds
 from bareconv.training import EpochRecord, Trainer
 from bareconv.training.checkpoint import check_writable, load, save
@@ -40,53 +43,38 @@ Examples:
 
 
 @click.command(epilog=EPILOG, short_help="Train a model and save a checkpoint.")
-@training_options
-@click.option("--epochs", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True)
-@data_options
+@training_options(epochs=1)
+@precision_option(several=False)
+@device_option
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="Where the model goes, after every epoch. [default: MODEL.safetensors]",
 )
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="Go on with the training that this checkpoint is of, with its settings and data.",
 )
-@device_option
-@json_option
-@command_line
-def train(settings: dict[str, Any], as_json: bool, resume: Path | None, **options: Any) -> int:
+@on_screen
+def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     """Train a model and save it as a checkpoint.
 
     Ctrl-C finishes the step at hand, saves, and says how to go on from there.
     """
     keep_freed_memory()
-    ctx = click.get_current_context()
-    screen = Screen(as_json)
     path: Path = options["checkpoint"] or resume or Path(f"{options['model']}.safetensors")
-    check_writable(path)
     device = get_device(options["device"])
     begun = time.perf_counter()
     device.reset_peak_memory()
-    if resume is not None:
-        _refuse_with_resume(ctx)
-        kept = load(resume)
-        dataset = load_data(options["data_path"], options["validation"], options["limit"], kept.settings.seed)
-        trainer = kept.resume(dataset, device)
-        if trainer.step >= trainer.total_steps:
-            raise UsageError(f"{resume}: this training is done ({kept.settings.epochs} epochs); nothing to resume")
-    else:
-        dataset = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
-        names = ("optimizer", "lr", "momentum", "nesterov", "weight_decay")
-        optimizer = optim.from_config(optimizer_config(**{name: options[name] for name in names}))
-        model = models.by_name(options["model"], dataset.image_shape, dataset.classes, options["seed"])
-        trainer = Trainer(model, dataset, optimizer, training_settings(options), device)
+    trainer = _new(options, device) if resume is None else _resumed(resume, options, device)
+    check_writable(path)
     _introduce(screen, trainer)
 
     unsaved: BareconvError | None = None
-    with stop_gently(screen) as interrupt, TrainingBar(screen) as bar:
+    with stop_gently(screen, "finishing this step, then saving") as interrupt, Bar(screen) as bar:
         bar.begin("Training", trainer.total_steps)
 
         def on_epoch(record: EpochRecord) -> None:
@@ -103,16 +91,44 @@ def train(settings: dict[str, Any], as_json: bool, resume: Path | None, **option
     total = time.perf_counter() - begun
     run = run_record(trainer, peak_memory=device.peak_memory(), total_seconds=total, checkpoint=str(path))
     screen.say(
-        f"{count(history.iterations)} steps in {seconds(history.train_seconds)}: "
+        f"{count(history.iterations)} steps in {seconds(history.train_seconds)}, "
         f"{rate(history.images_per_second, 'images')}; saved {path}"
     )
     if run["test_accuracy"] is not None:
-        screen.say(f"Accuracy on the {run['test_split']} images: {percent(run['test_accuracy'])}")
+        screen.say(
+            f"Accuracy on the {count(run['test_images'])} {run['test_split']} images: {percent(run['test_accuracy'])}"
+        )
+    notes = []
     if history.stopped:
-        screen.say(f"Stopped at step {trainer.step} of {trainer.total_steps}. To go on:")
-        screen.say(f"  {_resume_command(path, options)}")
-    screen.finish(screen.result(settings, runs=[run]))
+        stopped, again = f"Stopped at step {trainer.step} of {trainer.total_steps}.", _resume_command(path, options)
+        screen.say(f"{stopped} To go on:")
+        screen.command(again)
+        notes.append(f"{stopped} To go on: {again}")
+    screen.finish(screen.result(runs=[run], notes=notes))
     return 130 if history.stopped else 0
+
+
+def _new(options: dict[str, Any], device: Device) -> Trainer:
+    # What is quickly found wrong comes before the data are read.
+    optimizer = optim.from_config(optimizer_config(**{name: options[name] for name in OPTIMIZER}))
+    settings = training_settings(options)
+    dataset = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
+    model = models.by_name(options["model"], dataset.image_shape, dataset.classes, options["seed"])
+    return Trainer(model, dataset, optimizer, settings, device)
+
+
+def _resumed(resume: Path, options: dict[str, Any], device: Device) -> Trainer:
+    """Settings come from the checkpoint: others would be ignored, so to give them is an error."""
+    ctx = click.get_current_context()
+    allowed = {"resume", "checkpoint", "device", "as_json", "data_path", "validation", "limit"}
+    for name in ctx.params:
+        if name not in allowed and given(ctx, name):
+            raise UsageError(f"{flag(ctx, name)} cannot change with --resume: the checkpoint's settings hold")
+    kept = load(resume)
+    if kept.history.iterations >= kept.history.steps_per_epoch * kept.settings.epochs:
+        raise UsageError(f"{resume}: this training is done ({kept.settings.epochs} epochs); nothing to resume")
+    dataset = load_data(options["data_path"], options["validation"], options["limit"], kept.settings.seed)
+    return kept.resume(dataset, device)
 
 
 def _introduce(screen: Screen, trainer: Trainer) -> None:
@@ -132,7 +148,7 @@ def _introduce(screen: Screen, trainer: Trainer) -> None:
         f"{trainer.history.batch_size}, {trainer.optimizer!r}, {settings.schedule!r}, seed {settings.seed}"
     )
     if trainer.step:
-        screen.say(f"Resuming at step {trainer.step} of {trainer.total_steps}")
+        screen.say(f"Resuming after step {trainer.step} of {trainer.total_steps}")
 
 
 def _try_to_save(path: Path, trainer: Trainer, screen: Screen) -> BareconvError | None:
@@ -140,25 +156,26 @@ def _try_to_save(path: Path, trainer: Trainer, screen: Screen) -> BareconvError 
     try:
         save(path, trainer)
     except BareconvError as error:
-        screen.say(f"Warning: the checkpoint was not saved: {error}")
+        screen.warn(f"the checkpoint was not saved: {error}")
         return error
     return None
 
 
-def _refuse_with_resume(ctx: click.Context) -> None:
-    """Settings come from the checkpoint: giving others would be ignored, so it is an error."""
-    allowed = {"resume", "checkpoint", "device", "as_json", "data_path", "validation", "limit"}
-    for name in ctx.params:
-        source = ctx.get_parameter_source(name)
-        if name not in allowed and source is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"--{name.replace('_', '-')} cannot change with --resume: the checkpoint's settings hold")
-
-
 def _resume_command(path: Path, options: dict[str, Any]) -> str:
-    words = ["bareconv train --resume", str(path)]
-    for name, flag in (("data_path", "--data"), ("validation", "--validation"), ("limit", "--limit")):
+    """What to type to go on, by the name under which this program was started."""
+    words = [*_program(), "train", "--resume", str(path)]
+    for name, option in (("data_path", "--data"), ("validation", "--validation"), ("limit", "--limit")):
         if options[name] is not None:
-            words += [flag, str(options[name])]
+            words += [option, str(options[name])]
     if options["device"] != "auto":
         words += ["--device", options["device"]]
-    return " ".join(words)
+    return shlex.join(words)
+
+
+def _program() -> list[str]:
+    started, found = Path(sys.argv[0]), shutil.which("bareconv")
+    if started.name == "__main__.py":
+        return [sys.executable, "-m", "bareconv"]
+    if found is not None and started.exists() and Path(found).samefile(started):
+        return ["bareconv"]
+    return [sys.argv[0]] if started.stem == "bareconv" else ["bareconv"]

@@ -36,10 +36,14 @@ def has_display() -> bool:
 def _window(path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(path.stem, facecolor="white")
-    if figure.canvas.required_interactive_framework is None:
-        return  # a display, but no toolkit that draws on it; the file is there
+    picture = plt.imread(path)
+    height, width = picture.shape[:2]
+    figure = plt.figure(path.stem, figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+    if figure.canvas.required_interactive_framework is None:  # a display, but no toolkit that draws on it
+        plt.close(figure)
+        return
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(plt.imread(path))
+    axes.imshow(picture)
     axes.axis("off")
     plt.show()
+    plt.close(figure)

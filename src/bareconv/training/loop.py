@@ -85,6 +85,7 @@ class Trainer:
         )
         self.model = model.to(self.device, settings.precision)  # after all that could be refused
         self.optimizer = optimizer
+        optimizer.load_state(optimizer.state(), optimizer.step)  # which follows the model, also from another device
         with self.device.activate():
             self.images = self.device.asarray(data.train.images)
             self.labels = self.device.asarray(data.train.labels)

@@ -1,0 +1,48 @@
+"""Where a verb's results go."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bareconv.bench import results
+from bareconv.errors import BareconvError, UsageError
+
+RESULT = "result.json"
+
+
+@contextlib.contextmanager
+def result_folder(output: Path | None) -> Iterator[Path]:
+    """``output``, or a new results/TIME; a folder that is made here goes again where there comes no result.
+
+    Raises UsageError where nothing can be written there, BareconvError where that turns out later: a full disk.
+    """
+    wanted = output or Path("results")
+    missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
+    try:
+        folder = results.results_folder() if output is None else output
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except BareconvError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"--output {wanted}: cannot write there: {error.strerror}") from None
+    try:
+        try:
+            yield folder
+        except BrokenPipeError:  # standard output, not the folder
+            raise
+        except OSError as error:
+            raise BareconvError(f"{folder}: could not be written: {error.strerror or error}") from error
+    except BaseException:  # Ctrl-C among them
+        if not (folder / RESULT).exists():
+            if output is None or output in missing:
+                shutil.rmtree(folder, ignore_errors=True)
+            for path in missing:
+                with contextlib.suppress(OSError):  # not there any more, or not empty: somebody else's
+                    path.rmdir()
+        raise
