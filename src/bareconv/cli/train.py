@@ -33,6 +33,8 @@ from bareconv.report.format import count, percent, rate, seconds
 from bareconv.training import EpochRecord, Trainer
 from bareconv.training.checkpoint import check_writable, load, save
 
+SAVE_SECONDS = 5.0  # epochs may be shorter than it takes to write a checkpoint
+
 EPILOG = """\b
 Examples:
   bareconv train
@@ -46,6 +48,14 @@ Examples:
 @training_options(epochs=1)
 @precision_option(several=False)
 @device_option
+@click.option(
+    "--evaluate-every",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Evaluate after every Nth epoch, and after the last.",
+)
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -72,15 +82,20 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     trainer = _new(options, device) if resume is None else _resumed(resume, options, device)
     check_writable(path)
     _introduce(screen, trainer)
+    epochs = trainer.settings.epochs
 
     unsaved: BareconvError | None = None
+    saved_at = -SAVE_SECONDS
     with stop_gently(screen, "finishing this step, then saving") as interrupt, Bar(screen) as bar:
         bar.begin("Training", trainer.total_steps)
 
         def on_epoch(record: EpochRecord) -> None:
-            nonlocal unsaved
-            screen.say(epoch_line(record, trainer.settings.epochs))
-            unsaved = _try_to_save(path, trainer, screen)
+            nonlocal unsaved, saved_at
+            last = record.epoch == epochs
+            if last or record.epoch % trainer.settings.evaluate_every == 0:
+                screen.say(epoch_line(record, epochs))
+            if last or time.perf_counter() - saved_at >= SAVE_SECONDS:
+                unsaved, saved_at = _try_to_save(path, trainer, screen), time.perf_counter()
 
         history = trainer.run(bar.training, on_epoch, interrupt)
         if history.stopped:

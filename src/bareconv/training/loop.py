@@ -85,8 +85,8 @@ class Trainer:
         )
         self.model = model.to(self.device, settings.precision)  # after all that could be refused
         self.optimizer = optimizer
-        optimizer.load_state(optimizer.state(), optimizer.step)  # which follows the model, also from another device
         with self.device.activate():
+            optimizer.load_state(optimizer.state(), optimizer.step)  # which follows the model from where it was
             self.images = self.device.asarray(data.train.images)
             self.labels = self.device.asarray(data.train.labels)
             held_out = data.evaluation
