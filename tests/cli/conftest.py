@@ -69,19 +69,24 @@ def listing(here):
     return listing
 
 
-def csv_text(images, labels=None):
-    """Kaggle's train.csv, or test.csv without labels."""
+def _csv_text(images, labels=None):
     pixels = images.reshape(len(images), -1)
     head = [*(["label"] if labels is not None else []), *(f"pixel{i}" for i in range(pixels.shape[1]))]
     rows = [[*([] if labels is None else [labels[i]]), *row] for i, row in enumerate(pixels)]
     return "\n".join(",".join(map(str, row)) for row in [head, *rows]) + "\n"
 
 
+@pytest.fixture
+def csv_text():
+    """Writes Kaggle's train.csv, or test.csv without labels, as text."""
+    return _csv_text
+
+
 @pytest.fixture(scope="session")
 def texts(digits):
     """Kaggle's two files, of 300 and of 40 digits."""
     train, test = digits.train, digits.test
-    return csv_text(train.images[:300], train.labels[:300]), csv_text(test.images[:40])
+    return _csv_text(train.images[:300], train.labels[:300]), _csv_text(test.images[:40])
 
 
 @pytest.fixture
@@ -105,11 +110,16 @@ def trained(tmp_path_factory):
     return path
 
 
-def probabilities(checkpoint, images):
+@pytest.fixture
+def probabilities():
     """What the mlp of a checkpoint says of images, computed from the file's weights alone."""
-    w = {key: value.astype(np.float64) for key, value in load_file(checkpoint).items()}
-    x = images.reshape(len(images), -1) / 255
-    hidden = np.maximum(x @ w["model/dense1.weight"] + w["model/dense1.bias"], 0)
-    z = hidden @ w["model/dense2.weight"] + w["model/dense2.bias"]
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+
+    def probabilities(checkpoint, images):
+        w = {key: value.astype(np.float64) for key, value in load_file(checkpoint).items()}
+        x = images.reshape(len(images), -1) / 255
+        hidden = np.maximum(x @ w["model/dense1.weight"] + w["model/dense1.bias"], 0)
+        z = hidden @ w["model/dense2.weight"] + w["model/dense2.bias"]
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    return probabilities

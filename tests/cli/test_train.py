@@ -228,7 +228,7 @@ def test_on_a_terminal(here, train_csv):
         *("--epochs", "1000", "--checkpoint", "m"),
     )
     terminal.wait_for(r"Epoch 2/1000")
-    terminal.wait_for(r"Epoch \d+/1000 .*━.* \d+% loss .*, accuracy .*%, .* images/s, .* left")
+    terminal.wait_for(r"Epoch \d+/1000 .*━.* \d+% loss .*, accuracy .*%, .* images/s, \d+:\d\d left")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.seen)
     bars = [line for line in re.split(r"[\r\n]+", plain) if "━" in line]
     assert bars
@@ -336,6 +336,7 @@ def test_a_full_disk_while_training(run, here, listing, train_csv, monkeypatch):
     assert run("train", "--data", train_csv, "--model", "mlp", "--checkpoint", "m").code == 0
     before = Path("m").read_bytes()
     full_disk(monkeypatch)
+    monkeypatch.setattr("bareconv.cli.train.SAVE_SECONDS", 0)
     outcome = run("train", "--data", train_csv, "--model", "mlp", "--epochs", "3", "--checkpoint", "m")
     assert outcome.code == 1
     assert outcome.complaint() == "m: could not be written: No space left on device"

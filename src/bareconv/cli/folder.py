@@ -32,12 +32,8 @@ def result_folder(output: Path | None) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"--output {wanted}: cannot write there: {error.strerror}") from None
     try:
-        try:
+        with writing(folder):
             yield folder
-        except BrokenPipeError:  # standard output, not the folder
-            raise
-        except OSError as error:
-            raise BareconvError(f"{folder}: could not be written: {error.strerror or error}") from error
     except BaseException:  # Ctrl-C among them
         if not (folder / RESULT).exists():
             if output is None or output in missing:
@@ -46,3 +42,14 @@ def result_folder(output: Path | None) -> Iterator[Path]:
                 with contextlib.suppress(OSError):  # not there any more, or not empty: somebody else's
                     path.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, what the system refuses is an error that names ``path``: a full disk itself names none."""
+    try:
+        yield
+    except BrokenPipeError:  # standard output, not the file
+        raise
+    except OSError as error:
+        raise BareconvError(f"{path}: could not be written: {error.strerror or error}") from error

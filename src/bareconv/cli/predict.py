@@ -9,6 +9,7 @@ import click
 import numpy as np
 
 from bareconv import data
+from bareconv.cli.folder import writing
 from bareconv.cli.options import device_option
 from bareconv.cli.screen import Screen, on_screen
 from bareconv.device import get_device
@@ -82,7 +83,8 @@ def predict(screen: Screen, checkpoint: Path, inputs: tuple[Path, ...], output: 
         if output is not None:
             from bareconv.report.pictures import predictions_picture
 
-            predictions_picture(images, labels, confidence, output, most=len(images))
+            with writing(output):
+                predictions_picture(images, labels, confidence, output, most=len(images))
             screen.say(f"Wrote {output}: the images as the model saw them")
     screen.finish(screen.result(predictions=record))
     return 0

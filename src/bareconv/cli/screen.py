@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import json
@@ -192,7 +193,7 @@ class Bar:
         self.count(
             now.step,
             f"loss {now.loss:.3f}, accuracy {percent(now.accuracy, 1)}, {rate(now.images_per_second, 'images')}, "
-            f"{seconds(round(now.seconds_left))} left",
+            f"{_clock(now.seconds_left)} left",
         )
 
     def _line(self, done: int, note: str) -> Text:
@@ -207,6 +208,13 @@ class Bar:
         line.append(f" {note}" if note else "")
         line.truncate(room, overflow="ellipsis")
         return line
+
+
+def _clock(seconds_: float) -> str:
+    """A time that runs down, in little room: 0:07, 12:34, 1:02:03."""
+    minutes, rest = divmod(round(seconds_), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def epoch_line(record: training.EpochRecord, epochs: int) -> str:
@@ -224,26 +232,27 @@ class Interrupt:
     """Set by the first Ctrl-C; the second one ends the process in the ordinary way, by a KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        self.requested = False
-        self.times = 0  # as the thread of ``stop_gently`` counts them: Python merges those that come in one operation
+        self.requested = self.raised = False
+        self.times = 0  # as the thread of ``stop_gently`` counts them
 
     def __call__(self) -> bool:
         return self.requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        if self.times > 1:
+        if self.times > 1 and not self.raised:
+            self.raised = True
             raise KeyboardInterrupt
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
 def stop_gently(screen: Screen, what: str) -> Iterator[Interrupt]:
     """Within it, Ctrl-C only asks the work to stop after the step at hand, and says at once that it will: ``what``.
 
-    Python calls a signal's handler when the operation at hand returns, and a large matrix product takes its time; nor
-    may a handler print, for it may have come in the middle of printing. So it is a thread that answers, woken by the
-    byte that Python writes to the "wakeup" socket the moment the signal comes.
+    Python calls a signal's handler when the operation at hand returns, a large matrix product takes its time, and two
+    signals in that time are one call; nor may a handler print, for it may have come in the middle of printing. So it
+    is a thread that counts and answers, woken by the byte that Python writes to the "wakeup" socket the moment a
+    signal comes.
     """
     interrupt = Interrupt()
     ours, theirs = socket.socketpair()
@@ -252,8 +261,10 @@ def stop_gently(screen: Screen, what: str) -> Iterator[Interrupt]:
     def answer() -> None:
         while signals := ours.recv(16):  # nothing: the other end was closed
             before, interrupt.times = interrupt.times, interrupt.times + signals.count(signal.SIGINT)
-            if before == 0 and interrupt.times:
+            if before == 0 < interrupt.times:
                 screen.say(f"Interrupted: {what}. Ctrl-C again ends at once.")
+            if before < 2 <= interrupt.times:
+                _thread.interrupt_main(signal.SIGINT)  # the handler may have come, and gone, before it was counted
 
     answering = threading.Thread(target=answer, daemon=True)
     answering.start()
@@ -262,7 +273,7 @@ def stop_gently(screen: Screen, what: str) -> Iterator[Interrupt]:
         yield interrupt
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGINT, handler)
         theirs.close()
         answering.join()
         ours.close()
+        signal.signal(signal.SIGINT, handler)

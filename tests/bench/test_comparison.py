@@ -121,6 +121,7 @@ def test_the_result(few, cpu, described, tmp_path):
     (proof,) = result["parity"]
     assert (proof["reference"], proof["candidate"]) == ("cpu float64", "cpu float32")
     assert proof["steps"] == 3
+    assert proof["learning_rate"] == pytest.approx(0.1 / 200)
     assert proof["passed"]
 
 
@@ -220,6 +221,8 @@ def test_the_same_work_on_both(few, two, described):
         ("cpu float32", "cuda:0 float32"),
         ("cpu float64", "cuda:0 float64"),
     ]
+    # In float32 at a constant two hundredth of the rate, in float64 as the training is set, one cycle from a 25th.
+    assert [proof["learning_rate"] for proof in comparison.parity] == pytest.approx([0.1 / 200, 0.1 / 25])
     assert all(proof["max_loss_difference"] == 0 for proof in comparison.parity)  # it is the CPU, after all
     assert comparison.runs[0]["history"]["loss"] == comparison.runs[1]["history"]["loss"]
     assert not any("No GPU" in note for note in comparison.notes)
