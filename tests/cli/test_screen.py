@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 
 import pytest
 from rich.console import Console
@@ -130,7 +131,8 @@ def test_ctrl_c_is_answered_while_the_main_thread_is_busy(capsys):
         assert interrupt()
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - which of the two is interrupted, is up to the system
             os.kill(os.getpid(), signal.SIGINT)
-            threading.Event().wait(5)
+            for _ in range(100):
+                time.sleep(0.05)
     assert capsys.readouterr().out == "Interrupted: stopping. Ctrl-C again ends at once.\n"
     assert signal.getsignal(signal.SIGINT) is before
     assert threading.active_count() == threads

@@ -42,7 +42,7 @@ def test_it_says_what_it_does(run, here, listing):
     assert "Model: mlp, 7,960 parameters; float32, engine reference" in lines
     number = r"\d+\.\d{4}"
     for epoch in (1, 2):
-        pattern = rf"Epoch {epoch}/2: loss {number}, accuracy [\d.]+%, .*s; held out: loss {number}, accuracy [\d.]+%"
+        pattern = rf"Epoch {epoch}/2, .*s: loss {number}, accuracy [\d.]+%; held out: {number}, [\d.]+%"
         assert sum(bool(re.fullmatch(pattern, line)) for line in lines) == 1
     assert re.search(r"^8 steps in .*s, [\d,]+ images/s; saved mlp.safetensors$", outcome.out, re.MULTILINE)
     assert lines[-1].startswith("Accuracy on the 10,000 test images: ")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from bareconv.ops.dense import dense_backward, dense_backward_naive, dense_forward, dense_naive
 
-SHAPES = [(1, 1, 1), (5, 3, 4), (2, 7, 1), (1, 6, 5), (16, 40, 10)]  # N, F, K
+# N, F, K; the last is many rows and few outputs, which has a product of its own
+SHAPES = [(1, 1, 1), (5, 3, 4), (2, 7, 1), (1, 6, 5), (16, 40, 10), (260, 3, 2)]
 
 
 def draw(rng, N, F, K):
@@ -26,7 +27,7 @@ def test_array_form_is_the_loops(shape, device, rng):
         np.testing.assert_allclose(device.to_host(ours), naive, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 def test_loops_have_the_numerical_gradient(shape, rng, numerical_gradient):
     x, w, b, dy = draw(rng, *shape)
     for which, gradient in zip((x, w, b), dense_backward_naive(dy, x, w), strict=True):

@@ -91,16 +91,18 @@ def compare(screen: Screen, **options: Any) -> int:
         with stop_gently(screen, "finishing this step, then reporting what there is") as interrupt, Bar(screen) as bar:
             listener = _Printer(screen, bar, interrupt, job)
             comparison = run_comparison(job, dataset, devices, listener, folder / "model.safetensors")
-        if not comparison.runs:
-            raise KeyboardInterrupt  # before the first step: there is nothing to report
-        result = screen.result(runs=comparison.runs, parity=comparison.parity, notes=comparison.notes)
-        results.write(result, folder / RESULT)
-        page = write_report(result, comparison.gallery, folder)
+            stopped = interrupt.requested
+            if not comparison.runs:
+                raise KeyboardInterrupt  # before the first step: there is nothing to report
+            bar.begin("Drawing the page")
+            result = screen.result(runs=comparison.runs, parity=comparison.parity, notes=comparison.notes)
+            results.write(result, folder / RESULT)
+            page = write_report(result, comparison.gallery, folder)
         latest = None if options["output"] else results.point_latest(folder)
     _show(screen, comparison)
     screen.say(f"\nWrote {page}" + (f" (also {latest / page.name})" if latest else ""))
     screen.finish(result)
-    if interrupt.requested:
+    if stopped:
         return 130
     return 0 if all(proof["passed"] for proof in comparison.parity) else 1
 

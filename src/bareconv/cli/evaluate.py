@@ -125,7 +125,7 @@ def evaluate(screen: Screen, checkpoint: Path, **options: Any) -> int:
         f"{rate(throughput, 'images')}\n"
     )
     _show(screen, evaluation)
-    screen.say(f"\nWrote {', '.join(str(picture) for picture in [*pictures, folder / RESULT])}")
+    screen.say(f"\nWrote {', '.join(str(path.name) for path in pictures)} and {RESULT} in {folder}")
     screen.finish(result)
     return 0
 

@@ -79,7 +79,7 @@ class Screen:
         table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None)
         table.pad_edge, table.padding = False, (0, 2, 0, 0)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", vertical="bottom")
+            table.add_column(column, justify="left" if number == 0 else "right")
         return table
 
     def device(self, device: Device, *, measured: bool = False) -> None:
@@ -218,13 +218,11 @@ def _clock(seconds_: float) -> str:
 
 
 def epoch_line(record: training.EpochRecord, epochs: int) -> str:
-    """What a person wants to know of an epoch, in a line."""
-    line = (
-        f"Epoch {record.epoch}/{epochs}: loss {record.train_loss:.4f}, accuracy {percent(record.train_accuracy)}, "
-        f"{seconds(record.train_seconds)}"
-    )
+    """What a person wants to know of an epoch, in a line of less than 80 characters."""
+    line = f"Epoch {record.epoch}/{epochs}, {seconds(record.train_seconds)}: "
+    line += f"loss {record.train_loss:.4f}, accuracy {percent(record.train_accuracy)}"
     if record.test_accuracy is not None:
-        line += f"; held out: loss {record.test_loss:.4f}, accuracy {percent(record.test_accuracy)}"
+        line += f"; held out: {record.test_loss:.4f}, {percent(record.test_accuracy)}"
     return line
 
 
