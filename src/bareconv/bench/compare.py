@@ -101,8 +101,6 @@ def compare(
             listener.run_begins(trainer)
             trainer.run(listener.progress, listener.epoch, listener.should_stop)
             total, peak = time.perf_counter() - begun, device.peak_memory()
-            if not trainer.history.iterations:
-                break
             if not runs:
                 gallery = make_gallery(trainer)
                 if checkpoint is not None:
