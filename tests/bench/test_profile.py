@@ -183,3 +183,11 @@ def test_memory_counts_buffers_and_the_prepared_batch(trainer_of):
     assert parts["data"] == 50 * (784 + 4) + 30 * 784 + 50 * 784 * 4
     assert parts["activations"] == 4 * (50 * 784 + 784 + 50 * 784)  # xhat, 1 / deviation; the dense's input
     assert parts["overhead"] == 0  # never below
+
+
+def test_a_prepared_batch_that_a_layer_keeps_counts_once(trainer_of):
+    """Full batch: the first dense keeps a view of the prepared images, which are data already."""
+    layers = [nn.Flatten(), nn.Dense(10), nn.ReLU(), nn.Dense(10)]
+    parts = memory(trainer_of(nn.Model(layers, (28, 28, 1)), batch_size=50, optimizer=SGD(0.1)), 0)
+    assert parts["data"] == 50 * (784 + 4) + 30 * 784 + 50 * 784 * 4
+    assert parts["activations"] == 4 * 50 * 10  # the relu's output, which the second dense keeps too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,11 +53,15 @@ def run(capsys):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder, which is the current one. Its name is one to trip over."""
-    folder = tmp_path / "a [bold] folder :x:"
+    """An empty folder, which is the current one. Its name is one to trip over. No temporary file may be left behind."""
+    folder, temporary = tmp_path / "a [bold] folder :x:", tmp_path / "temporary"
     folder.mkdir()
+    temporary.mkdir()
     monkeypatch.chdir(folder)
-    return folder
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    yield folder
+    assert not list(temporary.iterdir())
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import bareconv
 from bareconv.cli import VERBS
 from bareconv.cli.legible import make_legible
 from bareconv.device import why_no_cuda
+from bareconv.errors import BareconvError
 
 BAD_USAGE = [
     (["trian"], "there is no verb 'trian'; expected one of train, evaluate, predict, compare, check, info"),
@@ -197,7 +198,9 @@ def test_other_encodings(encoding, here, trained):
     """What an encoding lacks is written otherwise: 10⁻⁶ as 10^-6; a file name may be no text at all."""
     name = os.fsdecode(b"seven-\xff.png")
     code = "import sys; from bareconv.cli import main; main(sys.argv[1:])"
-    checked = python(code, "check", "--model", "mlp", PYTHONIOENCODING=encoding, PYTHONUTF8="0", LC_ALL="C")
+    checked = python(
+        code, "check", "--model", "mlp", "--device", "cpu", PYTHONIOENCODING=encoding, PYTHONUTF8="0", LC_ALL="C"
+    )
     assert (checked.returncode, checked.stderr) == (0, "")
     assert f"27 of 27 within the tolerance of 10{'⁻⁶' if encoding == 'utf-8' else '^-6'}\n" in checked.stdout
     missing = python(code, "predict", str(trained), name, PYTHONIOENCODING=encoding, PYTHONUTF8="0", LC_ALL="C")
@@ -208,7 +211,7 @@ def test_other_encodings(encoding, here, trained):
 @pytest.mark.parametrize(
     ("text", "ascii_", "latin"),
     [
-        ("9.3×10⁻¹²", b"9.3x10^-12", b"9.3\xd710^-\xb9\xb2"),
+        ("9.3×10⁻¹²", b"9.3x10^-12", b"9.3\xd710^-12"),
         ("12 µs · – …", b"12 us . - ...", b"12 \xb5s \xb7 - ..."),
         ("digit 七", b"digit \\u4e03", b"digit \\u4e03"),
     ],
@@ -227,19 +230,51 @@ def test_module_and_script_are_the_same(here):
     assert done.stdout == f"bareconv, version {bareconv.__version__}\n"
 
 
-def test_interrupted_before_the_work(run, here, listing, monkeypatch):
-    """Ctrl-C while data are read: one line, exit 130, and with --json a result that says so."""
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("error", "code", "note", "complaint"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted.", "interrupted"),
+        (BareconvError("it did not work"), 1, "it did not work", "it did not work"),
+        (OSError(28, "No space left on device", "a/file"), 1, *["a/file: No space left on device"] * 2),
+    ],
+    ids=["interrupted", "failed", "full"],
+)
+def test_json_also_where_there_is_nothing_to_report(
+    verb, error, code, note, complaint, run, here, listing, trained, monkeypatch
+):
+    """Exit 1 and 130: one line on standard error, and with --json a result that fits the schema and says why."""
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def fail(*_, **__):
+        raise error
 
-    monkeypatch.setattr("bareconv.cli.train.load_data", interrupt)
-    outcome = run("train")
-    assert (outcome.code, outcome.out, outcome.err.strip()) == (130, "", "bareconv: interrupted")  # below the ^C
-    outcome = run("train", "--json")
-    assert outcome.code == 130
-    assert outcome.result()["notes"] == ["Interrupted."]
+    first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
+    monkeypatch.setattr(f"bareconv.cli.{verb}.{first.get(verb, 'get_device')}", fail)
+    more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
+    outcome = run(verb, *more)
+    assert (outcome.code, outcome.err.strip()) == (code, f"bareconv: {complaint}")
+    outcome = run(verb, *more, "--json")
+    assert outcome.code == code
+    result = outcome.result()
+    assert (result["notes"], result["runs"]) == ([note], [])
+    assert result["command"].startswith(f"bareconv {verb}")
     assert listing() == []
+
+
+def test_the_first_step_comes_soon(here):
+    """Under a second from the command to the first training step, on a quiet machine; the best of some counts."""
+    code = """
+import os, bareconv.training.loop
+bareconv.training.loop.Trainer.train_step = lambda *_: os._exit(7)
+from bareconv.cli import main
+main(["compare", "--quick", "--device", "cpu"])
+"""
+    best = math.inf
+    for _ in range(3):
+        begun = time.perf_counter()
+        assert python(code).returncode == 7
+        best = min(best, time.perf_counter() - begun)
+    assert best < (2.5 if why_no_cuda() is not None else 6)  # where there is CuPy, it is imported to be described
 
 
 def test_out_of_memory(run, here, listing, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bareconv.bench import parity
+from bareconv.bench.compare import Comparison
 from bareconv.cli import tables
 from bareconv.cli.screen import Screen
 from bareconv.device import CpuDevice, get_device, why_no_cuda
@@ -201,11 +202,7 @@ def test_interrupted_it_reports_what_there_is(run, here, monkeypatch):
 
 
 def test_interrupted_before_the_first_step(run, here, listing, monkeypatch):
-    def interrupt(*_):
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr("bareconv.bench.compare._warm_up", lambda *_: interrupt() or 0.0)
-    monkeypatch.setattr(Trainer, "run", lambda self, *_: self.history)
+    monkeypatch.setattr(compare, "run_comparison", lambda *_: Comparison([], [], [], None))
     outcome = run(*QUICK, "--json")
     assert outcome.code == 130
     assert (outcome.result()["runs"], outcome.result()["notes"]) == ([], ["Interrupted."])

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from bareconv.device import get_device
 from bareconv.training import Trainer
@@ -251,6 +251,7 @@ def test_the_second_ctrl_c_ends(here, listing, train_csv):
     terminal.wait_for(r"Training .*━")
     terminal.process.send_signal(signal.SIGINT)
     terminal.wait_for("Interrupted: ")
+    time.sleep(0.5)
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.finish() == 130
     assert "bareconv: interrupted" in terminal.seen
@@ -278,6 +279,32 @@ def test_stopped_after_some_steps(run, here, train_csv, monkeypatch):
         "Stopped at step 4 of 14. To go on:\n  bareconv train --resume mlp.safetensors --data digits.csv\n"
     )
     assert len(load_file("mlp.safetensors")["history/loss"]) == 4
+
+
+def test_settings_of_a_resumed_training(run, here, train_csv):
+    """The result names what was given; what the checkpoint's settings were, the run says, and not the defaults."""
+    words = ("--data", str(train_csv), "--limit", "64")
+    assert run("train", "--model", "mlp", "--epochs", "2", "--seed", "3", *words, "--checkpoint", "m").code == 0
+    shorten("m")
+    result = run("train", "--resume", "m", *words, "--json").result()
+    (record,) = result["runs"]
+    assert (record["model"], record["seed"], record["epochs"]) == ("mlp", 3, 2)
+    assert result["settings"] == {
+        "data": "digits.csv",
+        "limit": 64,
+        "validation": None,
+        "device": "auto",
+        "checkpoint": None,
+        "resume": "m",
+    }
+
+
+def shorten(path):
+    """Let a checkpoint of two steps be one of the first of them."""
+    kept, tensors = about(path), load_file(path)
+    kept["history"]["epochs"] = kept["history"]["epochs"][:1]
+    tensors = {key: value[:1] if key.startswith("history/") else value for key, value in tensors.items()}
+    save_file(tensors, path, {"bareconv": json.dumps(kept)})
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def memory(trainer: Trainer, peak: int) -> dict[str, int]:
     with trainer.device.activate():
         x, labels = trainer.batch(0)
         trainer.engine.forward(x, labels, trainer.step)
-        activations = trainer.model.activation_bytes()
+        kept_anyway = x if trainer.history.steps_per_epoch == 1 else None  # it counts as data
+        activations = trainer.model.activation_bytes(kept_anyway)
         trainer.engine.backward()
     named = {
         "parameters": _bytes(trainer.model.state()),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from bareconv import data, optim
 from bareconv.bench import results
@@ -222,11 +223,9 @@ def _show(screen: Screen, comparison: Comparison) -> None:
         for table in tables.operations(screen, group):
             screen.say()
             screen.show(table)
-    for line in tables.speedups(comparison.runs):
-        screen.say(f"\n{line}")
-    for proof in comparison.parity:
-        screen.say()
-        screen.say(tables.verdict(proof))
+    for lines in (tables.speedups(comparison.runs), [tables.verdict(proof) for proof in comparison.parity]):
+        for place, line in enumerate(lines):
+            screen.say(Text("" if place else "\n") + line)
     for note in comparison.notes:
         if not note.startswith("No GPU"):  # which was said at the start
             screen.say(f"\n{note}")

@@ -23,14 +23,16 @@ def make_legible(stream: TextIO) -> None:
 def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    text, before = "", error.object[error.start - 1 : error.start]
-    for character in error.object[error.start : error.end]:
+    text, before, end = "", error.object[error.start - 1 : error.start], error.end
+    while error.object[end : end + 1] in _SUPERSCRIPTS and end < len(error.object):
+        end += 1  # Latin-1 has some of them: not half of a number in this form, half in that
+    for character in error.object[error.start : end]:
         if character in _SUPERSCRIPTS:
             text += ("" if before in _SUPERSCRIPTS else "^") + _SUPERSCRIPTS[character]
         else:
             text += _OTHERS.get(character) or character.encode("ascii", "backslashreplace").decode()
         before = character
-    return text, error.end
+    return text, end
 
 
 codecs.register_error("bareconv.legible", _replace)

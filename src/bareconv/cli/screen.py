@@ -6,6 +6,7 @@ import _thread
 import contextlib
 import functools
 import json
+import math
 import shlex
 import signal
 import socket
@@ -31,6 +32,7 @@ from bareconv.errors import BareconvError
 from bareconv.report.format import percent, rate, seconds
 
 _REDRAW_SECONDS = 0.1
+_ONE_PRESS_SECONDS = 0.3  # a Ctrl-C may come twice: from the terminal, and from what started this (timeout, make, uv)
 
 
 class Screen:
@@ -257,11 +259,16 @@ def stop_gently(screen: Screen, what: str) -> Iterator[Interrupt]:
     theirs.setblocking(False)
 
     def answer() -> None:
+        last = -math.inf
         while signals := ours.recv(16):  # nothing: the other end was closed
-            before, interrupt.times = interrupt.times, interrupt.times + signals.count(signal.SIGINT)
-            if before == 0 < interrupt.times:
+            now = time.monotonic()
+            if signal.SIGINT not in signals or now - last < _ONE_PRESS_SECONDS:
+                continue
+            last = now
+            interrupt.times += 1
+            if interrupt.times == 1:
                 screen.say(f"Interrupted: {what}. Ctrl-C again ends at once.")
-            if before < 2 <= interrupt.times:
+            elif interrupt.times == 2:
                 _thread.interrupt_main(signal.SIGINT)  # the handler may have come, and gone, before it was counted
 
     answering = threading.Thread(target=answer, daemon=True)

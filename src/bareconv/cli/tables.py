@@ -66,17 +66,15 @@ def _operations(screen: Screen, group: list[Run], ways: list[str]) -> Table:
     return table
 
 
-def speedups(runs: list[Run]) -> list[str]:
+def speedups(runs: list[Run]) -> list[Text]:
     """A sentence for each GPU run that has a CPU run to compare with."""
     lines = []
     for pair in pairs(runs):
         gpu, cpu = runs[pair.gpu], runs[pair.cpu]
         training = ratio(over(cpu["train_seconds"], gpu["train_seconds"]))
         total = ratio(over(cpu["total_seconds"], gpu["total_seconds"]))
-        lines.append(
-            f"Speed-up of {gpu['device']} {gpu['precision']} over {cpu['device']} {cpu['precision']}: {training} in "
-            f"training, {total} in total"
-        )
+        names = [f"{run['device']} {run['precision']}" for run in (gpu, cpu)]
+        lines.append(Text(f"Speed-up of {names[0]} over {names[1]}: {training} in training, {total} in total"))
     return lines
 
 

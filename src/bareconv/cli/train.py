@@ -33,6 +33,7 @@ from bareconv.report.format import count, percent, rate, seconds
 from bareconv.training import EpochRecord, Trainer
 from bareconv.training.checkpoint import check_writable, load, save
 
+FREE = ("--resume", "--checkpoint", "--device", "--data", "--validation", "--limit", "--json")  # with --resume
 SAVE_SECONDS = 5.0  # epochs may be shorter than it takes to write a checkpoint
 
 EPILOG = """\b
@@ -79,7 +80,7 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     device = get_device(options["device"])
     begun = time.perf_counter()
     device.reset_peak_memory()
-    trainer = _new(options, device) if resume is None else _resumed(resume, options, device)
+    trainer = _new(options, device) if resume is None else _resumed(screen, resume, options, device)
     check_writable(path)
     _introduce(screen, trainer)
     epochs = trainer.settings.epochs
@@ -132,13 +133,13 @@ def _new(options: dict[str, Any], device: Device) -> Trainer:
     return Trainer(model, dataset, optimizer, settings, device)
 
 
-def _resumed(resume: Path, options: dict[str, Any], device: Device) -> Trainer:
+def _resumed(screen: Screen, resume: Path, options: dict[str, Any], device: Device) -> Trainer:
     """Settings come from the checkpoint: others would be ignored, so to give them is an error."""
     ctx = click.get_current_context()
-    allowed = {"resume", "checkpoint", "device", "as_json", "data_path", "validation", "limit"}
     for name in ctx.params:
-        if name not in allowed and given(ctx, name):
+        if flag(ctx, name) not in FREE and given(ctx, name):
             raise UsageError(f"{flag(ctx, name)} cannot change with --resume: the checkpoint's settings hold")
+    screen.settings = {name: value for name, value in screen.settings.items() if f"--{name}" in FREE}
     kept = load(resume)
     if kept.history.iterations >= kept.history.steps_per_epoch * kept.settings.epochs:
         raise UsageError(f"{resume}: this training is done ({kept.settings.epochs} epochs); nothing to resume")

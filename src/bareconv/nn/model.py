@@ -134,19 +134,26 @@ class Model:
         work = [leaf.flops() for leaf in self.leaves() if leaf.params]
         return sum(f.forward + f.dw for f in work) + sum(f.dx for f in work[1:])
 
-    def activation_bytes(self) -> int:
-        """Bytes that the last training forward has kept for backward; what layers share counts once."""
-        unique = {}
-        for leaf in self.leaves():
-            for array in leaf.saved_arrays():
-                while array.base is not None and hasattr(array.base, "nbytes"):
-                    array = array.base
-                unique[id(array)] = int(array.nbytes)
+    def activation_bytes(self, apart_from: Array | None = None) -> int:
+        """Bytes that the last training forward has kept for backward; what layers share counts once.
+
+        ``apart_from``: an array that counts elsewhere, though a layer may have kept it (a batch that is kept anyway).
+        """
+        unique = {id(owner): int(owner.nbytes) for leaf in self.leaves() for owner in map(_owner, leaf.saved_arrays())}
+        if apart_from is not None:
+            unique.pop(id(_owner(apart_from)), None)
         return sum(unique.values())
 
     def summary(self) -> Summary:
         """A row a layer: shapes, parameters, FLOPs, bytes. Print it."""
         return Summary.of(self)
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory this one looks at: itself, unless it is a view."""
+    while array.base is not None and hasattr(array.base, "nbytes"):
+        array = array.base
+    return array
 
 
 @dataclass(frozen=True)

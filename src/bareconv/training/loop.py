@@ -108,8 +108,8 @@ class Trainer:
         return self.history.steps_per_epoch * self.settings.epochs
 
     def data_bytes(self) -> int:
-        """Bytes of the data on the device."""
-        arrays = (self.images, self.labels, self.test_images)
+        """Bytes of the data on the device, with the whole prepared as one batch where that is how it trains."""
+        arrays = (self.images, self.labels, self.test_images, self._whole[0] if self._whole else None)
         return sum(int(array.nbytes) for array in arrays if array is not None)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
