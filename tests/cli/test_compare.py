@@ -79,7 +79,7 @@ def test_what_it_prints(run, here, listing):
     outcome = run(*QUICK)
     assert (outcome.code, outcome.err) == (0, "")
     out = outcome.out
-    for name in ("total time", "training time", "  per iteration", "  forward", "  backward", "  update"):
+    for name in ("total time", "training time", "  per iteration", "  batch", "  forward", "  backward", "  update"):
         assert re.search(rf"^{name} +[\d.]+ (s|ms|µs)$", out, re.MULTILINE), name
     assert re.search(r"^images/s +[\d,]+$", out, re.MULTILINE)
     assert re.search(r"^accuracy +[\d.]+%$", out, re.MULTILINE)
@@ -119,7 +119,7 @@ def test_quick_is_one_short_epoch(run, here, no_page):
 
 def test_two_devices(run, here, two_devices):
     """The same initial weights and the same batches: on the same processor, to the last bit."""
-    outcome = run(*QUICK[:-2], "--precision", "float32", "--precision", "float64", "--json")
+    outcome = run(*QUICK[:-2], *("--precision", "float32", "--precision", "float64") * 2, "--json")
     assert outcome.code == 0
     result = outcome.result()
     runs = {(record["device"], record["precision"]): record for record in result["runs"]}
@@ -254,6 +254,15 @@ def test_an_output_that_cannot_be(path, message, run, here, listing):
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.complaint()
     assert listing() == ["file"]
+
+
+def test_a_latest_that_is_not_ours(run, here, no_page):
+    """A folder in the way of results/latest stays, and is told of; the comparison is none the worse for it."""
+    Path("results/latest").mkdir(parents=True)
+    outcome = run(*QUICK, "--json")
+    assert outcome.code == 0
+    assert len(outcome.result()["runs"]) == 1
+    assert re.search(r"^Warning: results/latest: not made by bareconv", outcome.err, re.MULTILINE)
 
 
 def test_results_that_cannot_be(run, here, listing):

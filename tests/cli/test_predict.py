@@ -109,6 +109,28 @@ def test_where_nothing_can_be_written(run, here, listing, trained, test_csv):
     assert listing() == ["folder", "test.csv"]
 
 
+def test_what_is_read_is_not_written_over(run, here, trained, test_csv, train_csv, drawings):
+    (name, *_), _ = drawings()
+    Path("m").write_bytes(trained.read_bytes())
+    Path("link.csv").symlink_to("test.csv")
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    for words, message in (
+        (["predict", "m", "test.csv", "-o", "./test.csv"], "test.csv: is to be read; expected another name"),
+        (["predict", "m", "test.csv", "-o", "link.csv"], "link.csv: is to be read"),
+        (["predict", "m", "test.csv", "-o", "m"], "m: is to be read"),
+        (["predict", "m", name, "-o", name], "is to be read"),
+        (["predict", "m", name, "-o", "seen.jpg"], "--output seen.jpg: for images it is a picture; expected .*.png"),
+        (
+            ["train", "--model", "mlp", "--data", "digits.csv", "--checkpoint", "digits.csv"],
+            "digits.csv: is to be read",
+        ),
+    ):
+        outcome = run(*words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert re.search(message, outcome.complaint()), outcome.err
+    assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
 @pytest.mark.parametrize("images", [False, True])
 def test_a_full_disk(images, run, here, listing, trained, test_csv, drawings, monkeypatch):
     """No half of a submission, nor of a picture."""

@@ -30,7 +30,7 @@ from bareconv.cli.options import (
 from bareconv.cli.screen import Bar, Interrupt, Screen, epoch_line, on_screen, stop_gently
 from bareconv.data import Dataset
 from bareconv.device import all_devices, get_device, why_no_cuda
-from bareconv.errors import UsageError
+from bareconv.errors import BareconvError, UsageError
 from bareconv.host import keep_freed_memory
 from bareconv.report import write_report
 from bareconv.report.format import count, rate, seconds
@@ -78,6 +78,7 @@ def compare(screen: Screen, **options: Any) -> int:
     Ctrl-C finishes the step at hand and reports what there is. Exit code 1 if a parity proof fails.
     """
     keep_freed_memory()
+    options["precisions"] = tuple(dict.fromkeys(options["precisions"]))
     ctx = click.get_current_context()
     job, dataset = _preset_original(ctx, options) if options["preset"] else _job(ctx, options)
     devices = all_devices() if options["device"] == "all" else [get_device(options["device"])]
@@ -99,9 +100,9 @@ def compare(screen: Screen, **options: Any) -> int:
             result = screen.result(runs=comparison.runs, parity=comparison.parity, notes=comparison.notes)
             results.write(result, folder / RESULT)
             page = write_report(result, comparison.gallery, folder)
-        latest = None if options["output"] else results.point_latest(folder)
     _show(screen, comparison)
-    screen.say(f"\nWrote {page}" + (f" (also {latest / page.name})" if latest else ""))
+    also = "" if options["output"] else _latest(screen, page)
+    screen.say(f"\nWrote {page}{also}")
     screen.finish(result)
     if stopped:
         return 130
@@ -115,6 +116,15 @@ def _introduce(screen: Screen, job: Job, dataset: Dataset) -> None:
         f"{min(settings.batch_size, len(dataset.train)):,} on {count(len(dataset.train))} images of {dataset.name}"
         + (f", tested on {count(len(held_out[1]))}" if held_out else "")
     )
+
+
+def _latest(screen: Screen, page: Path) -> str:
+    """Let results/latest mean this result. What stands in its way is no reason to fail: the result is there."""
+    try:
+        return f" (also {results.point_latest(page.parent) / page.name})"
+    except BareconvError as error:
+        screen.warn(str(error))
+        return ""
 
 
 class _Printer(Listener):

@@ -38,7 +38,7 @@ Examples:
     metavar="NAME",
     help="Which images: test, validation or train. [default: the first of them that there is]",
 )
-@number("--mistakes", 20, 1, "How many mistakes to show in the picture.")
+@number("--mistakes", 24, 1, "How many mistakes to show in the picture.")
 @device_option
 @click.option(
     "--output",

@@ -1,11 +1,11 @@
-"""Where a verb's results go."""
+"""Where a verb's results go, and where they must not."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bareconv.bench import results
@@ -53,3 +53,10 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise BareconvError(f"{path}: could not be written: {error.strerror or error}") from error
+
+
+def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
+    """UsageError where ``output`` is one of ``inputs``, which would be lost."""
+    for path in inputs:
+        if path is not None and output.exists() and path.exists() and output.samefile(path):
+            raise UsageError(f"{output}: is to be read; expected another name to write to")

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from bareconv import data
-from bareconv.cli.folder import writing
+from bareconv.cli.folder import check_apart, writing
 from bareconv.cli.options import device_option
 from bareconv.cli.screen import Screen, on_screen
 from bareconv.device import get_device
@@ -50,14 +50,18 @@ def predict(screen: Screen, checkpoint: Path, inputs: tuple[Path, ...], output: 
     tables = [path for path in inputs if path.name.lower().endswith((".csv", ".csv.gz"))]
     if tables and len(inputs) > 1:
         raise UsageError(f"expected one CSV, or images; got {tables[0]} among {len(inputs)} inputs")
+    if tables:
+        output = output or Path("submission.csv")
+    elif output is not None and output.suffix.lower() != ".png":
+        raise UsageError(f"--output {output}: for images it is a picture; expected a name that ends in .png")
+    if output is not None:
+        check_apart(output, [checkpoint, *inputs])
     kept = load(checkpoint)
     images = data.read_csv(tables[0], labelled=False)[0] if tables else data.read_images(inputs)
     if images.shape[1:] != kept.model.input_shape:
         raise DataError(
             f"{inputs[0]}: images of {images.shape[1:]}; {checkpoint} was trained on images of {kept.model.input_shape}"
         )
-    if tables:
-        output = output or Path("submission.csv")
     if output is not None:
         check_writable(output)
     engine = make_engine("reference", kept.model.to(get_device(device)), kept.optimizer)

@@ -35,7 +35,7 @@ def measured(screen: Screen, group: list[Run]) -> Table:
     times("total time", lambda run: run["total_seconds"])
     times("training time", lambda run: run["train_seconds"])
     times("  per iteration", lambda run: run["seconds_per_iteration"])
-    for phase in ("forward", "backward", "update"):
+    for phase in ("batch", "forward", "backward", "update"):
         times(f"  {phase}", lambda run, phase=phase: run["phases"][phase])  # type: ignore[misc]
     plain("images/s", lambda run: rate(run["images_per_second"]).removesuffix("/s"))
     plain("accuracy", lambda run: percent(run["test_accuracy"]))

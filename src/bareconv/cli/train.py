@@ -13,6 +13,7 @@ import click
 
 from bareconv import optim
 from bareconv.bench.runs import run_record
+from bareconv.cli.folder import check_apart
 from bareconv.cli.options import (
     OPTIMIZER,
     device_option,
@@ -77,6 +78,7 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     """
     keep_freed_memory()
     path: Path = options["checkpoint"] or resume or Path(f"{options['model']}.safetensors")
+    check_apart(path, [options["data_path"]])
     device = get_device(options["device"])
     begun = time.perf_counter()
     device.reset_peak_memory()
