@@ -191,7 +191,7 @@ def get_device(spec: str | Device = "auto") -> Device:
         return _cpu_device()
     kind, _, index = spec.partition(":")
     if kind != "cuda" or not (index.isdecimal() or spec == "cuda"):
-        raise UsageError(f"device {spec!r}: expected cpu, cuda, cuda:1 (any number) or auto")
+        raise UsageError(f"device {spec!r}: expected cpu, cuda, cuda:1 (any number), or what --help names")
     reason = why_no_cuda()
     if reason is not None:
         raise UsageError(f"device {spec}: {reason}")

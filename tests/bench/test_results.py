@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(result, tmp_path):
     )
     command = [sys.executable, "-B", "-c", program, str(tmp_path / "input"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{path}: cannot be written: File too large\n"
+    assert done.stdout == f"{path}: could not be written: File too large\n"
     assert sorted(os.listdir(tmp_path)) == ["input", "result.json"]
     assert "notes" not in results.read(path)
 
@@ -280,9 +280,9 @@ def test_a_path_that_cannot_be_written_is_named(result, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BareconvError) as caught:
         results.write(result, tmp_path / "file/result.json")
-    assert str(caught.value).startswith(f"{tmp_path / 'file/result.json'}: cannot be written: ")
+    assert str(caught.value).startswith(f"{tmp_path / 'file/result.json'}: could not be written: ")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BareconvError, match="folder: cannot be written: Is a directory"):
+    with pytest.raises(BareconvError, match="folder: could not be written: Is a directory"):
         results.write(result, tmp_path / "folder")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 

@@ -226,7 +226,7 @@ def test_what_was_there_stays(run, here, listing, train_csv):
     assert listing() == ["digits.csv", "mine", "mine/notes.txt"]
 
 
-@pytest.mark.parametrize("what", ["os.fsync", "pathlib.Path.write_bytes"])
+@pytest.mark.parametrize("what", ["os.fsync", "bareconv.report.page.write_whole"])
 def test_a_full_disk(what, run, here, listing, monkeypatch):
     """Where the result itself could be written, it stays: hours may be in it."""
 

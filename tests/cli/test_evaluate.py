@@ -152,7 +152,7 @@ def test_data_that_do_not_fit(run, listing, tiny, texts):
 
 def test_a_full_disk(run, here, listing, trained, train_csv, monkeypatch):
     """Neither a picture nor the result can be written: exit 1, one line, no folder left."""
-    for what in ("pathlib.Path.write_bytes", "os.fsync"):
+    for what in ("bareconv.report.pictures.write_whole", "os.fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(what, _full)
             outcome = run("evaluate", trained, "--data", train_csv)

@@ -141,7 +141,7 @@ def test_a_full_disk(images, run, here, listing, trained, test_csv, drawings, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("bareconv.report.pictures.write_whole", full)
     outcome = run("predict", trained, *names, "-o", "output.png")
     assert outcome.code == 1
     assert "No space left on device" in outcome.complaint()

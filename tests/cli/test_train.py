@@ -270,6 +270,7 @@ def test_stopped_after_some_steps(run, here, train_csv, monkeypatch):
         return original(self, step)
 
     monkeypatch.setattr(Trainer, "train_step", interrupt)
+    monkeypatch.setattr("sys.argv", ["bareconv"])  # the name under which the program was started
     before = signal.getsignal(signal.SIGINT)
     outcome = run("train", "--data", train_csv, "--model", "mlp", "--batch-size", "20")
     assert signal.getsignal(signal.SIGINT) is before

@@ -9,8 +9,8 @@ import pytest
 import report_samples as samples
 
 from bareconv.errors import DataError
+from bareconv.files import write_whole
 from bareconv.report import Gallery
-from bareconv.report.files import write_whole
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:

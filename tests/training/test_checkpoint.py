@@ -23,10 +23,11 @@ import bareconv
 from bareconv import nn
 from bareconv.data import Dataset, Split
 from bareconv.errors import BareconvError, DataError
+from bareconv.files import check_writable
 from bareconv.nn import models
 from bareconv.optim import SGD, Adam, AdamW, Cosine, RMSprop
 from bareconv.training import Settings, Trainer
-from bareconv.training.checkpoint import check_writable, load, save
+from bareconv.training.checkpoint import load, save
 
 RULES = {
     "SGD": lambda: SGD(0.05),
@@ -448,7 +449,7 @@ def test_no_folder_can_be_there(fuller, tmp_path):
     with pytest.raises(BareconvError, match=f"^{path}: could not be written: "):
         save(path, fuller)
     with pytest.raises(DataError, match=f"^checkpoint {path}: cannot write there: "):
-        check_writable(path)
+        check_writable(path, "checkpoint")
 
 
 def test_a_folder_that_may_not_be_written_to(fuller, saved, monkeypatch):
@@ -459,21 +460,21 @@ def test_a_folder_that_may_not_be_written_to(fuller, saved, monkeypatch):
     with pytest.raises(BareconvError, match=f"^{saved}: could not be written: Permission denied$"):
         save(saved, fuller)
     with pytest.raises(DataError, match=f"^checkpoint {saved}: cannot write there: Permission denied$"):
-        check_writable(saved)
+        check_writable(saved, "checkpoint")
     assert saved.read_bytes() == before
 
 
 def test_the_name_of_a_folder(fuller, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="that is a folder; expected a file name"):
-        check_writable(tmp_path / "folder")
+        check_writable(tmp_path / "folder", "checkpoint")
     with pytest.raises(BareconvError, match="folder: could not be written: "):
         save(tmp_path / "folder", fuller)
     assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_check_writable_leaves_nothing_but_the_folder(tmp_path):
-    check_writable(tmp_path / "a" / "b" / "c.safetensors")
+    check_writable(tmp_path / "a" / "b" / "c.safetensors", "checkpoint")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 

@@ -20,10 +20,11 @@ from bareconv.device import Array, Device, why_no_cuda
 from bareconv.nn import Conv2d, MaxPool2d, ReLU, models
 from bareconv.nn.layer import Layer
 from bareconv.report.gallery import Gallery
-from bareconv.training import EpochRecord, Evaluation, Progress, Settings, Trainer
+from bareconv.training import EpochRecord, Evaluation, Progress, Settings, Trainer, evaluate
 from bareconv.training.checkpoint import save
+from bareconv.training.evaluation import CHUNK
 
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,13 @@ def _warm_up(job: Job, data: Dataset, device: Device, precision: str, listener: 
     """A few steps on a model of its own; returns their seconds."""
     listener.stage(f"Warming up {device.description}")
     begun = time.perf_counter()
-    trainer = new_trainer(job, data.take(max(2 * job.settings.batch_size, 1)), device, precision)
+    # Two full batches and a short one, as in an epoch, and the evaluation after it.
+    few = data.take(2 * job.settings.batch_size + job.settings.batch_size // 2 + 1)
+    trainer = new_trainer(job, few, device, precision)
     with device.activate():
         for step in range(min(WARM_UP_STEPS, trainer.total_steps)):
             trainer.train_step(step)
-        trainer.engine.predict(trainer.images[: job.settings.batch_size])
+        evaluate(trainer.engine, trainer.data.train.part(slice(0, 2 * CHUNK)))
         device.synchronize()
     return time.perf_counter() - begun
 

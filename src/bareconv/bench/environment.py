@@ -88,7 +88,7 @@ def describe(root: Path = Path("/"), variables: Mapping[str, str] = os.environ) 
         "variables": {
             name: value
             for name, value in sorted(variables.items())
-            if SPEED_VARIABLES.fullmatch(name) and not name.endswith(("_DIR", "_PATH", "_HOME"))
+            if SPEED_VARIABLES.fullmatch(name) and not name.endswith(("_DIR", "_PATH", "_HOME", "_LIB_OK"))
         },
     }
     load = _attempt(lambda: _load(root), 0.0)

@@ -23,6 +23,7 @@ import numpy as np
 from bareconv import __version__
 from bareconv.bench import environment as machine
 from bareconv.errors import BareconvError, DataError
+from bareconv.files import write_whole
 
 SCHEMA = "bareconv.result"
 SCHEMA_VERSION = 1
@@ -99,28 +100,14 @@ def validate(result: Any) -> None:
 def write(result: Mapping[str, Any], path: Path) -> None:
     """Validate ``result`` and write it to ``path``, whole or not at all; folders on the way are made.
 
-    It is written beside ``path`` and renamed, so that neither a full disk nor an interruption leaves half a file, or
-    takes away the one that was there. Raises BareconvError where it is not valid, or cannot be written.
+    Raises BareconvError where it is not valid, or cannot be written.
     """
     path = Path(path)
     try:
         validate(result)
     except BareconvError as error:
         raise BareconvError(f"{path}: not written, as it is not a valid result: {error}") from None
-    text = _laid_out(result) + "\n"
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())  # or a crash of the machine may leave the new name with no content
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise BareconvError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_whole(path, (_laid_out(result) + "\n").encode())
 
 
 def read(path: Path) -> dict[str, Any]:

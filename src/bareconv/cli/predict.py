@@ -14,11 +14,12 @@ from bareconv.cli.options import device_option
 from bareconv.cli.screen import Screen, on_screen
 from bareconv.device import get_device
 from bareconv.errors import DataError, UsageError
+from bareconv.files import check_writable, write_whole
 from bareconv.host import keep_freed_memory
 from bareconv.report.format import count, percent
 from bareconv.training import make_engine
 from bareconv.training import predict as run_predict
-from bareconv.training.checkpoint import check_writable, load, write_aside
+from bareconv.training.checkpoint import load
 
 EPILOG = """\b
 Examples:
@@ -63,7 +64,7 @@ def predict(screen: Screen, checkpoint: Path, inputs: tuple[Path, ...], output: 
             f"{inputs[0]}: images of {images.shape[1:]}; {checkpoint} was trained on images of {kept.model.input_shape}"
         )
     if output is not None:
-        check_writable(output)
+        check_writable(output, "output")
     engine = make_engine("reference", kept.model.to(get_device(device)), kept.optimizer)
     labels, confidence = run_predict(engine, images)
 
@@ -71,7 +72,7 @@ def predict(screen: Screen, checkpoint: Path, inputs: tuple[Path, ...], output: 
     if tables:
         assert output is not None
         lines = ["ImageId,Label", *(f"{number},{label}" for number, label in enumerate(labels.tolist(), start=1))]
-        write_aside(output, ("\n".join(lines) + "\n").encode())
+        write_whole(output, ("\n".join(lines) + "\n").encode())
         shares = np.bincount(labels, minlength=kept.model.output_shape[0])
         screen.say(f"Wrote {output}: {count(len(labels))} predictions, ids 1 to {len(labels)}")
         screen.say("Predicted: " + ", ".join(f"{n} x {c}" for c, n in enumerate(shares.tolist()) if n))

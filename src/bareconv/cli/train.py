@@ -28,11 +28,12 @@ from bareconv.cli.options import (
 from bareconv.cli.screen import Bar, Screen, epoch_line, on_screen, stop_gently
 from bareconv.device import Device, get_device
 from bareconv.errors import BareconvError, UsageError
+from bareconv.files import check_writable
 from bareconv.host import keep_freed_memory
 from bareconv.nn import models
 from bareconv.report.format import count, percent, rate, seconds
 from bareconv.training import EpochRecord, Trainer
-from bareconv.training.checkpoint import check_writable, load, save
+from bareconv.training.checkpoint import load, save
 
 FREE = ("--resume", "--checkpoint", "--device", "--data", "--validation", "--limit", "--json")  # with --resume
 SAVE_SECONDS = 5.0  # epochs may be shorter than it takes to write a checkpoint
@@ -83,7 +84,7 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     begun = time.perf_counter()
     device.reset_peak_memory()
     trainer = _new(options, device) if resume is None else _resumed(screen, resume, options, device)
-    check_writable(path)
+    check_writable(path, "checkpoint")
     _introduce(screen, trainer)
     epochs = trainer.settings.epochs
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bareconv.errors import DataError
-from bareconv.report.files import write_whole
+from bareconv.files import write_whole
 
 
 def is_signed(maps: NDArray[Any]) -> bool:

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bareconv.files import write_whole
 from bareconv.report import captions, table
 from bareconv.report import format as fmt
 from bareconv.report.captions import Words
-from bareconv.report.files import write_whole
 from bareconv.report.gallery import Gallery
 from bareconv.report.headline import headline
 from bareconv.report.palette import DARK, LIGHT, css_variables

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
+from bareconv.files import write_whole
 from bareconv.report import format as fmt
 from bareconv.report.canvas import NARROW, POINT, WIDE, NothingToShow, label, png, styled
-from bareconv.report.files import write_whole
 from bareconv.report.gallery import Gallery, is_signed
 from bareconv.report.palette import LIGHT
 

@@ -7,11 +7,8 @@ A file holds the tensors ``model/conv1.weight``, ... and, where a training may g
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from numpy.typing import NDArray
 import bareconv
 from bareconv import optim
 from bareconv.errors import BareconvError, DataError
+from bareconv.files import write_whole
 from bareconv.nn.model import Model
 from bareconv.training.history import EpochRecord, History
 from bareconv.training.loop import Settings, Trainer
@@ -88,7 +86,7 @@ def save(path: Path, trainer: Trainer) -> None:
         },
     }
     contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-    write_aside(path, to_bytes(contiguous, metadata={"bareconv": json.dumps(about)}))
+    write_whole(path, to_bytes(contiguous, metadata={"bareconv": json.dumps(about)}))
 
 
 def load(path: Path) -> Checkpoint:
@@ -148,45 +146,6 @@ def _check_state(optimizer: optim.Optimizer, state: dict[str, NDArray[Any]], mod
         came = state[key].shape if key in state else None
         if came != expected.get(key):
             raise ValueError(f"optimizer/{key}: expected {expected.get(key, 'none')}, got {came or 'none'}")
-
-
-def check_writable(path: Path) -> None:
-    """DataError where a checkpoint could not be written there: better said before hours of training than after."""
-    folder = path.parent
-    if path.is_dir():
-        raise DataError(f"checkpoint {path}: that is a folder; expected a file name")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DataError(f"checkpoint {path}: cannot write there: {error.strerror}") from None
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Write ``content`` to a temporary file beside ``path``, and rename it. BareconvError where that fails."""
-    aside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            aside = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.chmod(0o666 & ~_umask())
-        aside.replace(path)
-    except OSError as error:
-        raise BareconvError(f"{path}: could not be written: {error.strerror or error}") from None
-    finally:
-        if aside is not None:  # after the renaming there is none, after an error or an interruption there is
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _below(prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
