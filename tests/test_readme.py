@@ -1,0 +1,77 @@
+"""The README says what the committed results say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bareconv.bench.results import read
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def readme_script():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_figures_are_those_of_the_results():
+    """Run scripts/readme.py after a new result."""
+    assert readme_script().filled(README) == README
+
+
+def test_there_are_results():
+    assert len(RESULTS) >= 4
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_results_are_valid_and_say_where_they_come_from(path):
+    result = read(path)
+    assert re.fullmatch("[0-9a-f]{40}", result["commit"])
+    assert result["environment"]["cpu"]["model"]
+    assert result["runs"]
+
+
+def test_targets():
+    """What the project promises of basic, held against what was measured."""
+    for name in ("one-epoch-2-cores", "one-epoch-h200"):
+        (run,) = read(ROOT / "benchmarks" / "results" / f"{name}.json")["runs"]
+        assert run["epochs"] == 1
+        assert run["test_images"] == 10_000
+        assert run["test_accuracy"] >= 0.98
+    for name in ("basic-2-cores", "basic-h200"):
+        result = read(ROOT / "benchmarks" / "results" / f"{name}.json")
+        assert all(run["epochs"] == 3 and run["test_accuracy"] >= 0.988 for run in result["runs"])
+        assert all(proof["steps"] == 100 and proof["passed"] for proof in result["parity"])
+    proofs = {proof["precision"]: proof for proof in read(ROOT / "benchmarks/results/basic-h200.json")["parity"]}
+    assert proofs["float32"]["max_loss_difference"] < 1e-3
+    assert proofs["float64"]["max_loss_difference"] < 1e-9
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 10
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_python_example_is_the_package_s_own():
+    """The README's program, on fewer images, does what it says."""
+    import bareconv as bc
+
+    model, data = bc.models.lenet5(), bc.data.mnist().take(200, 100)
+    history = bc.train(model, data, optimizer=bc.optim.SGD(0.05, momentum=0.9), epochs=3, device="cpu")
+    assert len(history.epochs) == 3
+    assert history.test_accuracy is not None
+    assert "lenet5" in str(model.summary())
+    json.dumps(history.to_json())
