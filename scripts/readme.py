@@ -72,8 +72,8 @@ def parity_text(result: dict[str, Any]) -> str:
     """The proofs in a sentence each, and the speed-up."""
     cpu, gpu = result["runs"]
     text = (
-        f"On the machine with the H200 the GPU trains {ratio(cpu['train_seconds'] / gpu['train_seconds'])} faster than its "
-        f"{result['environment']['cpu']['cores_allowed']}-core CPU. Parity"
+        f"On the machine with the H200 the GPU trains {ratio(cpu['train_seconds'] / gpu['train_seconds'])} faster than "
+        f"its {result['environment']['cpu']['cores_allowed']}-core CPU. Parity"
     )
     proofs = [
         f"over {proof['steps']} steps in {proof['precision']} the losses of the two differ by at most "
