@@ -346,7 +346,7 @@ def _warnings(environment: Mapping[str, Any], load: float) -> Iterator[str]:
             )
 
     cores = cpu["cores"]
-    if load > 0.5 + cores / 10:
+    if load > 0.9 + cores / 10:  # a set-up that ended a moment ago still counts with up to 0.9
         yield (
             f"this machine is busy: over the last minute, {load:.1f} processes ran at a time on its {cores} cores, so "
             "that times come out longer: end other programs, or wait a minute, and measure again"
