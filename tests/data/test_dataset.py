@@ -153,3 +153,9 @@ def test_the_embedded_data_divided() -> None:
     assert (len(data.train), len(data.validation), data.image_shape) == (54_000, 6_000, (28, 28, 1))
     # Every class is held out about alike: 600 each, standard deviation 22.
     assert np.bincount(data.validation.labels).min() > 450
+
+
+@pytest.mark.parametrize("amount", [1, 0.1])
+def test_of_a_single_image_none_can_be_held_out(amount: float) -> None:
+    with pytest.raises(UsageError, match="some has 1 training image: expected at least 2"):
+        dataset(1).hold_out(amount, 0)

@@ -99,6 +99,8 @@ class Dataset:
             raise UsageError(f"{self.name}: there is a validation part already, of {len(self.validation)} images")
         if isinstance(amount, float) and not 0 < amount < 1:
             raise UsageError(f"hold out {amount}: expected a share between 0 and 1, or a whole number of images")
+        if n < 2:
+            raise UsageError(f"{self.name} has {n} training image: expected at least 2, to hold out some and keep some")
         count = round(amount * n) if isinstance(amount, float) else amount
         if not 0 < count < n:
             raise UsageError(
