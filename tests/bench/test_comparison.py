@@ -14,9 +14,10 @@ from bareconv.bench import compare as module
 from bareconv.bench import environment, results
 from bareconv.bench.compare import Job, Listener, compare, new_trainer
 from bareconv.device import CpuDevice, get_device, why_no_cuda
+from bareconv.errors import NotFiniteError
 from bareconv.nn import models
 from bareconv.optim import SGD
-from bareconv.training import Settings
+from bareconv.training import Settings, Trainer
 from bareconv.training.checkpoint import load
 
 
@@ -421,3 +422,23 @@ def test_stopped_in_a_proof(few, cpu, described):
     (proof,) = valid(comparison, described)["parity"]
     assert proof["steps"] == 2
     assert comparison.notes[-1] == STOPPED
+
+
+def test_a_loss_that_is_not_finite_keeps_the_runs_before_it(few, cpu, described, monkeypatch):
+    """The second device's loss turns NaN: the first one's run stays, and a note says where it happened."""
+    original = Trainer.run
+
+    def run(self, *arguments):
+        if self.device.name == "cuda:0":
+            raise NotFiniteError("the loss became nan at step 3", step=3, layer="dense1")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "run", run)
+    comparison = compare(a_job(), few, [cpu, Second()])
+    assert [run["device"] for run in comparison.runs] == ["cpu"]
+    assert comparison.failed
+    assert comparison.parity == []
+    assert "cuda:0 float32: the loss became nan at step 3." in comparison.notes
+    valid(comparison, described)
+    with pytest.raises(NotFiniteError):
+        compare(a_job(), few, [Second()])

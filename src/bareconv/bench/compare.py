@@ -17,6 +17,7 @@ from bareconv.bench.profile import memory, profile
 from bareconv.bench.runs import run_record
 from bareconv.data import Dataset
 from bareconv.device import Array, Device, why_no_cuda
+from bareconv.errors import NotFiniteError
 from bareconv.nn import Conv2d, MaxPool2d, ReLU, models
 from bareconv.nn.layer import Layer
 from bareconv.report.gallery import Gallery
@@ -67,12 +68,16 @@ class Listener:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``runs``, ``parity`` and ``notes`` of a result file, and pictures of the first run's model."""
+    """``runs``, ``parity`` and ``notes`` of a result file, and pictures of the first run's model.
+
+    ``failed``: a later run's loss turned out not to be finite; a note says where.
+    """
 
     runs: list[dict[str, Any]]
     parity: list[dict[str, Any]]
     notes: list[str]
     gallery: Gallery | None
+    failed: bool = False
 
 
 def compare(
@@ -86,7 +91,8 @@ def compare(
 
     Each run trains a new model from the same seed: the same initial weights and the same batches. A few steps before it
     warm the device up, outside every clock. Stops early where the listener says so, with what has been done by then.
-    ``checkpoint``: where the first run's model goes.
+    ``checkpoint``: where the first run's model goes. Where a loss is not finite the first run raises NotFiniteError; a
+    later one ends the comparison with the runs before it.
     """
     listener = listener or Listener()
     runs: list[dict[str, Any]] = []
@@ -100,7 +106,13 @@ def compare(
             begun = time.perf_counter()
             trainer = new_trainer(job, data, device, precision)
             listener.run_begins(trainer)
-            trainer.run(listener.progress, listener.epoch, listener.should_stop)
+            try:
+                trainer.run(listener.progress, listener.epoch, listener.should_stop)
+            except NotFiniteError as error:
+                if not runs:
+                    raise
+                notes = [*_notes(data, devices, listener), f"{device.name} {precision}: {error}."]
+                return Comparison(runs, [], notes, gallery, failed=True)
             total, peak = time.perf_counter() - begun, device.peak_memory()
             if not runs:
                 gallery = make_gallery(trainer)

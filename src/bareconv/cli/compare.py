@@ -106,7 +106,7 @@ def compare(screen: Screen, **options: Any) -> int:
     screen.finish(result)
     if stopped:
         return 130
-    return 0 if all(proof["passed"] for proof in comparison.parity) else 1
+    return 0 if not comparison.failed and all(proof["passed"] for proof in comparison.parity) else 1
 
 
 def _introduce(screen: Screen, job: Job, dataset: Dataset) -> None:
