@@ -6,6 +6,7 @@ import importlib.machinery
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from bareconv import device
@@ -134,3 +135,23 @@ def test_a_long_reason_is_cut():
 def test_a_broken_nvml_is_no_driver(broken, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", broken)
     assert device.driver_cuda_version.__wrapped__() is None
+
+
+def test_the_cpu_takes_arrays_from_a_gpu(monkeypatch):
+    """What lies on a GPU is fetched; a host's array stays itself."""
+
+    class OnGpu:
+        def get(self):
+            return np.array([1.0, 2.0])
+
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray = OnGpu  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    cpu = device.get_device("cpu")
+    fetched = cpu.asarray(OnGpu(), dtype="float32")
+    assert fetched.dtype == np.float32
+    assert fetched.tolist() == [1.0, 2.0]
+    own = np.arange(3.0)
+    assert cpu.asarray(own) is own
+    monkeypatch.delitem(sys.modules, "cupy")
+    assert cpu.asarray([1, 2]).tolist() == [1, 2]

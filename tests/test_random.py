@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bareconv import random
 
-STREAM = (random.CHECK, 5, 9)
+STREAM = (random.SPLIT, 5, 9)
 
 
 def philox_numbers(counter, key):
@@ -112,8 +112,8 @@ def test_a_longer_draw_begins_with_the_shorter(first, more, device):
 
 def test_streams_and_seeds_share_no_word():
     """Neighbours in every coordinate, and pairs that a careless packing would make one."""
-    purposes = (random.INIT, random.SHUFFLE, random.DROPOUT, random.SPLIT, random.AUGMENT, random.CHECK)
-    assert len(set(purposes)) == 6
+    purposes = (random.INIT, random.SHUFFLE, random.DROPOUT, random.SPLIT)
+    assert len(set(purposes)) == 4
     places = [
         (seed, (purpose, a, b))
         for seed in (0, 1, 2**32, 2**32 + 1)
@@ -122,7 +122,7 @@ def test_streams_and_seeds_share_no_word():
         for b in (0, 1, 2, 2**24 - 1)
     ]
     blocks = {tuple(random.words(seed, stream, 4).tolist()) for seed, stream in places}
-    assert len(blocks) == len(places) == 336
+    assert len(blocks) == len(places) == 4 * 5 * 3 * 4
 
 
 def test_a_seed_counts_modulo_two_to_the_64():

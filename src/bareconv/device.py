@@ -34,6 +34,14 @@ def namespace(x: Array) -> Any:
     return np if isinstance(x, np.ndarray) else sys.modules["cupy"]
 
 
+def beside(array: Array, other: Array) -> Array:
+    """``array`` in the library, on the device and in the dtype of ``other``; itself where it is so already."""
+    xp, library = namespace(other), namespace(array)
+    if library is not xp and hasattr(library, "asnumpy"):  # from the GPU to the CPU
+        array = library.asnumpy(array)
+    return xp.asarray(array, dtype=other.dtype)
+
+
 class Device:
     """One processor: its array library, its clock, its memory. Get one with ``get_device``.
 
@@ -50,7 +58,7 @@ class Device:
         raise NotImplementedError
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
-        """A copy of ``host`` on this device (on the CPU: itself where that is possible)."""
+        """``host``, perhaps of another device, on this one: a copy, or on the CPU itself where that is possible."""
         return self.xp.asarray(host, dtype=dtype)
 
     def to_host(self, x: Array) -> Array:
@@ -105,6 +113,11 @@ class CpuDevice(Device):
 
         with threadpool_limits(self.threads):
             yield
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        cupy = sys.modules.get("cupy")  # where it was never imported, nothing lies on a GPU
+        on_gpu = cupy is not None and isinstance(host, cupy.ndarray)
+        return np.asarray(host.get() if on_gpu else host, dtype=dtype)
 
     def to_host(self, x: Array) -> Array:
         return x

@@ -135,7 +135,7 @@ def keep_freed_memory() -> bool:
     """Ask the C library to keep large freed blocks instead of returning them to the system at every step.
 
     NumPy allocates each activation anew; with glibc's defaults every one of them is unmapped, mapped and zeroed
-    page by page again, which costs a training step up to a third of its time. Process-wide, so that programs call
+    page by page again, which slows a training step down. Process-wide, so that programs call
     it (the command line does), not the library. Returns whether it took effect; glibc only.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h

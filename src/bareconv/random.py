@@ -1,7 +1,7 @@
 """Random numbers that are the same on every device: Philox4x32-10, in array form.
 
 A counter-based generator has no state to carry along: number ``i`` of a stream is a pure function of
-(seed, stream, i). So initialisation, shuffling, dropout and augmentation draw the same numbers on a CPU and on a
+(seed, stream, i). So initialisation, shuffling and dropout draw the same numbers on a CPU and on a
 GPU, and a resumed run draws what the unbroken one would have drawn.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
@@ -22,7 +22,7 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # what the key grows by from round to round
 _LOW = 0xFFFFFFFF
 
 # What a stream is for; the second word of a stream's name tells draws of one purpose apart (epoch, step, layer).
-INIT, SHUFFLE, DROPOUT, SPLIT, AUGMENT, CHECK = range(6)
+INIT, SHUFFLE, DROPOUT, SPLIT = range(4)
 
 
 def philox(counter: list[Any], key: tuple[int, int]) -> list[Any]:

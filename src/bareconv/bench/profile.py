@@ -59,13 +59,9 @@ def profile(trainer: Trainer, steps: int = 20) -> tuple[dict[str, Any], list[dic
     median = {key: statistics.median(values) for key, values in samples.items()}
     phases = {name: median[name, ""] for name in ("batch", "forward", "backward", "update")}
     batch = len(labels)
-    operations = [_operation(leaf, median, batch, leaf.name in has_dx) for leaf in _executed(trainer)]
+    executed = [*trainer.model.leaves(), engine.loss]
+    operations = [_operation(leaf, median, batch, leaf.name in has_dx) for leaf in executed]
     return {**phases, "profiled_steps": steps}, operations
-
-
-def _executed(trainer: Trainer) -> list[Layer]:
-    loss = getattr(trainer.engine, "loss", None)
-    return [*trainer.model.leaves(), *([loss] if isinstance(loss, Layer) else [])]
 
 
 def _operation(leaf: Layer, median: dict[tuple[str, str], float], batch: int, has_dx: bool) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-import numpy as np
-
 from bareconv.device import Array, Device
 from bareconv.errors import BareconvError, ShapeError
 
@@ -107,7 +105,7 @@ class Layer:
         """Move parameters and buffers to ``device`` as ``dtype``; gradients and saved activations are dropped."""
         for arrays in (self.params, self.buffers):
             for key, value in arrays.items():
-                arrays[key] = device.asarray(value if device.xp is not np else _host(value), dtype=dtype)
+                arrays[key] = device.asarray(value, dtype=dtype)
         self.grads.clear()
         self._saved = None
 
@@ -165,10 +163,6 @@ def _from_json(value: Any) -> Any:
         items = [_from_json(item) for item in value]
         return items if items and isinstance(items[0], Layer) else tuple(items)
     return value
-
-
-def _host(value: Array) -> Array:
-    return value if isinstance(value, np.ndarray) else value.get()
 
 
 def _show(shape: Shape) -> str:

@@ -32,7 +32,7 @@ def dense_backward_naive(dy: Array, x: Array, w: Array) -> tuple[Array, Array, A
 
 
 def _tall_and_narrow(rows: int, outputs: int) -> bool:
-    """Many rows and few outputs, where BLAS is up to 1.9 times as fast on the transposed product: Y^T = W^T X^T."""
+    """Many rows and few outputs, where OpenBLAS is faster on the transposed product, Y^T = W^T X^T."""
     return outputs <= 32 and rows >= 128 * outputs
 
 

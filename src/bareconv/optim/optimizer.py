@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from bareconv.device import Array, namespace
+from bareconv.device import Array, beside, namespace
 from bareconv.errors import ShapeError, UsageError
 from bareconv.optim.settings import config_of, number
 
@@ -156,7 +156,4 @@ def _taken_over(array: Array, w: Array, key: str) -> Array:
     """``array`` on the device and in the dtype of its parameter ``w``; itself where it is so already."""
     if array.shape != w.shape:
         raise ShapeError(f"optimizer state {key} has shape {array.shape}, its parameter {w.shape}")
-    xp, library = namespace(w), namespace(array)
-    if library is not xp and hasattr(library, "asnumpy"):  # from the GPU to the CPU
-        array = library.asnumpy(array)
-    return xp.asarray(array, dtype=w.dtype)
+    return beside(array, w)

@@ -24,6 +24,7 @@ class Engine(Protocol):
     name: str
     model: Model
     optimizer: Optimizer
+    loss: Layer  # the loss by the name that profiles and checks give it
 
     @property
     def device(self) -> Device: ...
@@ -65,7 +66,7 @@ class ReferenceEngine:
             raise UsageError(f"gradient norm to clip at, {clip_norm}: expected more than 0")
         self.model, self.optimizer = model, optimizer
         self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
-        self.loss = SoftmaxCrossEntropy()
+        self.loss: Layer = SoftmaxCrossEntropy()
         self.loss.name = "loss"
         self._loss_saved: tuple[Array, Array] | None = None
 
