@@ -40,6 +40,7 @@ class Settings:
     seed: int = 0
     label_smoothing: float = 0.0
     clip_norm: float | None = None
+    threads: int | None = None  # of the CPU plan; None: as many as there are cores for this process
     evaluate_every: int = 1  # epochs; the last is always evaluated
 
     def __post_init__(self) -> None:
@@ -141,6 +142,14 @@ class Trainer:
         self.engine.backward()
         self.engine.update(self.learning_rate(step))
         return result
+
+    def train_steps(self, first: int, count: int) -> tuple[list[float], list[int]]:
+        """``count`` steps from step ``first``: their losses and numbers of correct predictions, on the host."""
+        results = [self.train_step(step) for step in range(first, first + count)]
+        xp = self.device.xp
+        losses = self.device.to_host(xp.stack([loss for loss, _ in results])).tolist()
+        correct = self.device.to_host(xp.stack([hits for _, hits in results])).tolist()
+        return losses, correct
 
     @_QUIET
     def run(
