@@ -1,0 +1,272 @@
+"""Dense layers: Y = X W + b, dX = dY W', dW = X' dY, with what belongs to them done in the same pass.
+
+X (N, F), W (F, U), Y (N, U). A row of W lies in lanes of U. The forward takes W in panels of rows that fit into the
+first-level cache and adds to Y panel by panel. dX needs lanes of F: a panel of W is turned round into scratch memory first. dW
+needs no copy of anything: its update follows at once, while the gradient is in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bareconv.kernels.cpu.emit import Builder, Index, Pointer, Value
+from bareconv.kernels.cpu.kernel import Frame, Kernel
+from bareconv.kernels.cpu.rules import Rule
+from bareconv.kernels.cpu.tile import accumulate, spare_rows
+
+PANEL_BYTES = 1 << 15  # of a panel of weights: most of a first-level cache
+
+
+@dataclass(frozen=True)
+class DenseForward(Kernel):
+    """Y = X W + bias, then ``relu``. ``pitch``: elements from a row of X to the next (of Y: ``units``)."""
+
+    operands: ClassVar[tuple[str, ...]] = ("x", "weight", "bias", "y")
+
+    features: int
+    units: int
+    pitch: int
+    bias: bool = True
+    relu: bool = False
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.features * self.units
+
+    @property
+    def label(self) -> str:
+        rows, vectors = tile_shape(self)
+        return f"{rows} rows x {vectors} vectors, panels of {self.panel} features"
+
+    @property
+    def panel(self) -> int:
+        return panel_rows(self.features, self.units * self.target.element_bytes)
+
+    def write(self, k: Frame) -> None:
+        b = k.b
+        x, y = k.operand("x").image(k.begin), k.operand("y").image(k.begin)
+        weight, bias = k.operand("weight").base, k.operand("bias").base
+        count = k.end - k.begin
+        for row in b.range(0, count):
+            for column, mask in columns(b, self.units):
+                start = bias.vector(column, mask) if self.bias else b.zero
+                y.store(start, row * self.units + column, mask)
+        for panel, size in runs(b, self.features, self.panel):
+            for column, vectors, mask in column_tiles(b, self.units, tile_shape(self)[1]):
+                for row, rows in row_tiles(b, count, tile_shape(self)[0]):
+                    out = y + (row * self.units + column)
+                    sums = accumulate(
+                        b,
+                        [i * self.pitch for i in range(rows)],
+                        vectors,
+                        x + (row * self.pitch + panel),
+                        weight + (panel * self.units + column),
+                        [(size, 1, self.units)],
+                        start=lambda i, v, out=out, mask=mask, vectors=vectors: out.vector(  # type: ignore[misc]
+                            i * self.units + v * b.lanes, mask if v + 1 == vectors else None
+                        ),
+                    )
+                    for i in range(rows):
+                        for v in range(vectors):
+                            at = i * self.units + v * b.lanes
+                            out.store(sums[i][v], at, mask if v + 1 == vectors else None)
+        if self.relu:
+            for row in b.range(0, count):
+                for column, mask in columns(b, self.units):
+                    at = row * self.units + column
+                    y.store(b.maximum(y.vector(at, mask), b.zero), at, mask)
+
+
+@dataclass(frozen=True)
+class DenseInputGradient(Kernel):
+    """dX = dY W'; ``scratch`` holds a panel of W turned round: ``scratch_elements`` a worker."""
+
+    operands: ClassVar[tuple[str, ...]] = ("dy", "weight", "dx", "scratch")
+
+    features: int
+    units: int
+    pitch: int  # from a row of dX to the next
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.features * self.units
+
+    @property
+    def label(self) -> str:
+        return f"8 rows x {self.vectors} vectors, weights turned round in cache"
+
+    @property
+    def vectors(self) -> int:
+        return min(2, -(-self.features // self.target.lanes))
+
+    @property
+    def scratch_elements(self) -> int:
+        return self.vectors * self.target.lanes * self.units
+
+    def write(self, k: Frame) -> None:
+        b, width = k.b, self.vectors * self.target.lanes
+        dy, dx = k.operand("dy").image(k.begin), k.operand("dx").image(k.begin)
+        weight, scratch = k.operand("weight").base, k.operand("scratch").base
+        count = k.end - k.begin
+        for first, vectors, mask in column_tiles(b, self.features, self.vectors):
+            there = None if mask is None else self.features % self.target.lanes
+            for v in range(vectors):
+                short = there if v + 1 == vectors else None
+                at = scratch + v * b.lanes
+                turn_round(b, weight + (first + v * b.lanes) * self.units, self.units, at, width, self.units, short)
+            for row, rows in row_tiles(b, count, 8):
+                sums = accumulate(
+                    b,
+                    [i * self.units for i in range(rows)],
+                    vectors,
+                    dy + row * self.units,
+                    scratch,
+                    [(self.units, 1, width)],
+                )
+                for i in range(rows):
+                    for v in range(vectors):
+                        at_row = (row + i) * self.pitch + first + v * b.lanes
+                        dx.store(sums[i][v], at_row, mask if v + 1 == vectors else None)
+
+
+@dataclass(frozen=True)
+class DenseWeightUpdate(Kernel):
+    """dW = X' dY, and the optimizer's step with it: for the features from ``begin`` to ``end``, over ``images`` rows.
+
+    ``images`` is a word of memory. With ``rule.keeps_gradient`` the gradient is written and nothing is updated.
+    """
+
+    operands: ClassVar[tuple[str, ...]] = ("x", "dy", "images", "scalars", "weight", "gradient", "state1", "state2")
+
+    features: int
+    units: int
+    pitch: int
+    rule: Rule
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.features * self.units
+
+    @property
+    def label(self) -> str:
+        rows, vectors = tile_shape(self)
+        return f"{rows} features x {vectors} vectors, then {self.rule.name} in registers"
+
+    def write(self, k: Frame) -> None:
+        from bareconv.kernels.cpu.emit import I64
+
+        b = k.b
+        x, dy = k.operand("x").base, k.operand("dy").base
+        count = k.operand("images", I64).base.load()
+        arrays = {name: k.operand(name).base for name in ("weight", "gradient", "state1", "state2")}
+        update = self.rule.prepare(b, k.operand("scalars").base)
+        for feature, rows in row_tiles(b, k.end - k.begin, tile_shape(self)[0]):
+            start = k.begin + feature
+            for column, vectors, mask in column_tiles(b, self.units, tile_shape(self)[1]):
+                sums = accumulate(
+                    b, list(range(rows)), vectors, x + start, dy + column, [(count, self.pitch, self.units)]
+                )
+                for i in range(rows):
+                    for v in range(vectors):
+                        at = (start + i) * self.units + column + v * b.lanes
+                        update(arrays, at, sums[i][v], mask if v + 1 == vectors else None)
+
+
+@dataclass(frozen=True)
+class ColumnSums(Kernel):
+    """sums[u] += the sum of Y over its rows: the gradient of a bias."""
+
+    operands: ClassVar[tuple[str, ...]] = ("y", "sums")
+
+    units: int
+
+    def write(self, k: Frame) -> None:
+        b, y, sums = k.b, k.operand("y"), k.operand("sums").base
+        for column, mask in columns(b, self.units):
+            total = b.variable(sums.vector(column, mask))
+            for row in k.images():
+                total.value = total.value + y.image(row).vector(column, mask)
+            sums.store(total.value, column, mask)
+
+
+def tile_shape(kernel: DenseForward | DenseWeightUpdate) -> tuple[int, int]:
+    """(rows, vectors): as wide as the layer up to two registers of columns, as tall as registers allow, 8 at most."""
+    vectors = min(2, -(-kernel.units // kernel.target.lanes))
+    return min(8 if vectors == 2 else 12, spare_rows(kernel.target.registers, vectors)), vectors
+
+
+def panel_rows(rows: int, row_bytes: int) -> int:
+    """Rows of a panel of weights: such that it stays in the first-level cache."""
+    return max(1, min(rows, PANEL_BYTES // row_bytes))
+
+
+def columns(b: Builder, count: int) -> Iterator[tuple[Index, Value | None]]:
+    """(first column, mask) of each register of a row: whole ones in a loop, then what is left."""
+    if count >= b.lanes:
+        for i in b.range(0, count // b.lanes * b.lanes, b.lanes):
+            yield i, None
+    if count % b.lanes:
+        yield count // b.lanes * b.lanes, b.tail(count % b.lanes)
+
+
+def column_tiles(b: Builder, count: int, vectors: int) -> Iterator[tuple[Value, int, Value | None]]:
+    """(first column, registers, mask of the last register) of the tiles of a row."""
+    width = vectors * b.lanes
+    if count >= width:
+        for i in b.range(0, count // width * width, width):
+            yield i, vectors, None
+    rest = count % width
+    if rest:
+        yield b.index(count - rest), -(-rest // b.lanes), b.tail(rest % b.lanes or b.lanes)
+
+
+def runs(b: Builder, count: int, size: int) -> Iterator[tuple[Value, int]]:
+    """(first, how many) of the parts of a range: whole ones in a loop, then what is left."""
+    if count >= size:
+        for i in b.range(0, count // size * size, size):
+            yield i, size
+    if count % size:
+        yield b.index(count // size * size), count % size
+
+
+def row_tiles(b: Builder, count: Value, rows: int) -> Iterator[tuple[Value, int]]:
+    """(first row, rows) of tiles over a number of rows that is known at run time: whole tiles, then smaller ones."""
+    done = b.variable(b.index(0))
+    for size in dict.fromkeys((rows, max(1, rows // 3), 1)):
+        last = count - size + 1
+        for row in b.range(done.value, last, size):
+            yield row, size
+            done.value = row + size
+
+
+def turn_round(
+    b: Builder, source: Pointer, pitch: int, into: Pointer, into_pitch: int, length: int, rows: int | None = None
+) -> None:
+    """into[j, i] = source[i, j] for ``lanes`` rows i and ``length`` columns j; rows from ``rows`` on count as zeros.
+
+    Blocks of lanes x lanes go through registers: in each of log2(lanes) rounds rows i and i + half exchange halves.
+    """
+    lanes, present = b.lanes, b.lanes if rows is None else rows
+    for column, mask in columns(b, length):
+        block = [source.vector(column + i * pitch, mask) if i < present else b.zero for i in range(lanes)]
+        for i, row in enumerate(transposed(b, block)):
+            if isinstance(column, int) and i >= length % lanes:  # past the last column
+                break
+            into.store(row, (column + i) * into_pitch)
+
+
+def transposed(b: Builder, block: list[Value]) -> list[Value]:
+    """The square block of registers turned round: lane j of row i becomes lane i of row j."""
+    lanes, half = len(block), len(block) // 2
+    while half:
+        low = [j + (lanes if j & half else 0) - (half if j & half else 0) for j in range(lanes)]
+        high = [j + half if not j & half else j + lanes for j in range(lanes)]
+        block = list(block)
+        for i in range(lanes):
+            if not i & half:
+                top, bottom = block[i], block[i + half]
+                block[i], block[i + half] = b.shuffle(top, bottom, low), b.shuffle(top, bottom, high)
+        half //= 2
+    return block

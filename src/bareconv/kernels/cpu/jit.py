@@ -1,0 +1,183 @@
+"""From kernels to addresses of machine code, with a cache on disk.
+
+A kernel's code depends on its fields, the processor, the compiler and the sources of this package, so that their digest
+names the file. A cache that cannot be written is done without; a file that is damaged is written anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bareconv.kernels.cpu.kernel import Frame, Kernel
+from bareconv.kernels.cpu.target import Target
+
+
+@dataclass
+class Compiled:
+    """What ``compile_kernels`` did: addresses, and how long it took."""
+
+    addresses: dict[Kernel, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    written: int = 0  # kernels that were not in the cache
+
+
+def compile_kernels(kernels: Iterable[Kernel], on_progress: Callable[[int, int], None] | None = None) -> Compiled:
+    """The machine code of all ``kernels``: from memory, from the disk, or written now.
+
+    ``on_progress(done, total)`` is told of those that have to be compiled.
+    """
+    begun = time.perf_counter()
+    result = Compiled()
+    wanted = list(dict.fromkeys(kernels))
+    names = {kernel: _digest(kernel) for kernel in wanted}
+    missing = []
+    for kernel in wanted:
+        code = None if names[kernel] in _loaded else _read(names[kernel])
+        if code is not None:
+            _load(names[kernel], code)
+        elif names[kernel] not in _loaded:
+            missing.append(kernel)
+    for done, kernel in enumerate(missing):
+        if on_progress:
+            on_progress(done, len(missing))
+        code = object_code(kernel, names[kernel])
+        _write(names[kernel], code)
+        _load(names[kernel], code)
+    if on_progress and missing:
+        on_progress(len(missing), len(missing))
+    result.addresses = {kernel: _loaded[names[kernel]] for kernel in wanted}
+    result.seconds, result.written = time.perf_counter() - begun, len(missing)
+    return result
+
+
+def object_code(kernel: Kernel, name: str, optimize: bool = True) -> bytes:
+    """The kernel as an object file with one function ``name``."""
+    import llvmlite.binding as llvm
+
+    module = llvm.parse_assembly(intermediate_code(kernel, name))
+    machine = _machine(kernel.target)
+    if optimize:
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        # The kernels are vectors already, unrolled as far as they should be.
+        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+        passes = llvm.create_pass_builder(machine, options)
+        passes.getModulePassManager().run(module, passes)
+    return bytes(machine.emit_object(module))
+
+
+def assembly(kernel: Kernel) -> str:
+    """The kernel's instructions, to read."""
+    import llvmlite.binding as llvm
+
+    module = llvm.parse_assembly(intermediate_code(kernel, "kernel"))
+    machine = _machine(kernel.target)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+    return str(machine.emit_assembly(module))
+
+
+def intermediate_code(kernel: Kernel, name: str) -> str:
+    """The kernel in LLVM's language."""
+    import llvmlite.binding as llvm
+    from llvmlite import ir
+
+    from bareconv.kernels.cpu.emit import I64, PTR, Builder
+
+    module = ir.Module(name)
+    module.triple = llvm.get_process_triple()
+    builder = Builder(module, name, kernel.target, (PTR, I64, I64, I64))
+    kernel.write(Frame(builder, kernel.operands))
+    builder.finish()
+    return str(module)
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: BARECONV_CACHE_DIR, else the user's cache folder."""
+    told = os.environ.get("BARECONV_CACHE_DIR")
+    if told:
+        return Path(told)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "bareconv"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bareconv"
+
+
+_loaded: dict[str, int] = {}  # the digests of what is in memory, and where
+_kept: list[Any] = []  # object files, which must outlive their code
+
+
+@functools.cache
+def _machine(target: Target) -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    triple = llvm.Target.from_triple(llvm.get_process_triple())
+    return triple.create_target_machine(cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="small")
+
+
+@functools.cache
+def _engine() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+
+
+def _load(name: str, code: bytes) -> None:
+    import llvmlite.binding as llvm
+
+    engine = _engine()
+    held = llvm.ObjectFileRef.from_data(code)
+    engine.add_object_file(held)
+    engine.finalize_object()
+    _kept.append(held)
+    _loaded[name] = engine.get_function_address(name)
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of all that decides what code is written, apart from the kernel and the target."""
+    import llvmlite
+
+    digest = hashlib.sha256(llvmlite.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest(kernel: Kernel) -> str:
+    return "bareconv_" + hashlib.sha256(f"{_sources()} {kernel!r}".encode()).hexdigest()[:32]
+
+
+def _read(name: str) -> bytes | None:
+    """The object file of that name from the cache; None where there is none, or it is damaged."""
+    try:
+        data = (cache_folder() / f"{name}.o").read_bytes()
+    except OSError:
+        return None
+    check, code = data[:32], data[32:]
+    return code if hashlib.sha256(code).digest() == check else None
+
+
+def _write(name: str, code: bytes) -> None:
+    """Keep it; a full disk or a folder that is not ours is no reason to stop."""
+    folder = cache_folder()
+    aside = folder / f"{name}.{os.getpid()}.new"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside.write_bytes(hashlib.sha256(code).digest() + code)
+        aside.replace(folder / f"{name}.o")
+    except OSError:
+        aside.unlink(missing_ok=True)

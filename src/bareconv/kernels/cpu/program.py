@@ -1,0 +1,173 @@
+"""A program: kernels bound to memory, in stages that threads go through together.
+
+A stage is a list of calls over one range: the images of the batch, or a fixed number of parameters. Each worker has a fixed slice
+of the range and goes through it in chunks, all calls of the stage for one chunk before the next, so that what one
+call writes the next finds in the cache. Where a stage needs what other workers have written, all wait for each other before it.
+
+The whole step is one call into machine code for each worker; this file writes that code too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bareconv.kernels.cpu.kernel import SLOTS, Frame, Kernel
+from bareconv.kernels.cpu.workers import Workers, tick_seconds
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an operand is: ``base``, bytes from image to image and from worker to worker; ``local``: image 0 is the call's first."""
+
+    base: int = 0
+    image: int = 0
+    worker: int = 0
+    local: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel and where its operands are."""
+
+    kernel: Kernel
+    operands: dict[str, Address]
+
+
+@dataclass
+class Stage:
+    """Calls over one range. ``extent`` None: the batch's images; a number: so many, dealt out in units of ``grain``."""
+
+    calls: list[Call] = field(default_factory=list)
+    extent: int | None = None
+    chunk: int = 1
+    grain: int = 1
+    wait: bool = False  # for all workers, before it begins
+
+
+@dataclass(frozen=True)
+class Run(Kernel):
+    """The code that goes through a program, as worker ``worker``. Not a kernel over data, but compiled and kept like one.
+
+    ``begin`` is the number of waits that the barrier has seen before; the table is what ``Program`` lays out.
+    """
+
+    def write(self, k: Frame) -> None:
+        from llvmlite import ir
+
+        from bareconv.kernels.cpu.emit import I32, I64, Value
+
+        b = k.b
+        stages, workers, images, stage_table, call_table, barrier, ticks, tick_pitch = (
+            k.table.load(i) for i in range(HEADER_WORDS)
+        )
+        turn, stage_at = b.pointer(barrier, I64), b.pointer(stage_table, I64)
+        call_at, my_ticks = b.pointer(call_table, I64), b.pointer(ticks + k.worker * tick_pitch, I64)
+        give_way = ir.Function(b.module, ir.FunctionType(I32, []), "sched_yield")
+        waits, clock = b.variable(k.begin), b.variable(b.clock)
+
+        def spent(number: Value) -> None:
+            """What has passed since the last time counts for call ``number``; 0 is waiting."""
+            now = b.clock
+            my_ticks.store(my_ticks.load(number) + (now - clock.value), number)
+            clock.value = now
+
+        for s in b.range(0, stages):
+            extent, chunk, grain, wait, calls, first = (stage_at.load(s * STAGE_WORDS + i) for i in range(STAGE_WORDS))
+            with b.when(wait > 0):
+                # Every worker adds one; all go on when they have. The count never goes back, so that none can miss it.
+                b.ir.atomic_rmw("add", turn.ir, I64(1), "seq_cst")
+                waits.value = waits.value + 1
+                goal, spins = waits.value * workers, b.variable(b.index(0))
+                for _ in b.repeat_while(lambda goal=goal: Value(b, _load_atomic(b, turn)) < goal):  # type: ignore[misc]
+                    spins.value = spins.value + 1
+                    with b.when(spins.value > SPINS):
+                        b.ir.call(give_way, [])
+                spent(b.index(0))
+            total = b.select(extent < 0, images, extent)
+            units = (total + grain - 1) // grain
+            begin = b.variable(b.minimum(units * k.worker // workers * grain, total))
+            high = b.minimum(units * (k.worker + 1) // workers * grain, total)
+            for _ in b.repeat_while(lambda begin=begin, high=high: begin.value < high):  # type: ignore[misc]
+                end = b.minimum(begin.value + chunk, high)
+                for c in b.range(0, calls):
+                    number = first + c
+                    function, operands = (call_at.load(number * CALL_WORDS + i) for i in range(CALL_WORDS))
+                    b.call(function, [Value(b, b.ir.inttoptr(operands.ir, k.table.ir.type)), begin.value, end, k.worker])
+                    spent(number + 1)
+                begin.value = end
+
+
+def _load_atomic(b: Any, at: Any) -> Any:
+    return b.ir.load_atomic(at.ir, "acquire", 8, typ=at.element)
+
+
+class Program:
+    """Stages laid out in memory, and the threads that run them. ``addresses``: of the compiled kernels.
+
+    Not for several callers at a time. ``close`` ends the threads.
+    """
+
+    def __init__(self, stages: Sequence[Stage], addresses: Mapping[Kernel, int], run: Run, threads: Workers) -> None:
+        self.stages, self.threads = list(stages), threads
+        calls = [call for stage in stages for call in stage.calls]
+        self.calls = calls
+        self.operand_tables = [_operand_table(call) for call in calls]
+        self._call_table = np.array(
+            [(addresses[call.kernel], table.ctypes.data) for call, table in zip(calls, self.operand_tables, strict=True)],
+            dtype=np.int64,
+        ).reshape(-1, CALL_WORDS)
+        first, rows = 0, []
+        for stage in stages:
+            extent = -1 if stage.extent is None else stage.extent
+            rows.append((extent, stage.chunk, stage.grain, stage.wait, len(stage.calls), first))
+            first += len(stage.calls)
+        self._stage_table = np.array(rows, dtype=np.int64).reshape(-1, STAGE_WORDS)
+        self._barrier = np.zeros(8, np.int64)  # a cache line of its own
+        self._waits = 0
+        pitch = -(-(len(calls) + 1) // 8) * 8
+        self.ticks: NDArray[np.int64] = np.zeros((threads.count, pitch), np.int64)
+        self._header = np.array(
+            [
+                *(len(rows), threads.count, 0, self._stage_table.ctypes.data, self._call_table.ctypes.data),
+                *(self._barrier.ctypes.data, self.ticks.ctypes.data, self.ticks.strides[0]),
+            ],
+            dtype=np.int64,
+        )
+        self._function = _FUNCTION(addresses[run])
+
+    def run(self, images: int) -> None:
+        """Go through all stages once, for a batch of that many images."""
+        self._header[_IMAGES] = images
+        table, waits, function = self._header.ctypes.data, self._waits, self._function
+        self.threads.run(lambda worker: function(table, waits, 0, worker))
+        self._waits += sum(stage.wait for stage in self.stages)
+
+    def seconds(self) -> list[float]:
+        """Of every call, since the last ``clear_ticks``: the mean over the workers; waiting comes first."""
+        return (self.ticks[:, : len(self.calls) + 1].mean(axis=0) * tick_seconds()).tolist()
+
+    def clear_ticks(self) -> None:
+        self.ticks[...] = 0
+
+
+HEADER_WORDS, STAGE_WORDS, CALL_WORDS, _IMAGES = 8, 6, 2, 2
+SPINS = 4000  # turns of waiting before the core is offered to others
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+def _operand_table(call: Call) -> NDArray[np.int64]:
+    """The addresses of a call's operands, as ``kernel.Operand`` reads them; those that it does without are zeros."""
+    unknown = set(call.operands) - set(call.kernel.operands)
+    assert not unknown, f"{type(call.kernel).__name__} has no operand {', '.join(sorted(unknown))}"
+    table = np.zeros((len(call.kernel.operands), SLOTS), np.int64)
+    for i, name in enumerate(call.kernel.operands):
+        if name in call.operands:
+            at = call.operands[name]
+            table[i] = (at.base, at.image, at.worker, int(at.local))
+    return table

@@ -1,0 +1,87 @@
+"""Where a plan's arrays lie: one block of memory, laid out before the first step.
+
+Arrays are recorded with the stages that use them. What only one stage uses is held a chunk at a time for each worker, so that
+it stays in the cache; what lives for a few stages shares its place with others that live at other times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LINE = 64  # bytes of a cache line: where every array starts
+SLACK = 256  # bytes after each: kernels may touch a register beyond the end
+PAGE = 4096
+
+
+@dataclass(eq=False)
+class Buffer:
+    """An array of ``elements`` for each image, each worker, or once: ``per`` "image", "worker" or "plan".
+
+    ``zeros``: it starts as zeros, and what no kernel writes stays so: it shares its place with nothing.
+    """
+
+    name: str
+    elements: int
+    dtype: str = "float32"
+    per: str = "image"
+    zeros: bool = False
+    kept: bool = False  # someone else reads it after the last stage
+    span: tuple[int, int] | None = None  # the first and last stretch between two waits in which it is used
+    local: bool = False  # only one stage uses it: a chunk for each worker
+    chunk: int = 1
+    offset: int = -1
+
+    @property
+    def pitch(self) -> int:
+        """Bytes from one image (or worker) to the next."""
+        size = self.elements * np.dtype(self.dtype).itemsize
+        if self.per == "image":
+            # Rows a multiple of a page apart fall on the same lines of the cache, one after another.
+            return size + LINE if size % PAGE == 0 else size
+        return -(-(size + SLACK) // LINE) * LINE
+
+    def bytes(self, images: int, workers: int) -> int:
+        """How much it takes."""
+        if self.per == "plan":
+            return self.pitch
+        if self.per == "worker":
+            return self.pitch * workers
+        return self.worker_pitch * workers if self.local else self.pitch * images + SLACK
+
+    @property
+    def worker_pitch(self) -> int:
+        """Bytes from one worker's chunk to the next's."""
+        return -(-(self.pitch * self.chunk + SLACK) // LINE) * LINE
+
+
+def lay_out(buffers: Sequence[Buffer], images: int, workers: int) -> int:
+    """Give every buffer its offset; returns the bytes of all. Larger ones first, each as low as its time allows."""
+    placed: list[tuple[int, int, Buffer]] = []
+    for buffer in sorted(buffers, key=lambda one: -one.bytes(images, workers)):
+        size = -(-buffer.bytes(images, workers) // LINE) * LINE
+        offset = 0
+        for low, high, other in sorted(placed, key=lambda one: one[0]):
+            if _together(buffer, other) and offset < high and low < offset + size:
+                offset = high
+        buffer.offset = offset
+        placed.append((offset, offset + size, buffer))
+    return max((high for _, high, _ in placed), default=0)
+
+
+def _together(a: Buffer, b: Buffer) -> bool:
+    """Whether the two are in use at one time."""
+    if a.zeros or b.zeros or a.kept or b.kept or a.span is None or b.span is None:
+        return True
+    # By stretches between waits, not by stages: one worker may be a stage ahead of another.
+    return a.span[0] <= b.span[1] and b.span[0] <= a.span[1]
+
+
+def allocate(size: int) -> NDArray[np.uint8]:
+    """That many bytes of zeros, from a page's start on."""
+    block = np.zeros(size + PAGE, np.uint8)
+    start = -block.ctypes.data % PAGE
+    return block[start : start + size]

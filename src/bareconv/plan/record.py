@@ -1,0 +1,102 @@
+"""A step as it is written down: calls of kernels over buffers, in order, before anything has an address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bareconv.kernels.cpu.kernel import Kernel
+from bareconv.plan.memory import Buffer
+
+
+@dataclass(frozen=True)
+class Place:
+    """An operand: a buffer, from ``offset`` elements on. ``shared``: the first worker's, whoever asks."""
+
+    buffer: Buffer
+    offset: int = 0
+    shared: bool = False
+
+
+@dataclass
+class Recorded:
+    """A kernel and its operands; ``node`` is what it is for."""
+
+    kernel: Kernel
+    operands: dict[str, Place]
+    node: str
+    phase: str
+
+
+@dataclass
+class RecordedStage:
+    """Calls over one range, as ``program.Stage``; or ``host``, Python to be called between programs."""
+
+    calls: list[Recorded] = field(default_factory=list)
+    extent: int | None = None
+    chunk: int = 1
+    grain: int = 1
+    wait: bool = False
+    host: Callable[..., None] | None = None
+    uses: list[Buffer] = field(default_factory=list)  # by the host
+    label: tuple[str, str, str] = ("", "", "")  # of a host's work: node, phase, what it does
+
+    def buffers(self) -> Iterator[Buffer]:
+        """All that this stage reads or writes."""
+        yield from self.uses
+        for call in self.calls:
+            for place in call.operands.values():
+                yield place.buffer
+
+
+class Recorder:
+    """Collects the stages of a program. ``whole`` is the chunk of a kernel that wants all of its worker's images at once."""
+
+    WHOLE = 1 << 40
+
+    def __init__(self) -> None:
+        self.stages: list[RecordedStage] = []
+        self.node, self.phase = "", ""
+
+    def images(self, kernel: Kernel, chunk: int = 1, **operands: Any) -> None:
+        """A call for the batch's images, ``chunk`` at a time; calls of one chunk that follow each other share a stage."""
+        last = self.stages[-1] if self.stages else None
+        if last is None or last.host or last.extent is not None or last.chunk != chunk:
+            wait = last is not None and last.host is None and last.extent is not None
+            self.stages.append(RecordedStage(chunk=chunk, wait=wait))
+        self._add(kernel, operands)
+
+    def shared(self, kernel: Kernel, extent: int, grain: int, *, wait: bool = True, **operands: Any) -> None:
+        """A call over a fixed range that the workers share; they wait for each other before it, unless told not to."""
+        first = not self.stages or self.stages[-1].host is not None
+        self.stages.append(RecordedStage(extent=extent, chunk=Recorder.WHOLE, grain=grain, wait=wait and not first))
+        self._add(kernel, operands)
+
+    def host(self, work: Callable[..., None], what: str, uses: Sequence[Buffer]) -> None:
+        """Python's turn: every worker has finished before, and none goes on until it returns."""
+        self.stages.append(RecordedStage(host=work, uses=list(uses), label=(self.node, self.phase, what)))
+
+    def _add(self, kernel: Kernel, operands: dict[str, Any]) -> None:
+        places = {
+            name: place if isinstance(place, Place) else Place(place)
+            for name, place in operands.items()
+            if place is not None
+        }
+        self.stages[-1].calls.append(Recorded(kernel, places, self.node, self.phase))
+
+
+def find_lifetimes(stages: Sequence[RecordedStage]) -> None:
+    """Note in every buffer when it is in use, and which belong to one stage alone."""
+    span, uses = 0, dict[Buffer, set[int]]()
+    for number, stage in enumerate(stages):
+        span += int(stage.wait or stage.host is not None or (number > 0 and stages[number - 1].host is not None))
+        for buffer in stage.buffers():
+            first, last = buffer.span or (span, span)
+            buffer.span = min(first, span), max(last, span)
+            uses.setdefault(buffer, set()).add(number)
+    for buffer, numbers in uses.items():
+        stage = stages[min(numbers)]
+        own = len(numbers) == 1 and stage.host is None and stage.extent is None and stage.chunk < Recorder.WHOLE
+        buffer.local = own and buffer.per == "image" and not buffer.kept
+        buffer.chunk = stage.chunk if buffer.local else 1
