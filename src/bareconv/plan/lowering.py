@@ -360,7 +360,7 @@ class Lowering:
             sums = self.buffer(f"{layer.name} sums", 2 * C, "float64", "worker", zeros=True)
             self.record.images(NormSums(self.target, x_plane), x=x, pivot=mean, sums=sums)
             self.record.shared(
-                NormFinish(self.target, C, pixels, layer.momentum, layer.eps),
+                NormFinish(self.target, C, pixels, self._pitch(sums), layer.momentum, layer.eps),
                 C,
                 C,
                 sums=Place(sums, shared=True),
@@ -604,7 +604,7 @@ class Lowering:
         given = {"x": x, "dy": dy, "y": y if node.relu else None, "where": where, "coefficients": coefficients}
         self.record.images(NormBackwardSums(self.target, x_plane, dy_plane, y_plane, pool, node.relu), **given, sums=sums)
         self.record.shared(
-            NormBackwardFinish(self.target, C, pixels),
+            NormBackwardFinish(self.target, C, pixels, self._pitch(sums)),
             C,
             C,
             sums=Place(sums, shared=True),

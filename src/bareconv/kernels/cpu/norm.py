@@ -67,6 +67,7 @@ class NormFinish(Kernel):
 
     channels: int
     pixels: int
+    pitch: int  # elements from a worker's sums to the next's
     momentum: float
     eps: float
 
@@ -83,7 +84,7 @@ class NormFinish(Kernel):
             total, squares = b.variable(b.as_type(0.0, DOUBLE)), b.variable(b.as_type(0.0, DOUBLE))
             for worker in b.range(0, workers):
                 for into, at in ((total, c), (squares, c + C)):
-                    place = worker * (2 * C) + at
+                    place = worker * self.pitch + at
                     into.value = into.value + sums.load(place)
                     sums.store(b.as_type(0.0, DOUBLE), place)
             offset = total.value / count
@@ -219,6 +220,7 @@ class NormBackwardFinish(Kernel):
 
     channels: int
     pixels: int
+    pitch: int
 
     @property
     def label(self) -> str:
@@ -233,7 +235,7 @@ class NormBackwardFinish(Kernel):
             dbeta, dgamma = b.variable(b.as_type(0.0, DOUBLE)), b.variable(b.as_type(0.0, DOUBLE))
             for worker in b.range(0, workers):
                 for into, at in ((dbeta, c), (dgamma, c + C)):
-                    place = worker * (2 * C) + at
+                    place = worker * self.pitch + at
                     into.value = into.value + sums.load(place)
                     sums.store(b.as_type(0.0, DOUBLE), place)
             arrays["dgamma"].store(b.convert(dgamma.value, b.number), c)

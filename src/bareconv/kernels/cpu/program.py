@@ -69,6 +69,7 @@ class Run(Kernel):
         turn, stage_at = b.pointer(barrier, I64), b.pointer(stage_table, I64)
         call_at, my_ticks = b.pointer(call_table, I64), b.pointer(ticks + k.worker * tick_pitch, I64)
         give_way = ir.Function(b.module, ir.FunctionType(I32, []), "sched_yield")
+        restore = b.flush_denormals()
         waits, clock = b.variable(k.begin), b.variable(b.clock)
 
         def spent(number: Value) -> None:
@@ -101,6 +102,7 @@ class Run(Kernel):
                     b.call(function, [Value(b, b.ir.inttoptr(operands.ir, k.table.ir.type)), begin.value, end, k.worker])
                     spent(number + 1)
                 begin.value = end
+        restore()
 
 
 def _load_atomic(b: Any, at: Any) -> Any:
