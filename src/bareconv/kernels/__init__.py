@@ -1,0 +1,1 @@
+"""Fast kernels, each tested against the reference in ``ops``."""
