@@ -95,7 +95,10 @@ def test_conv_block_is_conv_relu_and_pool(problem, images, flags, dtype, chunk_b
     (H, W), C, K, window, pool = problem
     bias, relu, need_dx, ties = flags
     rng = np.random.default_rng(images)
-    draw = (lambda *s: rng.integers(-2, 3, s).astype("float64")) if ties else (lambda *s: rng.standard_normal(s))
+
+    def draw(*shape):
+        return rng.integers(-2, 3, shape).astype("float64") if ties else rng.standard_normal(shape)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conv, "CACHE", chunk_bytes)
         block = make((H, W, C), window, K, bias=bias, relu=relu, pool=pool, images=images, need_dx=need_dx, dtype=dtype)

@@ -13,7 +13,7 @@ from bareconv.kernels.tuned.memory import bits, cut, expect, float_type, mask_le
 from bareconv.kernels.tuned.pool import BlockMaxPool
 from bareconv.ops.windows import Window
 
-CACHE = 2 << 20  # bytes that a chunk may take: a core's second-level cache, and its share of the third
+CACHE = 3 << 19  # bytes that a chunk may take: about a second-level cache, with what a core has of the third
 
 
 class ConvBlock:
