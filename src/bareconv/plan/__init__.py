@@ -1,0 +1,1 @@
+"""Plans: whole training steps laid out in advance, derived from a model and held against it."""
