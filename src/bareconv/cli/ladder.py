@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from bareconv import host
+from bareconv import host, report
 from bareconv.bench import results
 from bareconv.bench.ladder import climb, measure_peaks
 from bareconv.bench.ladder import ladder as ladder_section
@@ -111,10 +111,7 @@ def ladder(screen: Screen, **options: Any) -> int:
         results.write(result, options["output"])
         screen.say(f"\nWrote {options['output']}")
     if options["plot"] is not None:
-        from bareconv.report.canvas import png
-        from bareconv.report.ladder import ladder_bars
-
-        write_whole(options["plot"], png(ladder_bars(result)))
+        write_whole(options["plot"], report.png(report.ladder_bars(result)))
         screen.say(f"Drew {options['plot']}")
     screen.finish(result)
     return int(any(rung["status"] == "wrong" for problem in climbed for rung in problem["rungs"]))

@@ -1,4 +1,4 @@
-"""The figure of a ladder: a bar for each rung, on a logarithmic axis."""
+"""The figure of a ladder: a bar for each rung."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 
 from bareconv.report import format as fmt
 from bareconv.report.canvas import WIDE, NothingToShow, new_figure, styled
-from bareconv.report.marks import Look, bar_rows, legend, room_for_values, set_log, swatches, titles
+from bareconv.report.marks import Look, bar_rows, legend, room_for_values, set_linear, set_log, swatches, titles
 from bareconv.report.palette import LIGHT
+
+_LOG_FROM = 20.0  # where the fastest is this many times the slowest, the axis is logarithmic
 
 
 @styled
@@ -35,10 +37,20 @@ def ladder_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
         series = [
             (look, [rate if gpu is look.gpu else None for rate, gpu in zip(rates, gpus, strict=True)]) for look in looks
         ]
-        low, room = min(rates) / 3, room_for_values(width - 1.2)
-        bar_rows(axes, [rung["name"] for rung in rungs], series, fmt.rate, base=low)
-        set_log(axes, "x", low, max(rates) * (max(rates) / low) ** (room / (1 - room)), fmt.rate)
-        titles(axes, problem["description"], "images a second, logarithmic")
+        names, room = [rung["name"] for rung in rungs], room_for_values(width - 1.2)
+        if max(rates) / min(rates) > _LOG_FROM:
+            low = min(rates) / 2
+            bar_rows(axes, names, series, fmt.rate, base=low)
+            set_log(axes, "x", low, max(rates) * (max(rates) / low) ** (room / (1 - room)), _tick)
+            titles(axes, problem["description"], "images a second, logarithmic")
+        else:
+            bar_rows(axes, names, series, fmt.rate)
+            set_linear(axes, "x", max(rates) / (1 - room), _tick)
+            titles(axes, problem["description"], "images a second")
     if any_gpu:
         legend(figure, swatches(looks))
     return figure
+
+
+def _tick(x: float) -> str:
+    return fmt.count(x)
