@@ -232,6 +232,8 @@ def test_wrong_arrays_are_refused():
         block.forward(np.zeros((5, 4, 4, 1), "f4"), w, None, out)
     with pytest.raises(ShapeError, match="float64"):
         block.forward(x.astype("f8"), w, None, out)
+    with pytest.raises(ShapeError, match="built without one"):
+        block.forward(x, w, np.zeros(2, "f4"), out)
     with pytest.raises(ShapeError, match="not contiguous"):
         block.forward(x, w, None, out.transpose(0, 2, 1, 3))
     block.forward(x, w, None, out)

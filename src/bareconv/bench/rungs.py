@@ -6,7 +6,6 @@ A rung is checked against the problem's reference in float64 before it is timed.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 from bareconv import ops
 from bareconv.bench.problems import ConvProblem, StepProblem, Task, gradient_of_first_step
 from bareconv.device import Array, get_device, why_no_cuda
+from bareconv.kernels.slices import slices
 from bareconv.kernels.tuned import ConvBlock
 from bareconv.ops.conv import conv2d_naive
 from bareconv.ops.windows import Window
@@ -118,7 +118,7 @@ def tuned(problem: ConvProblem) -> Task:
     from threadpoolctl import ThreadpoolController
 
     x, w, b = problem.arrays
-    parts = slices(problem)
+    parts = slices(problem.batch_size, problem.threads)
     blocks = [
         ConvBlock(
             *(problem.in_shape, problem.window, problem.filters),
@@ -167,8 +167,8 @@ def im2col_cuda(problem: ConvProblem) -> Task:
     return Task(run, lambda: device.to_host(made[0]))
 
 
-def no_cuda(problem: object) -> str | None:
-    """Whether there is a GPU."""
+def why_no_gpu(problem: object) -> str | None:
+    """The reason that ``device`` gives."""
     return why_no_cuda()
 
 
@@ -180,7 +180,7 @@ CONV_RUNGS: list[Rung[ConvProblem]] = [
     Rung("Winograd", "16 products for four outputs instead of 36", winograd, why_no_winograd),
     Rung("tuned NumPy", "chunks that stay in the cache, buffers made once, threads over slices", tuned),
     Rung("Numba loops", "plain loops, compiled; threads over slices", loops, why_no_numba),
-    Rung("im2col, CuPy", "the same program on a GPU", im2col_cuda, no_cuda, "cuda:0"),
+    Rung("im2col, CuPy", "the same program on a GPU", im2col_cuda, why_no_gpu, "cuda:0"),
 ]
 
 
@@ -224,7 +224,7 @@ def step_rungs() -> list[Rung[StepProblem]]:
         *(Rung(f"{name} engine", change(name), engine_step(name)) for name in ENGINES),
         Rung("tuned NumPy", "fused operations over slices of the batch, buffers made once", tuned_step),
         *(
-            Rung(f"{name} engine, CuPy", f"{change(name)}, on a GPU", engine_step(name, "cuda:0"), no_cuda, "cuda:0")
+            Rung(f"{name} engine, CuPy", f"{change(name)}, on a GPU", engine_step(name, "cuda:0"), why_no_gpu, "cuda:0")
             for name in ENGINES
         ),
     ]
@@ -243,9 +243,3 @@ def kept(
         made[:] = [function()]
 
     return Task(run, lambda: made[0], share, part, flops)
-
-
-def slices(problem: ConvProblem) -> list[slice]:
-    """The batch in equal parts, one a thread."""
-    edges = [problem.batch_size * i // problem.threads for i in range(problem.threads + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]

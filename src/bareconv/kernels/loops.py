@@ -9,7 +9,6 @@ the interpreter's lock.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import numpy as np
 
 from bareconv.device import Array
 from bareconv.errors import UsageError
+from bareconv.kernels.slices import slices
 from bareconv.ops.conv import check_fit
 from bareconv.ops.windows import Pair, Window
 
@@ -138,8 +138,7 @@ def conv2d_backward(
 
 def _over_slices(threads: int, images: int, work: Callable[[slice], Any]) -> list[Any]:
     """``work`` on equal slices of a batch, each by a thread; its results in the slices' order."""
-    edges = [images * i // threads for i in range(threads + 1)]
-    parts = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
+    parts = slices(images, threads)
     if len(parts) == 1:
         return [work(parts[0])]
     with ThreadPoolExecutor(len(parts)) as pool:

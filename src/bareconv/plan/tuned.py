@@ -10,7 +10,6 @@ whole (batch normalisation, dropout) there is one slice, and BLAS keeps its thre
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ import numpy as np
 from bareconv import host
 from bareconv.device import Array, CpuDevice
 from bareconv.errors import ShapeError, UsageError
+from bareconv.kernels.slices import slices
 from bareconv.kernels.tuned import SoftmaxCrossEntropyBlock
 from bareconv.nn.layer import Layer, Shape
 from bareconv.nn.model import Model
-from bareconv.plan.lowering import DenseUnit, Unit, grouped, make_unit, per_image, weight_gradient
+from bareconv.plan.tuned_units import DenseUnit, Unit, grouped, make_unit, per_image, weight_gradient
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class TunedNumpyStep:
             self._backward(number, part, seen, dlogits)
             return result
 
-        parts = self._parts(n)
+        parts = slices(n, self.slices)
         with self.blas.limit(limits=self._blas_threads(), user_api="blas"):
             results = self._run(work, parts)
             self._run(lambda number, part: self._dense_gradients(number, len(parts), x), parts)
@@ -119,7 +119,7 @@ class TunedNumpyStep:
                     found = self._forward(number, part, batch, False, 0, [])
                     logits[start + part.start : start + part.stop] = found
 
-                self._run(work, self._parts(len(batch)))
+                self._run(work, slices(len(batch), self.slices))
         return logits
 
     def explain(self) -> list[Covered]:
@@ -222,10 +222,6 @@ class TunedNumpyStep:
         others = [self.pool.submit(quiet, i, part) for i, part in enumerate(parts) if i and self.pool is not None]
         first = quiet(0, parts[0])
         return [first, *(other.result() for other in others)]
-
-    def _parts(self, n: int) -> list[slice]:
-        edges = [n * i // self.slices for i in range(self.slices + 1)]
-        return [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
 
     def _blas_threads(self) -> int:
         return 1 if self.slices > 1 else self.threads

@@ -9,7 +9,7 @@ from bareconv.device import Array
 from bareconv.errors import BareconvError, ShapeError
 from bareconv.kernels.tuned.expand import bytes_per_image, expansion_for
 from bareconv.kernels.tuned.geometry import ConvGeometry
-from bareconv.kernels.tuned.memory import bits, cut, expect, float_type, mask_less
+from bareconv.kernels.tuned.memory import bits, cut, expect, expect_bias, float_type, mask_less
 from bareconv.kernels.tuned.pool import BlockMaxPool
 from bareconv.ops.windows import Window
 
@@ -73,6 +73,7 @@ class ConvBlock:
     def forward(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         """Overwrites ``out``."""
         self._check(x, weight, "x")
+        expect_bias(bias, self.has_bias)
         expect("out", out, (len(x), *self.out_shape), self.dtype)
         self._loaded = -1  # x, or what is in it, is new
         if bias is not None:

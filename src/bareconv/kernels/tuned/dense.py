@@ -7,7 +7,7 @@ from numpy.typing import DTypeLike
 
 from bareconv.device import Array
 from bareconv.errors import BareconvError, ShapeError
-from bareconv.kernels.tuned.memory import bits, expect, float_type, mask_less
+from bareconv.kernels.tuned.memory import bits, expect, expect_bias, float_type, mask_less
 
 
 class DenseBlock:
@@ -33,6 +33,7 @@ class DenseBlock:
             raise ShapeError(f"x: {len(x)} rows for a block of at most {self.images}")
         expect("x", x, (len(x), self.features), self.dtype)
         expect("weight", weight, (self.features, self.units), self.dtype)
+        expect_bias(bias, self.has_bias)
         expect("out", out, (len(x), self.units), self.dtype)
         np.matmul(x, weight, out=out)
         if bias is not None:

@@ -51,3 +51,9 @@ def expect(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         layout = "" if array.flags.c_contiguous else ", not contiguous"
         raise ShapeError(f"{name}: expected {shape} {dtype}, contiguous; got {array.shape} {array.dtype}{layout}")
+
+
+def expect_bias(bias: Array | None, built_with: bool) -> None:
+    """ShapeError where a bias comes to a block that was built without, or none to one with."""
+    if (bias is not None) != built_with:
+        raise ShapeError(f"bias: this block was built with{'' if built_with else 'out'} one")
