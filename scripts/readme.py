@@ -153,8 +153,9 @@ def ladder_table(name: str) -> str:
     """The rungs of one problem of the ladder."""
     result = read(RESULTS / "ladder-2-cores.json")
     (problem,) = [p for p in result["ladder"]["problems"] if p["name"] == name.removeprefix("ladder ")]
+    text = problem["description"]
     lines = [
-        f"{problem['description'][:1].upper()}{problem['description'][1:]}, {problem['precision']}, {problem['threads']} threads, "
+        f"{text[:1].upper()}{text[1:]}, {problem['precision']}, {problem['threads']} threads, "
         f"{problem['flops_per_image'] / 1e6:.1f} MFLOP an image; an error of at most "
         f"{scientific(problem['tolerance'])} is allowed:",
         "",

@@ -80,6 +80,7 @@ def test_trains_as_the_reference_engine_does(name, precision):
             assert np.linalg.norm(my_state[key] - value) <= tolerance * max(1.0, float(np.linalg.norm(value))), key
 
 
+@pytest.mark.slow
 def test_resnet9():
     """Its last batch normalisation is over an image of one pixel: below float64 it magnifies what rounding does."""
     losses, hits, state = train("resnet9", "float64", None, steps=2, size=6)
