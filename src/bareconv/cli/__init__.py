@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "Accuracy, loss, confusion and worst mistakes of a checkpoint.",
     "predict": "Predict a Kaggle test.csv or drawn digits.",
     "compare": "The same training on the CPU and on the GPU, compared.",
+    "ladder": "From naive loops up: one convolution and one step, in every way.",
     "check": "Check every gradient against a numerical one.",
     "info": "What this machine is and what will be used.",
 }
