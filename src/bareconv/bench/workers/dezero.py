@@ -98,7 +98,8 @@ class DeZero(Candidate):
                 raise UnsupportedError(f"a convolution in groups or dilated (layer {name}) does not exist here")
             w = parameter("weight", lambda array: array.transpose(3, 2, 0, 1))
             b = parameter("bias") if layer["bias"] else None
-            return lambda x: F.conv2d(x, w, b, layer["stride"], layer["padding"])
+            stride, padding = _size(layer["stride"]), _size(layer["padding"])
+            return lambda x: F.conv2d(x, w, b, stride, padding)
         if kind == "Dense":
             rows = slice(None) if flattened is None else np.arange(np.prod(flattened)).reshape(flattened)
             if not isinstance(rows, slice):  # over H, W, C -> over C, H, W
@@ -109,12 +110,14 @@ class DeZero(Candidate):
         if kind == "ReLU":
             return lambda x: F.relu(x)
         if kind == "MaxPool2d" and layer["padding"] in (0, [0, 0]):  # padded by zeros, which may be a maximum
-            stride = layer["kernel"] if layer["stride"] is None else layer["stride"]
-            return lambda x: F.pooling(x, layer["kernel"], stride)
+            kernel = _size(layer["kernel"])
+            stride = kernel if layer["stride"] is None else _size(layer["stride"])
+            return lambda x: F.pooling(x, kernel, stride)
         if kind == "GlobalMaxPool":
             return lambda x: F.flatten(F.pooling(x, x.shape[2:]))
         if kind == "GlobalAvgPool":
-            return lambda x: F.sum(x, axis=(2, 3)) * (1.0 / (x.shape[2] * x.shape[3]))
+            # One axis at a time: the gradient of a sum over two fails.
+            return lambda x: F.sum(F.sum(x, axis=3), axis=2) * (1.0 / (x.shape[2] * x.shape[3]))
         if kind == "Flatten":
             return lambda x: F.flatten(x)
         if kind == "BatchNorm" and len(layer["in_shape"]) == 3:
@@ -131,6 +134,11 @@ class DeZero(Candidate):
             shortcut = self._function(inner, weights, None)
             return lambda x: body(x) + shortcut(x)
         raise UnsupportedError(f"layer type {kind} (layer {name}) has no counterpart here")
+
+
+def _size(value: int | list[int]) -> int | tuple[int, ...]:
+    """A number or a pair, which JSON made a list."""
+    return value if isinstance(value, int) else tuple(value)
 
 
 if __name__ == "__main__":

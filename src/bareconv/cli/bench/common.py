@@ -13,7 +13,7 @@ from bareconv import host
 from bareconv.bench import results
 from bareconv.bench.interleave import Listener, Side
 from bareconv.bench.process import REMOVED, THREADS
-from bareconv.bench.workload import Workload, natural_shape
+from bareconv.bench.workload import LR, Workload, natural_shape
 from bareconv.cli.options import precision_option, seed_option
 from bareconv.cli.screen import Bar, Interrupt, Screen
 from bareconv.files import check_writable
@@ -67,7 +67,7 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 "--lr",
                 type=click.FloatRange(0, min_open=True),
                 metavar="RATE",
-                default=0.01,
+                default=LR,
                 show_default=True,
                 help="Learning rate, constant, of SGD with momentum 0.9.",
             ),
