@@ -73,6 +73,8 @@ class Worker:
     """A process that serves ``workers.serving``'s commands. Use it in a ``with``, or ``close`` it.
 
     It is in a session of its own: Ctrl-C on the terminal is for the one who asks, who ends it after the block at hand.
+    Unless it is asked, it is stopped (SIGSTOP): OpenBLAS's and OpenMP's threads go on spinning for up to a tenth of a
+    second after their work, on the cores of the candidate that runs next, which may take many times as long then.
     """
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], folder: Path) -> None:
@@ -113,6 +115,7 @@ class Worker:
         """
         assert self.process.stdin is not None
         begun = time.monotonic()
+        self._signal("SIGCONT")
         with contextlib.suppress(OSError):  # it has ended: then the end of its answers says so
             self.process.stdin.write(json.dumps({"do": do, **message}) + "\n")
             self.process.stdin.flush()
@@ -129,6 +132,7 @@ class Worker:
                     raise WorkerError(f"gave no answer within {patience:.3g} s and was ended") from None
         if line is None:
             raise WorkerError(self._why_it_ended())
+        self._signal("SIGSTOP")
         try:
             answer = json.loads(line)
         except ValueError:
@@ -142,18 +146,15 @@ class Worker:
 
     def kill(self) -> None:
         """End the process at once, with what it has started."""
-        if self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                if hasattr(os, "killpg"):
-                    os.killpg(self.process.pid, signal.SIGKILL)
-                else:
-                    self.process.kill()
+        self._signal("SIGKILL")
+        self.process.kill()  # where there are no groups
         self.process.wait()
 
     def close(self) -> None:
         """Let the process end, and end it where it does not."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        self._signal("SIGCONT")
         with contextlib.suppress(OSError):
             self.process.stdin.write('{"do": "quit"}\n')
         with contextlib.suppress(OSError):
@@ -164,6 +165,12 @@ class Worker:
         self._reader.join(_QUIT_SECONDS)
         self.process.stdout.close()
         self._said.close()
+
+    def _signal(self, name: str) -> None:
+        """Send a signal to the process and what it has started, where the system has groups of processes."""
+        if hasattr(os, "killpg") and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, getattr(signal, name))
 
     def _read(self) -> None:
         assert self.process.stdout is not None

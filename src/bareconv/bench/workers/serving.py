@@ -12,8 +12,11 @@ What cannot be done is answered by {"error": one line, "unsupported": whether it
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -148,8 +151,16 @@ class _Server:
         return {"steps": done, "images": done * self.job.batch_size, "seconds": elapsed, "loss": loss}
 
 
+def _end_with_parent() -> None:
+    """Be killed when the one who asks is: while this process is stopped, it could not see it. Linux only."""
+    pr_set_pdeathsig = 1  # prctl(2)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def serve(make: Callable[[Mapping[str, Any]], Candidate]) -> None:
     """Answer commands until "quit" or the end of standard input. Whatever else is printed goes to standard error."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print too
     server = _Server(make)

@@ -12,7 +12,7 @@ from bareconv.bench.steady import run_record
 from bareconv.cli.bench.common import Story, bench_options, conclude, interval, introduce, threads, workloads
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
 from bareconv.device import get_device
-from bareconv.report.format import bytes_, rate, ratio
+from bareconv.report.format import bytes_, rate, ratio, seconds
 
 EPILOG = """\b
 Examples:
@@ -67,9 +67,10 @@ def peers(screen: Screen, **options: Any) -> int:
         story = Story(screen, bar, interrupt, len(jobs))
         for job in jobs:
             story.begins(job.title)
-            seconds = options["budget"] / len(jobs)
-            done.append(compare(job, engines, found, seconds, story, compiled=not options["no_compile"]))
-            _show(screen, record(done[-1], found.absent))
+            share = options["budget"] / len(jobs)
+            done.append(compare(job, engines, found, share, story, compiled=not options["no_compile"]))
+            if any(side.rate is not None or side.error is not None for side in done[-1].sides):
+                _show(screen, record(done[-1], found.absent))
             if interrupt.requested:
                 break
         stopped = interrupt.requested
@@ -86,22 +87,23 @@ def peers(screen: Screen, **options: Any) -> int:
 
 
 def _show(screen: Screen, comparison: dict[str, Any]) -> None:
-    """A row a candidate; the ratios are of our first engine."""
-    ours = comparison["ours"]
+    """A row a candidate; the ratios are of our first engine's images a second over each other's."""
+    versus = f"{comparison['ours'] or 'ours'} / it"
     table = screen.table(
-        "candidate", "images/s", "95% interval", f"{ours or 'ours'} is as fast", "95% interval", "peak memory", "growth"
+        "candidate", "images/s", "95% interval", versus, "95% interval", "compiling", "peak memory", "growth"
     )
     for candidate in comparison["candidates"]:
         steady, times = candidate.get("throughput"), candidate.get("ratio")
         cells = [f"{candidate['name']} {candidate['variant']}".strip()]
         if steady is None:
-            cells += [candidate["status"], *[""] * 5]
+            cells += [candidate["status"], *[""] * 6]
         else:
             cells += [
                 rate(steady["images_per_second"]).removesuffix("/s"),
                 interval(steady["interval"]),
                 ratio(times["value"]) if times else "",
                 f"{ratio(times['low'])} to {ratio(times['high'])}" if times else "",
+                seconds(steady["compile_seconds"]),
                 bytes_(steady["peak_memory_bytes"]),
                 bytes_(steady["memory_growth_bytes"]),
             ]
