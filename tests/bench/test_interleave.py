@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from bench_stand_ins import LOSSES, QUICK, stand_in
@@ -161,6 +164,47 @@ def test_the_environment(monkeypatch):
     assert not set(REMOVED) & set(made)
     assert {made[name] for name in THREADS} == {"3"}
     assert (made["HOME"], made["PYTHONPATH"]) == ("9", "/tmp")
+
+
+def _state(pid):
+    """A process's state as the system gives it: "R", "S", "T" (stopped), "Z" (ended); "" where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_who_is_not_asked_is_stopped(ready):
+    (side,) = ready(stand_in("A"))
+    deadline = time.monotonic() + 5
+    while _state(side._worker.process.pid) != "T" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert _state(side._worker.process.pid) == "T"
+    side.run(0.05)
+    assert side.error is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent has ended")
+def test_a_worker_ends_with_its_parent(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from bareconv.bench.process import *
+worker = Worker(our_command("bareconv.bench.workers.ours"), with_this_package(environment(1)), Path(sys.argv[1]))
+try:
+    worker.ask("memory", 60)
+except WorkerError:
+    print(worker.process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    deadline = time.monotonic() + 5
+    while _state(int(done.stdout)) not in ("", "Z") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert _state(int(done.stdout)) in ("", "Z")
 
 
 def test_our_worker_speaks_the_protocol(tmp_path):

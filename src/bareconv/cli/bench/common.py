@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from bareconv.training import ENGINES, Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+FEW = 6  # blocks
 _TICKS = 10  # parts of a second, as the bar counts
 
 
@@ -152,6 +153,16 @@ def conclude(screen: Screen, options: dict[str, Any], result: dict[str, Any]) ->
         results.write(result, options["output"])
         screen.say(f"\nWrote {options['output']}")
     screen.finish(result)
+
+
+def too_few(title: str, sides: Sequence[Side]) -> list[str]:
+    """A note for each side whose interval is of hardly any blocks."""
+    return [
+        f"{title}, {side.candidate.label}: {len(side.samples.seconds)} blocks are too few for an interval to mean "
+        "much; a larger --budget gives more."
+        for side in sides
+        if side.rate is not None and len(side.samples.seconds) < FEW
+    ]
 
 
 def interval(figure: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import click
 from bareconv.bench.interleave import our_candidate
 from bareconv.bench.peers import PEERS, Compared, compare, find, record
 from bareconv.bench.steady import run_record
-from bareconv.cli.bench.common import Story, bench_options, conclude, interval, introduce, threads, workloads
+from bareconv.cli.bench.common import Story, bench_options, conclude, interval, introduce, threads, too_few, workloads
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
 from bareconv.device import get_device
 from bareconv.report.format import bytes_, rate, ratio, seconds
@@ -55,9 +55,9 @@ def peers(screen: Screen, **options: Any) -> int:
     jobs = list(workloads(options))
     found = find(list(dict.fromkeys(options["peers"])) or list(PEERS), options["python"])
     notes = introduce(screen, options, f"{device.name} ({device.description.partition(', ')[0]})")
-    for name, reason in found.absent.items():
-        notes.append(f"{name} is absent: {reason}.")
-        screen.say(notes[-1])
+    notes += [f"{name} is absent: {reason}." for name, reason in found.absent.items()]
+    for note in notes:
+        screen.say(note)
     engines = [our_candidate(name, device.name, threads(options)) for name in dict.fromkeys(options["engines"])]
     done: list[Compared] = []
     with (
@@ -79,6 +79,10 @@ def peers(screen: Screen, **options: Any) -> int:
             raise KeyboardInterrupt
     if stopped:
         notes.append("Stopped early by request: the figures are of what was done by then.")
+    few = [note for one in done for note in too_few(one.workload.title, one.sides)]
+    for note in few:
+        screen.say(note)
+    notes += few
     sides = [(one, side) for one in done for side in one.sides if side.error is not None]
     notes += [f"{one.workload.title}, {side.candidate.label}: {side.error}." for one, side in sides]
     comparisons = [record(one, found.absent) for one in done]

@@ -8,7 +8,7 @@ import click
 
 from bareconv.bench.interleave import our_candidate
 from bareconv.bench.steady import measure, run_record
-from bareconv.cli.bench.common import Story, bench_options, conclude, interval, introduce, threads, workloads
+from bareconv.cli.bench.common import Story, bench_options, conclude, interval, introduce, threads, too_few, workloads
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
 from bareconv.device import get_device
 from bareconv.report.format import bytes_, count, rate, seconds
@@ -42,6 +42,9 @@ def run(screen: Screen, **options: Any) -> int:
     engines = [our_candidate(name, device.name, threads(options)) for name in dict.fromkeys(options["engines"])]
     runs: list[dict[str, Any]] = []
     failures: list[str] = []
+    few: list[str] = []
+    for note in notes:
+        screen.say(note)
     with (
         stop_gently(screen, "finishing this block, then reporting what there is") as interrupt,
         Bar(screen) as bar,
@@ -50,6 +53,7 @@ def run(screen: Screen, **options: Any) -> int:
         for job in jobs:
             story.begins(job.title)
             measured = measure(job, engines, options["budget"] / len(jobs), story)
+            few += too_few(job.title, measured.sides)
             for side in measured.sides:
                 record = run_record(measured, side, device)
                 if record is not None:
@@ -66,7 +70,9 @@ def run(screen: Screen, **options: Any) -> int:
     if stopped:
         notes.append("Stopped early by request: the runs are those that were done, the last one perhaps in part.")
     _show(screen, runs)
-    conclude(screen, options, screen.result(runs=runs, notes=[*notes, *failures]))
+    for note in few:
+        screen.say(note)
+    conclude(screen, options, screen.result(runs=runs, notes=[*notes, *few, *failures]))
     return 130 if stopped else 1 if failures else 0
 
 
