@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bareconv import ops
+from bareconv.kernels.cpu import winograd
 from bareconv.kernels.cpu.correlate import Correlate
 from bareconv.kernels.cpu.dense import ColumnSums, DenseForward, DenseInputGradient, DenseWeightUpdate
 from bareconv.kernels.cpu.elementwise import Elementwise
@@ -35,6 +36,7 @@ from bareconv.kernels.cpu.pool import PoolBackward, PoolForward
 from bareconv.kernels.cpu.rules import Rule
 from bareconv.kernels.cpu.sparse import SparseBackward
 from bareconv.kernels.cpu.target import Target
+from bareconv.kernels.cpu.winograd import Winograd, WinogradWeights
 from bareconv.nn import layers
 from bareconv.nn.layer import Shape, features
 from bareconv.nn.model import Model
@@ -167,6 +169,7 @@ class Lowering:
         ends = [self.parameters.end(name) for name in (*self.parameters.summed, *self.parameters.mapped)]
         self.partial_size = max(ends, default=ALIGNMENT)
         self._packs: list[tuple[str, int, Buffer, Buffer]] = []
+        self._transforms: list[tuple[str, WinogradWeights, int, Buffer, Buffer]] = []
         self._scales: list[tuple[str, Kernel, int, dict[str, Any]]] = []
         self.losses.kept = self.hits.kept = True
         self._lower()
@@ -280,6 +283,9 @@ class Lowering:
             first.node = name.rpartition(".")[0]
             operands = {"weight": Place(self.weight), "places": table, "packed": packed}
             first.shared(Pack(self.target), size, GRAIN, wait=False, **operands)
+        for number, (name, transform, channels, in_rows, packed) in enumerate(self._transforms):
+            first.node = name.rpartition(".")[0]
+            first.shared(transform, channels, 1, wait=number == 0, weight=in_rows, packed=packed)
         for node, kernel, channels, operands in self._scales:
             first.node = node
             first.shared(kernel, channels, channels, wait=False, **operands)
@@ -315,34 +321,50 @@ class Lowering:
         y, y_plane = self.tensor(node.output)
         window, pool = layer.window, node.pool
         keep = self.training and pool is not None
+        where = self.buffer(f"{node.output.name} where", features(node.output.shape), "uint8") if keep else None
+        if where is not None:
+            self._where[node] = where
+        cells = pool.window.kernel if pool else (1, 1)
+        name, size = f"{layer.name}.weight", (layer.out_shape[0], layer.out_shape[1])
+        origin = (-window.padding[0], -window.padding[1])
+        operands = {"x": x, "bias": self.weight_of(f"{layer.name}.bias") if layer.bias else None, "y": y, "where": where}
+        if winograd.pays(
+            x_plane, layer.filters, window.kernel, size, window.stride, window.dilation, cells, self.target.lanes
+        ):
+            fast = Winograd(
+                self.target, x_plane, y_plane, layer.filters, size, origin, cells, layer.bias, node.relu, keep_where=keep
+            )
+            self._winograd(fast, name, self.parameters.places(name), operands)
+            return
         kernel = Correlate(
             self.target,
             x_plane,
             y_plane,
             layer.filters,
             window.kernel,
-            (layer.out_shape[0], layer.out_shape[1]),
+            size,
             window.stride,
             window.dilation,
-            (-window.padding[0], -window.padding[1]),
-            pool=pool.window.kernel if pool else (1, 1),
+            origin,
+            pool=cells,
             bias=layer.bias,
             relu=node.relu,
             keep_where=keep,
         )
-        name = f"{layer.name}.weight"
         packed = self._packed(name, packing.correlate_places(kernel, self.parameters.places(name)))
-        where = self.buffer(f"{node.output.name} where", features(node.output.shape), "uint8") if keep else None
-        if where is not None:
-            self._where[node] = where
-        self.record.images(
-            kernel,
-            x=x,
-            weight=packed,
-            bias=self.weight_of(f"{layer.name}.bias") if layer.bias else None,
-            y=y,
-            where=where,
-        )
+        self.record.images(kernel, **operands, weight=packed)
+
+    def _winograd(self, kernel: Winograd, name: str, weight: NDArray[np.int32], operands: dict[str, Any]) -> None:
+        """A convolution by transforms: of the weights (3, 3, C, K) at the start of the step, then of the images."""
+        lanes, C = self.target.lanes, kernel.x.channels
+        width = -(-kernel.filters // lanes) * lanes
+        places = np.zeros((9 * C, width), np.int32)
+        places[:, : kernel.filters] = weight.reshape(9 * C, -1)
+        in_rows = self._packed(name, places.reshape(-1))
+        packed = self.buffer(f"{name} transformed", kernel.packed_elements, per="plan", zeros=True)
+        self._transforms.append((name, WinogradWeights(self.target, C, width, kernel.panel), C, in_rows, packed))
+        scratch = self.buffer(f"{name} tiles", kernel.scratch_elements, per="worker")
+        self.record.images(kernel, kernel.images, **operands, weight=packed, scratch=scratch)
 
     def _forward_batchnorm(self, node: Node) -> None:
         layer = node.layers[0]
@@ -513,6 +535,12 @@ class Lowering:
             dx.zeros |= any(stride > size for stride, size in zip(window.stride, window.kernel, strict=True))
             for kernel, rows, columns in self._input_gradients(layer, dy_plane, dx_plane, add):
                 places = packing.turned_round(self.parameters.places(name), rows, columns)
+                if winograd.pays(
+                    dy_plane, kernel.filters, kernel.taps, kernel.size, kernel.step, kernel.dilation, (1, 1), self.target.lanes
+                ):
+                    fast = Winograd(self.target, dy_plane, dx_plane, kernel.filters, kernel.size, kernel.origin, add=add)
+                    self._winograd(fast, name, places, {"x": dy, "y": dx})
+                    continue
                 packed = self._packed(name, packing.correlate_places(kernel, places))
                 self.record.images(kernel, x=dy, weight=packed, y=dx)
         gradient = WeightGradient(self.target, x_plane, dy_plane, window.kernel, window.stride, window.dilation, origin)
