@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from bareconv.errors import UsageError
 from bareconv.host import blas_threads
 from bareconv.kernels.cpu.jit import compile_kernels
-from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
 from bareconv.kernels.cpu.rules import SCALARS, Rule, scalars
@@ -112,11 +111,11 @@ class CpuPlan:
         if not self._update_on_host:
             self.parameters.adopt(self.optimizer)
         bound = self._prepared()
-        bound.numbers[:] = [*scalars(self.optimizer, lr), *[0.0] * SCALARS][:SCALARS] if not self._update_on_host else 0
+        if not self._update_on_host:
+            numbers = scalars(self.optimizer, lr)
+            bound.numbers[: len(numbers)] = numbers
         bound.run(images, pixels, order, labels, step)
-        losses = bound.view(bound.lowering.losses, None, images)
-        hits = bound.view(bound.lowering.hits, None, images)
-        return float(losses.sum()) / images, int(hits.sum())
+        return float(bound.losses[:images].sum()) / images, int(bound.hits[:images].sum())
 
     def gradients(self) -> dict[str, NDArray[Any]]:
         """The last step's gradients by parameter, where the plan keeps them: not where it updates at once."""
@@ -203,7 +202,8 @@ class _Bound:
             outside[buffer] = Address(self._running[name].ctypes.data)
         self._outside = outside
         self.order = np.zeros(images, np.int64)
-        self._bound: dict[Buffer, int] = {}  # pixels and labels: where they were at the last run
+        self.losses, self.hits = (self._column(buffer) for buffer in (lowering.losses, lowering.hits))
+        self._bound: dict[Buffer, Any] = {}  # the arrays of pixels and labels of the last run
         self._rows: dict[Buffer, list[NDArray[np.int64]]] = {lowering.pixels: [], lowering.labels: []}
         outside[lowering.order] = Address(self.order.ctypes.data)
         self._turns: list[Program | RecordedStage] = []
@@ -262,17 +262,19 @@ class _Bound:
 
     def _bind(self, buffer: Buffer, array: NDArray[Any]) -> None:
         """Let the calls that read the data find them where they are now."""
-        assert array.flags.c_contiguous
-        if self._bound.get(buffer) != array.ctypes.data:
-            self._bound[buffer] = array.ctypes.data
+        if self._bound.get(buffer) is not array:
+            assert array.flags.c_contiguous
+            self._bound[buffer] = array
             for row in self._rows[buffer]:
                 row[0] = array.ctypes.data
 
-    def view(self, buffer: Buffer, plane: Plane | None, images: int) -> NDArray[Any]:
+    def _column(self, buffer: Buffer) -> NDArray[Any]:
+        """A buffer of one number an image."""
+        return np.ndarray((self.capacity,), np.dtype(buffer.dtype), self.memory.data, max(0, buffer.offset), (buffer.pitch,))
+
+    def view(self, buffer: Buffer, plane: Plane, images: int) -> NDArray[Any]:
         """The images of a buffer that all workers share, without their border."""
         kind = np.dtype(buffer.dtype)
-        if plane is None:
-            return np.ndarray((images,), kind, self.memory.data, buffer.offset, (buffer.pitch,))
         strides = (buffer.pitch, plane.row * kind.itemsize, plane.channels * kind.itemsize, kind.itemsize)
         at = buffer.offset + plane.at(0, 0) * kind.itemsize
         return np.ndarray((images, plane.height, plane.width, plane.channels), kind, self.memory.data, at, strides)

@@ -19,8 +19,8 @@ from bareconv.kernels.cpu.correlate import Correlate
 from bareconv.kernels.cpu.dense import ColumnSums, DenseForward, DenseInputGradient, DenseWeightUpdate
 from bareconv.kernels.cpu.elementwise import Elementwise
 from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy
-from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.gradient import Spread, WeightGradient
+from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.norm import (
     NormApply,
     NormBackward,

@@ -156,6 +156,14 @@ class Pointer:
         """One element."""
         return Value(self.k, self.k.ir.load((self + offset).ir, align=self._bytes, typ=self.element))
 
+    def load_shared(self, offset: Index = 0) -> Value:
+        """One integer that another thread may be writing, with all that it wrote before."""
+        return Value(self.k, self.k.ir.load_atomic((self + offset).ir, "acquire", self._bytes, typ=self.element))
+
+    def add_shared(self, amount: int) -> None:
+        """Add to an integer that other threads add to as well, after all that was written before."""
+        self.k.ir.atomic_rmw("add", self.ir, self.element(amount), "seq_cst")
+
     def vector(self, offset: Index = 0, mask: Value | None = None, lanes: int | None = None) -> Value:
         """``lanes`` elements in a row, by default a register full of numbers; zeros where ``mask`` is false."""
         kind = ir.VectorType(self.element, lanes or self.k.lanes)
@@ -379,9 +387,24 @@ class Builder:
         kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
         self.ir.call(self.ir.inttoptr(address.ir, kind.as_pointer()), [a.ir for a in arguments])
 
+    def opaque(self, address: Value) -> Value:
+        """An address as an argument of a call."""
+        return Value(self, self.ir.inttoptr(address.ir, PTR))
+
     def pointer(self, address: Value, element: Any) -> Pointer:
         """The elements that lie at that address."""
         return Pointer(self, self.ir.inttoptr(address.ir, PTR), element)
+
+    def pause(self) -> None:
+        """A hint that this is a loop of waiting."""
+        if "x86" in self.module.triple:
+            self.intrinsic("x86.sse2.pause", ir.VoidType(), [], [])
+
+    def give_way(self) -> None:
+        """Offer the core to other threads."""
+        name = "sched_yield"
+        function = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(I32, []), name)
+        self.ir.call(function, [])
 
     @property
     def clock(self) -> Value:

@@ -149,7 +149,7 @@ class WeightGradient(Kernel):
     def _input_tiles(self, b: Builder, rows: int) -> Iterator[tuple[Index, list[int], Value]]:
         """(offset of the tile in X, offsets of its rows, number of its first input)."""
         (R, S), C = self.taps, self.x.channels
-        if R * S * C <= rows:  # all of the window at once
+        if rows >= R * S * C:  # all of the window at once
             offsets = [
                 r * self.dilation[0] * self.x.row + s * self.dilation[1] * C + c
                 for r in range(R)

@@ -9,16 +9,15 @@ The whole step is one call into machine code for each worker; this file writes t
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bareconv.kernels.cpu.clock import tick_seconds
 from bareconv.kernels.cpu.kernel import SLOTS, Frame, Kernel
-from bareconv.kernels.cpu.workers import Workers, tick_seconds
+from bareconv.kernels.cpu.workers import SPINS, Workers
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ class Run(Kernel):
     """
 
     def write(self, k: Frame) -> None:
-        from llvmlite import ir
-
-        from bareconv.kernels.cpu.emit import I32, I64, Value
+        from bareconv.kernels.cpu.emit import I64, Value
 
         b = k.b
         stages, workers, images, stage_table, call_table, barrier, ticks, tick_pitch = (
@@ -68,7 +65,6 @@ class Run(Kernel):
         )
         turn, stage_at = b.pointer(barrier, I64), b.pointer(stage_table, I64)
         call_at, my_ticks = b.pointer(call_table, I64), b.pointer(ticks + k.worker * tick_pitch, I64)
-        give_way = ir.Function(b.module, ir.FunctionType(I32, []), "sched_yield")
         restore = b.flush_denormals()
         waits, clock = b.variable(k.begin), b.variable(b.clock)
 
@@ -82,13 +78,14 @@ class Run(Kernel):
             extent, chunk, grain, wait, calls, first = (stage_at.load(s * STAGE_WORDS + i) for i in range(STAGE_WORDS))
             with b.when(wait > 0):
                 # Every worker adds one; all go on when they have. The count never goes back, so that none can miss it.
-                b.ir.atomic_rmw("add", turn.ir, I64(1), "seq_cst")
+                turn.add_shared(1)
                 waits.value = waits.value + 1
                 goal, spins = waits.value * workers, b.variable(b.index(0))
-                for _ in b.repeat_while(lambda goal=goal: Value(b, _load_atomic(b, turn)) < goal):  # type: ignore[misc]
+                for _ in b.repeat_while(lambda goal=goal: turn.load_shared() < goal):  # type: ignore[misc]
                     spins.value = spins.value + 1
+                    b.pause()
                     with b.when(spins.value > SPINS):
-                        b.ir.call(give_way, [])
+                        b.give_way()
                 spent(b.index(0))
             total = b.select(extent < 0, images, extent)
             units = (total + grain - 1) // grain
@@ -99,14 +96,10 @@ class Run(Kernel):
                 for c in b.range(0, calls):
                     number = first + c
                     function, operands = (call_at.load(number * CALL_WORDS + i) for i in range(CALL_WORDS))
-                    b.call(function, [Value(b, b.ir.inttoptr(operands.ir, k.table.ir.type)), begin.value, end, k.worker])
+                    b.call(function, [b.opaque(operands), begin.value, end, k.worker])
                     spent(number + 1)
                 begin.value = end
         restore()
-
-
-def _load_atomic(b: Any, at: Any) -> Any:
-    return b.ir.load_atomic(at.ir, "acquire", 8, typ=at.element)
 
 
 class Program:
@@ -141,14 +134,15 @@ class Program:
             ],
             dtype=np.int64,
         )
-        self._function = _FUNCTION(addresses[run])
+        self._table = self._header.ctypes.data
+        self._waits_of_a_run = sum(stage.wait for stage in stages)
+        self._function = addresses[run]
 
     def run(self, images: int) -> None:
         """Go through all stages once, for a batch of that many images."""
         self._header[_IMAGES] = images
-        table, waits, function = self._header.ctypes.data, self._waits, self._function
-        self.threads.run(lambda worker: function(table, waits, 0, worker))
-        self._waits += sum(stage.wait for stage in self.stages)
+        self.threads.run(self._function, self._table, self._waits)
+        self._waits += self._waits_of_a_run
 
     def seconds(self) -> list[float]:
         """Of every call, since the last ``clear_ticks``: the mean over the workers; waiting comes first."""
@@ -159,8 +153,6 @@ class Program:
 
 
 HEADER_WORDS, STAGE_WORDS, CALL_WORDS, _IMAGES = 8, 6, 2, 2
-SPINS = 4000  # turns of waiting before the core is offered to others
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 def _operand_table(call: Call) -> NDArray[np.int64]:

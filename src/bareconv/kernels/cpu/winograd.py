@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bareconv.kernels.cpu.dense import columns, row_tiles
-from bareconv.kernels.cpu.emit import I8, Builder, Index, Pointer, Value
+from bareconv.kernels.cpu.emit import I8, Builder, Pointer, Value
 from bareconv.kernels.cpu.finish import finish
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
@@ -130,7 +130,7 @@ class Winograd(Kernel):
     def images(self) -> int:
         """Images of a block: more than one where they are small."""
         T = self.tiles[0] * self.tiles[1]
-        if T >= 4 * self.rows:
+        if 4 * self.rows <= T:
             return 1
         most = max(1, min(64, self._most // T))
         return next((n for n in range(most, 0, -1) if n * T % self.rows == 0), most)
@@ -169,7 +169,7 @@ class Winograd(Kernel):
                 self._multiply(k, first, b.index(0), count * (TY * TX), inputs, products)
             return
         for image in k.images():
-            for start in range(0, TY, self.tile_rows) if TY % self.tile_rows or TY == self.tile_rows else (None,):
+            for start in range(0, TY, self.tile_rows) if TY % self.tile_rows or self.tile_rows == TY else (None,):
                 if start is not None:  # written out: the last block may be smaller
                     rows = min(self.tile_rows, TY - start)
                     self._transform(k, k.operand("x").image(image), b.index(start), rows, inputs, b.index(0))
