@@ -213,7 +213,13 @@ class _Bound:
             if recorded is not None and recorded.host is None:
                 calls = [self._call(call) for call in recorded.calls]
                 calls_so_far += recorded.calls
-                stages.append(Stage(calls, recorded.extent, recorded.chunk, recorded.grain, recorded.wait and bool(stages)))
+                wait = recorded.wait and bool(stages)
+                stages.append(
+                    Stage(
+                        *(calls, recorded.extent, recorded.chunk, recorded.grain, wait),
+                        *(recorded.segment, recorded.round),
+                    )
+                )
                 continue
             if stages:
                 program = Program(stages, compiled.addresses, Run(plan.target), plan.workers)
@@ -241,7 +247,7 @@ class _Bound:
         if buffer.per == "worker":
             return Address(base, worker=0 if shared else buffer.pitch)
         if buffer.local:
-            return Address(base, buffer.pitch, buffer.worker_pitch, local=True)
+            return Address(base, buffer.pitch, buffer.worker_pitch, buffer.local)
         return Address(base, buffer.pitch)
 
     def run(

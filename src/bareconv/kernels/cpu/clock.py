@@ -15,7 +15,7 @@ from bareconv.kernels.cpu.jit import compile_kernels
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.target import host_target
 
-FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class ReadClock(Kernel):
 
 
 @functools.cache
-def native(kernel: type[Kernel]) -> Callable[[int, int, int, int], None]:
-    """The kernel, compiled for this machine, as a function of (table, begin, end, worker)."""
+def native(kernel: type[Kernel]) -> Callable[[int, int, int, int, int], None]:
+    """The kernel, compiled for this machine, as a function of (table, begin, end, worker, round)."""
     made = kernel(host_target())
     return FUNCTION(compile_kernels([made]).addresses[made])
 
@@ -49,7 +49,7 @@ def tick_seconds() -> float:
     table = operand(ticks)
 
     def read() -> int:
-        function(table.ctypes.data, 0, 1, 0)
+        function(table.ctypes.data, 0, 1, 0, 0)
         return int(ticks[0])
 
     first, begun = read(), time.perf_counter()

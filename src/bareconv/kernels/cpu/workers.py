@@ -46,7 +46,7 @@ class Serve(Kernel):
             with b.when(words.load_shared(_BEGUN) >= number.value):
                 function = words.load(_FUNCTION)
                 with b.when(function.compare("!=", 0)):
-                    arguments = [b.opaque(words.load(_TABLE)), words.load(_FIRST), b.index(0), k.worker]
+                    arguments = [b.opaque(words.load(_TABLE)), words.load(_FIRST), b.index(0), k.worker, b.index(0)]
                     b.call(function, arguments)
                     going.value = b.index(1)
                 (words + _DONE).add_shared(1)
@@ -93,10 +93,10 @@ class Workers:
         self._finalizer = weakref.finalize(self, _stop, self._helpers)
 
     def run(self, function: int, table: int, first: int) -> None:
-        """Machine code at ``function``, called as (table, first, 0, worker) on all workers; returns when all have."""
+        """Machine code at ``function``, called as (table, first, 0, worker, 0) on all workers; returns when all have."""
         for helper in self._helpers:
             helper.begin(function, table, first)
-        FUNCTION(function)(table, first, 0, 0)
+        FUNCTION(function)(table, first, 0, 0, 0)
         for helper in self._helpers:
             helper.join()
 
@@ -121,13 +121,13 @@ class _Helper:
     def begin(self, function: int, table: int, first: int) -> None:
         """Announce a piece of work; 0 for a function: the end."""
         self._words[_FUNCTION : _FIRST + 1] = function, table, first
-        self._announce(self._all.ctypes.data, 0, 0, 0)
+        self._announce(self._all.ctypes.data, 0, 0, 0, 0)
         if self._taken():
             self._wake.release()
 
     def join(self) -> None:
         """Return when all that was announced is done."""
-        self._wait(self._done.ctypes.data, int(self._words[_BEGUN]), 0, 0)
+        self._wait(self._done.ctypes.data, int(self._words[_BEGUN]), 0, 0, 0)
 
     def _taken(self) -> bool:
         """Whether the note of being asleep was there, and is now ours: one operation of the interpreter, for one thread."""
@@ -139,7 +139,7 @@ class _Helper:
     def _loop(self) -> None:
         while True:
             number = int(self._words[_DONE]) + 1
-            self._serve(self._all.ctypes.data, number, LOOKOUT, self._number)
+            self._serve(self._all.ctypes.data, number, LOOKOUT, self._number, 0)
             if self._words[_FUNCTION] == 0 and self._words[_DONE] == self._words[_BEGUN] > 0:
                 return
             self._asleep.append(True)
