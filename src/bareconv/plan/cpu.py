@@ -21,7 +21,7 @@ from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
 from bareconv.plan.explain import Explanation, Row
 from bareconv.plan.graph import graph_of
-from bareconv.plan.lowering import Lowering, is_sparse
+from bareconv.plan.lowering import Lowering, is_sparse, is_updated_at_once
 from bareconv.plan.memory import Buffer, allocate, lay_out
 from bareconv.plan.parameters import Parameters
 from bareconv.plan.record import Recorded, RecordedStage
@@ -59,7 +59,7 @@ class CpuPlan:
         self.compiled = 0  # kernels that were in no cache
         graph = graph_of(model)
         sparse = {f"{node.layers[0].name}.weight" for node in graph.nodes if is_sparse(node, self.target)}
-        dense = {f"{leaf.name}.weight" for leaf in model.leaves() if type(leaf) is layers.Dense}
+        dense = {f"{leaf.name}.weight" for leaf in model.leaves() if is_updated_at_once(leaf)}
         self.parameters = Parameters(model, sparse, dense)
         self.rule = self._rule()
         self._update_on_host = self.rule.name == "gradient"
@@ -74,7 +74,8 @@ class CpuPlan:
     def _prepared(self, on_compile: OnCompile | None = None) -> _Bound:
         if self._training is None:
             lowering = Lowering(
-                self._graph, self.model, self.target, self.parameters, self.rule, self._smoothing
+                *(self._graph, self.model, self.target, self.parameters, self.rule),
+                *(self.batch_size, self._smoothing),
             )
             self._training = _Bound(self, lowering, self.batch_size, on_compile)
         return self._training
@@ -128,7 +129,7 @@ class CpuPlan:
         if self._inference is None:
             graph = graph_of(self.model, drop=(layers.Dropout,))
             lowering = Lowering(
-                graph, self.model, self.target, self.parameters, self.rule, self._smoothing, training=False
+                graph, self.model, self.target, self.parameters, self.rule, PREDICT_IMAGES, training=False
             )
             self._inference = _Bound(self, lowering, PREDICT_IMAGES, None)
         self.parameters.take_over()

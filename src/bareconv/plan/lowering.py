@@ -38,7 +38,7 @@ from bareconv.kernels.cpu.sparse import SparseBackward
 from bareconv.kernels.cpu.target import Target
 from bareconv.kernels.cpu.winograd import Winograd, WinogradWeights
 from bareconv.nn import layers
-from bareconv.nn.layer import Shape, features
+from bareconv.nn.layer import Layer, Shape, features
 from bareconv.nn.model import Model
 from bareconv.ops.windows import Pair
 from bareconv.plan import packing
@@ -50,6 +50,7 @@ from bareconv.plan.record import Place, RecordedStage, Recorder, find_lifetimes
 WHOLE = Recorder.WHOLE
 WHERE_CELLS = 256  # pixels of the largest window whose maximum's position fits into a byte
 GRAIN = 1024  # parameters dealt out together
+SUMMED_WEIGHTS = 1 << 14  # of a dense layer: up to here each worker sums up a gradient of its own
 
 
 def plane_of(shape: Shape, border: Pair = (0, 0)) -> Plane:
@@ -69,6 +70,11 @@ def has_kernel(node: Node) -> bool:
     if type(layer) is layers.GlobalMaxPool:
         return features(layer.in_shape[:2]) <= WHERE_CELLS
     return node.kind in ("BatchNorm", "Dense", "GlobalAvgPool", "ReLU", "Flatten", "Dropout", "Add")
+
+
+def is_updated_at_once(layer: Layer) -> bool:
+    """Whether that layer's weights are updated where their gradient is made: those of dense layers, unless they are few."""
+    return type(layer) is layers.Dense and features(layer.params["weight"].shape) > SUMMED_WEIGHTS
 
 
 def is_sparse(node: Node, target: Target) -> bool:
@@ -135,6 +141,7 @@ class Lowering:
     target: Target
     parameters: Parameters
     rule: Rule
+    batch_size: int
     smoothing: float = 0.0
     training: bool = True
     record: Recorder = field(default_factory=Recorder)
@@ -683,7 +690,14 @@ class Lowering:
             scratch = self.buffer(f"{layer.name} turned", kernel.scratch_elements, per="worker")
             self.record.images(kernel, WHOLE, dy=dy, weight=weight, dx=dx, scratch=scratch)
             finish()
-        update = DenseWeightUpdate(self.target, x_plane.channels, layer.units, self._pitch(x), self.rule)
+        if f"{layer.name}.weight" in self.parameters.summed:
+            gradient = WeightGradient(self.target, x_plane, plane, (1, 1))
+            self.record.images(gradient, WHOLE, x=x, dy=dy, gradient=self.partial_of(f"{layer.name}.weight"))
+            return
+        update = DenseWeightUpdate(
+            *(self.target, x_plane.channels, layer.units, self._pitch(x), self.rule),
+            blocked=self.batch_size > DenseWeightUpdate.ROWS,
+        )
         start = self.parameters.start[f"{layer.name}.weight"]
         self._updates.append((node.name, f"{layer.name}.weight", (update, x_plane.channels, x, dy, start)))
 
@@ -766,9 +780,9 @@ class Lowering:
         for name, _, (kernel, extent, x, dy, start) in self._updates:
             self._node(name)
             grain = max(1, min(64, extent // 2))
-            self.record.shared(
-                kernel, extent, grain, wait=first, x=x, dy=dy, images=self.images, scalars=self.scalars, **self._arrays(start)
-            )
+            scratch = self.buffer(f"{name} sums", kernel.scratch_elements, per="worker") if kernel.blocked else None
+            given = {"x": x, "dy": dy, "images": self.images, "scalars": self.scalars, "scratch": scratch}
+            self.record.shared(kernel, extent, grain, wait=first, **given, **self._arrays(start))
             first = False
         mapped = {kept["name"]: kept["positions"] for kept in self._kept.values() if "positions" in kept}
         groups = [(names, False) for names in (self.parameters.summed,) if names]

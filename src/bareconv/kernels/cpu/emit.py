@@ -251,6 +251,10 @@ class Builder:
             return None
         return Value(self, ir.Constant(ir.VectorType(I1, self.lanes), [int(i < count) for i in range(self.lanes)]))
 
+    def as_lanes(self, values: Sequence[float]) -> Value:
+        """These numbers, one a lane."""
+        return Value(self, ir.Constant(self.vector_type, list(values)))
+
     def lane_numbers(self, kind: Any = I64, step: int = 1) -> Value:
         """0, step, 2 step, ...: one a lane."""
         return Value(self, ir.Constant(ir.VectorType(kind, self.lanes), [i * step for i in range(self.lanes)]))
@@ -285,7 +289,7 @@ class Builder:
         return self.select(a > b, a, b)
 
     def minimum(self, a: Value, b: Value) -> Value:
-        """The smaller of two integers."""
+        """The smaller; b where one is NaN."""
         return self.select(a < b, a, b)
 
     def select(self, condition: Value, yes: Value, no: Value) -> Value:
@@ -294,14 +298,17 @@ class Builder:
     def sqrt(self, a: Value) -> Value:
         return self.intrinsic("sqrt", a.type, [a.ir], [a.type])
 
-    def sum(self, a: Value) -> Value:
-        """The sum over the lanes, in a fixed tree."""
+    def reduce(self, a: Value, operation: Callable[[Value, Value], Value]) -> Value:
+        """One number from all lanes, in a fixed tree."""
         width = a.type.count
         while width > 1:
             width //= 2
-            low = self.shuffle(a, a, range(width))
-            a = low + self.shuffle(a, a, range(width, 2 * width))
+            a = operation(self.shuffle(a, a, range(width)), self.shuffle(a, a, range(width, 2 * width)))
         return Value(self, self.ir.extract_element(a.ir, I32(0)))
+
+    def sum(self, a: Value) -> Value:
+        """The sum over the lanes."""
+        return self.reduce(a, lambda x, y: x + y)
 
     def lane(self, a: Value, i: int) -> Value:
         return Value(self, self.ir.extract_element(a.ir, I32(i)))
