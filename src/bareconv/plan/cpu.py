@@ -21,7 +21,7 @@ from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
 from bareconv.plan.explain import Explanation, Row
 from bareconv.plan.graph import graph_of
-from bareconv.plan.lowering import Lowering, is_sparse, is_updated_at_once
+from bareconv.plan.lowering import Lowering, is_sparse, is_updated_at_once, lays_out_its_gradient
 from bareconv.plan.memory import Buffer, allocate, lay_out
 from bareconv.plan.parameters import Parameters
 from bareconv.plan.record import Recorded, RecordedStage
@@ -58,9 +58,10 @@ class CpuPlan:
         self.compile_seconds = 0.0
         self.compiled = 0  # kernels that were in no cache
         graph = graph_of(model)
-        sparse = {f"{node.layers[0].name}.weight" for node in graph.nodes if is_sparse(node, self.target)}
+        mapped = {f"{node.layers[0].name}.weight" for node in graph.nodes if is_sparse(node, self.target)}
+        mapped |= {f"{leaf.name}.weight" for leaf in model.leaves() if lays_out_its_gradient(leaf, self.target)}
         dense = {f"{leaf.name}.weight" for leaf in model.leaves() if is_updated_at_once(leaf)}
-        self.parameters = Parameters(model, sparse, dense)
+        self.parameters = Parameters(model, mapped, dense)
         self.rule = self._rule()
         self._update_on_host = self.rule.name == "gradient"
         self._graph = graph

@@ -21,6 +21,7 @@ from bareconv.kernels.cpu.elementwise import Elementwise
 from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy
 from bareconv.kernels.cpu.gradient import Spread, WeightGradient
 from bareconv.kernels.cpu.kernel import Kernel
+from bareconv.kernels.cpu.narrow import NarrowForward, NarrowWeightGradient, is_narrow
 from bareconv.kernels.cpu.norm import (
     NormApply,
     NormBackward,
@@ -75,6 +76,13 @@ def has_kernel(node: Node) -> bool:
 def is_updated_at_once(layer: Layer) -> bool:
     """Whether that layer's weights are updated where their gradient is made: those of dense layers, unless they are few."""
     return type(layer) is layers.Dense and features(layer.params["weight"].shape) > SUMMED_WEIGHTS
+
+
+def lays_out_its_gradient(layer: Layer, target: Target) -> bool:
+    """Whether the kernel of that dense layer's gradient has an order of its own for it."""
+    if type(layer) is not layers.Dense or is_updated_at_once(layer):
+        return False
+    return is_narrow(target, *layer.params["weight"].shape)
 
 
 def is_sparse(node: Node, target: Target) -> bool:
@@ -161,6 +169,7 @@ class Lowering:
         for node in self.graph.nodes:
             has = any(layer.params for layer in node.layers)
             self._trains[node.output] = has or any(self._trains[tensor] for tensor in node.inputs)
+        self._positions: dict[str, NDArray[np.int32]] = {}
         self._updates: list[tuple[str, str, Any]] = []
         # Memory that is the plan's, not a buffer of the record: the caller binds it.
         self.pixels, self.order, self.labels = (Buffer(name, 0, per="outside") for name in ("pixels", "order", "labels"))
@@ -272,6 +281,13 @@ class Lowering:
     def partial_of(self, name: str, *, first: bool = False) -> Place:
         """This worker's part of the gradient of that parameter; the first worker's, where ``first``."""
         return Place(self.partial, self.parameters.start[name], shared=first)
+
+    def _own_gradient(self, name: str, positions: NDArray[np.int32], size: int) -> Place:
+        """Room behind the summed gradients for a kernel that lays its own out: ``positions`` says where each weight's is."""
+        place = Place(self.partial, self.partial_size)
+        self._positions[name] = self.partial_size + positions
+        self.partial_size += -(-size // ALIGNMENT) * ALIGNMENT
+        return place
 
     def _packed(self, name: str, places: NDArray[np.int32]) -> Buffer:
         """Weights in another order, made anew at the start of every step."""
@@ -418,14 +434,15 @@ class Lowering:
         assert isinstance(layer, layers.Dense)
         x, x_plane = self.tensor(node.inputs[0])
         y, _ = self.tensor(node.output)
-        self.record.images(
-            DenseForward(self.target, x_plane.channels, layer.units, self._pitch(x), layer.bias, node.relu),
-            WHOLE,
-            x=x,
-            weight=self.weight_of(f"{layer.name}.weight"),
-            bias=self.weight_of(f"{layer.name}.bias") if layer.bias else None,
-            y=y,
-        )
+        name = f"{layer.name}.weight"
+        given = {"x": x, "bias": self.weight_of(f"{layer.name}.bias") if layer.bias else None, "y": y}
+        if is_narrow(self.target, x_plane.channels, layer.units):
+            narrow = NarrowForward(self.target, x_plane.channels, layer.units, self._pitch(x), layer.bias, node.relu)
+            packed = self._packed(name, packing.by_unit(narrow.width, self.parameters.places(name)))
+            self.record.images(narrow, WHOLE, **given, weight=packed)
+            return
+        wide = DenseForward(self.target, x_plane.channels, layer.units, self._pitch(x), layer.bias, node.relu)
+        self.record.images(wide, WHOLE, **given, weight=self.weight_of(name))
 
     def _pitch(self, buffer: Buffer) -> int:
         return buffer.pitch // np.dtype(buffer.dtype).itemsize
@@ -603,10 +620,8 @@ class Lowering:
             (-window.padding[0], -window.padding[1]), layer.bias, into is not None,
         )
         places = self.parameters.places(name)
-        positions = self.partial_size + packing.run_positions(kernel, places.shape)
-        gradient = Place(self.partial, self.partial_size)
-        self.partial_size += layer.filters * window.kernel[0] * kernel.run
-        self._kept[node] = {"positions": positions, "name": name}
+        positions = packing.run_positions(kernel, places.shape)
+        gradient = self._own_gradient(name, positions, layer.filters * window.kernel[0] * kernel.run)
         packed = self._packed(name, packing.run_places(kernel, places)) if into else None
         scratch = kernel.list_elements
         self.record.images(
@@ -690,7 +705,14 @@ class Lowering:
             scratch = self.buffer(f"{layer.name} turned", kernel.scratch_elements, per="worker")
             self.record.images(kernel, WHOLE, dy=dy, weight=weight, dx=dx, scratch=scratch)
             finish()
-        if f"{layer.name}.weight" in self.parameters.summed:
+        name = f"{layer.name}.weight"
+        if name in self.parameters.mapped:
+            narrow = NarrowWeightGradient(self.target, x_plane.channels, layer.units, self._pitch(x))
+            positions = packing.by_unit_positions(narrow.width, (x_plane.channels, layer.units))
+            gradient_at = self._own_gradient(name, positions, layer.units * narrow.width)
+            self.record.images(narrow, WHOLE, x=x, dy=dy, gradient=gradient_at)
+            return
+        if name in self.parameters.summed:
             gradient = WeightGradient(self.target, x_plane, plane, (1, 1))
             self.record.images(gradient, WHOLE, x=x, dy=dy, gradient=self.partial_of(f"{layer.name}.weight"))
             return
@@ -698,8 +720,8 @@ class Lowering:
             *(self.target, x_plane.channels, layer.units, self._pitch(x), self.rule),
             blocked=self.batch_size > DenseWeightUpdate.ROWS,
         )
-        start = self.parameters.start[f"{layer.name}.weight"]
-        self._updates.append((node.name, f"{layer.name}.weight", (update, x_plane.channels, x, dy, start)))
+        start = self.parameters.start[name]
+        self._updates.append((node.name, name, (update, x_plane.channels, x, dy, start)))
 
     def _backward_flatten(self, node: Node) -> None:
         tensor = node.inputs[0]
@@ -784,7 +806,6 @@ class Lowering:
             given = {"x": x, "dy": dy, "images": self.images, "scalars": self.scalars, "scratch": scratch}
             self.record.shared(kernel, extent, grain, wait=first, **given, **self._arrays(start))
             first = False
-        mapped = {kept["name"]: kept["positions"] for kept in self._kept.values() if "positions" in kept}
         groups = [(names, False) for names in (self.parameters.summed,) if names]
         groups += [([name], True) for name in self.parameters.mapped]
         for names, is_mapped in groups:
@@ -792,7 +813,7 @@ class Lowering:
             self._node(names[0].rpartition(".")[0] if is_mapped else "summed parameters")
             table = None
             if is_mapped:
-                positions = mapped[names[0]]
+                positions = self._positions[names[0]]
                 # Elements between parameters have no gradient: they read the zero at the front, of which nothing is kept.
                 padded = np.zeros(end - start, np.int32)
                 padded[: positions.size] = positions

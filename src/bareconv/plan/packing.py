@@ -41,3 +41,17 @@ def run_positions(kernel: SparseBackward, shape: tuple[int, int, int, int]) -> P
     k, r, run = np.meshgrid(np.arange(K), np.arange(R), np.arange(S * C), indexing="ij")
     at = (k * R + r) * kernel.run + run  # (K, R, S*C)
     return at.transpose(1, 2, 0).reshape(-1).astype(np.int32)
+
+
+def by_unit(width: int, weight: Places) -> Places:
+    """Dense ``weight`` (features, units), places, as (units, width): features in a row, zeros after them."""
+    features, units = weight.shape
+    padded = np.zeros((units, width), np.int32)
+    padded[:, :features] = weight.T
+    return padded.reshape(-1)
+
+
+def by_unit_positions(width: int, shape: tuple[int, int]) -> Places:
+    """Where the gradient of each dense weight (features, units) is in an array (units, width)."""
+    f, u = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
+    return (u * width + f).reshape(-1).astype(np.int32)
