@@ -21,7 +21,7 @@ from bareconv.kernels.cpu.elementwise import Elementwise
 from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy
 from bareconv.kernels.cpu.gradient import Spread, WeightGradient
 from bareconv.kernels.cpu.kernel import Kernel
-from bareconv.kernels.cpu.narrow import NarrowForward, NarrowWeightGradient, is_narrow
+from bareconv.kernels.cpu.narrow import NarrowForward, NarrowWeightGradient, Pixels, is_narrow
 from bareconv.kernels.cpu.norm import (
     NormApply,
     NormBackward,
@@ -169,6 +169,7 @@ class Lowering:
         for node in self.graph.nodes:
             has = any(layer.params for layer in node.layers)
             self._trains[node.output] = has or any(self._trains[tensor] for tensor in node.inputs)
+        self._on_pixels = self._first_on_pixels()
         self._positions: dict[str, NDArray[np.int32]] = {}
         self._updates: list[tuple[str, str, Any]] = []
         # Memory that is the plan's, not a buffer of the record: the caller binds it.
@@ -196,12 +197,9 @@ class Lowering:
         self._phase("forward")
         self._node("images")
         buffer, plane = self.tensor(self.graph.input)
-        self.record.images(
-            Normalise(self.target, plane, self.model.mean, self.model.std),
-            pixels=self.pixels,
-            order=self.order,
-            y=buffer,
-        )
+        if self._on_pixels is None:
+            normalise = Normalise(self.target, plane, self.model.mean, self.model.std)
+            self.record.images(normalise, pixels=self.pixels, order=self.order, y=buffer)
         for node in self.graph.nodes:
             self._node(node.name)
             self._forward(node)
@@ -437,12 +435,33 @@ class Lowering:
         name = f"{layer.name}.weight"
         given = {"x": x, "bias": self.weight_of(f"{layer.name}.bias") if layer.bias else None, "y": y}
         if is_narrow(self.target, x_plane.channels, layer.units):
-            narrow = NarrowForward(self.target, x_plane.channels, layer.units, self._pitch(x), layer.bias, node.relu)
+            pitch, pixels, source = self._narrow_source(node)
+            narrow = NarrowForward(
+                *(self.target, x_plane.channels, layer.units, pitch, layer.bias, node.relu, pixels),
+            )
             packed = self._packed(name, packing.by_unit(narrow.width, self.parameters.places(name)))
-            self.record.images(narrow, WHOLE, **given, weight=packed)
+            self.record.images(narrow, WHOLE, **{**given, **source}, weight=packed)
             return
         wide = DenseForward(self.target, x_plane.channels, layer.units, self._pitch(x), layer.bias, node.relu)
         self.record.images(wide, WHOLE, **given, weight=self.weight_of(name))
+
+    def _narrow_source(self, node: Node) -> tuple[int, Pixels | None, dict[str, Buffer]]:
+        """What a narrow dense layer reads: (elements from image to image, how pixels become numbers, operands)."""
+        if node is self._on_pixels:
+            pixels = Pixels(self.model.mean, self.model.std)
+            return features(self.graph.input.shape), pixels, {"x": self.pixels, "order": self.order}
+        x, _ = self.tensor(node.inputs[0])
+        return self._pitch(x), None, {"x": x}
+
+    def _first_on_pixels(self) -> Node | None:
+        """The narrow dense layer that reads nothing but the flattened images, where there is one."""
+        flatten = self.graph.nodes[0]
+        if flatten.kind != "Flatten" or len(self.graph.input.readers) != 1 or len(flatten.output.readers) != 1:
+            return None
+        first = flatten.output.readers[0]
+        layer = first.layers[0]
+        narrow = type(layer) is layers.Dense and is_narrow(self.target, *layer.params["weight"].shape)
+        return first if narrow and not is_updated_at_once(layer) else None
 
     def _pitch(self, buffer: Buffer) -> int:
         return buffer.pitch // np.dtype(buffer.dtype).itemsize
@@ -707,10 +726,11 @@ class Lowering:
             finish()
         name = f"{layer.name}.weight"
         if name in self.parameters.mapped:
-            narrow = NarrowWeightGradient(self.target, x_plane.channels, layer.units, self._pitch(x))
+            pitch, pixels, source = self._narrow_source(node)
+            narrow = NarrowWeightGradient(self.target, x_plane.channels, layer.units, pitch, pixels)
             positions = packing.by_unit_positions(narrow.width, (x_plane.channels, layer.units))
             gradient_at = self._own_gradient(name, positions, layer.units * narrow.width)
-            self.record.images(narrow, WHOLE, x=x, dy=dy, gradient=gradient_at)
+            self.record.images(narrow, WHOLE, **source, dy=dy, gradient=gradient_at)
             return
         if name in self.parameters.summed:
             gradient = WeightGradient(self.target, x_plane, plane, (1, 1))
