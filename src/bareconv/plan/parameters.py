@@ -37,7 +37,9 @@ class Parameters:
         self.states: list[NDArray[np.generic]] = []
         self._slots: dict[str, tuple[NDArray[np.generic], ...]] | None = None
         self._owners = [
-            (leaf.params, key, self.view(self.weight, f"{leaf.name}.{key}")) for leaf in model.leaves() for key in leaf.params
+            (leaf.params, key, self.view(self.weight, f"{leaf.name}.{key}"))
+            for leaf in model.leaves()
+            for key in leaf.params
         ]
         self.take_over()
 
@@ -61,7 +63,9 @@ class Parameters:
 
     def places(self, name: str) -> NDArray[np.int32]:
         """Where each element of that parameter is, in its shape."""
-        return np.arange(self.start[name], self.start[name] + self.sizes[name], dtype=np.int32).reshape(self.shapes[name])
+        return np.arange(self.start[name], self.start[name] + self.sizes[name], dtype=np.int32).reshape(
+            self.shapes[name]
+        )
 
     def take_over(self) -> None:
         """Make the layers' arrays views of ours, with their values, where they are not."""

@@ -88,7 +88,9 @@ class Recorder:
         self.stages[-1].calls.append(Recorded(kernel, places, self.node, self.phase))
 
 
-ROUND = 32  # images that a worker takes through a segment together: few enough for the cache, enough to read weights for
+ROUND = (
+    32  # images that a worker takes through a segment together: few enough for the cache, enough to read weights for
+)
 
 
 def find_lifetimes(stages: Sequence[RecordedStage]) -> None:
@@ -106,7 +108,9 @@ def find_lifetimes(stages: Sequence[RecordedStage]) -> None:
             uses.setdefault(buffer, []).append(stage)
     for stage in stages:
         if stage.extent is None and stage.host is None:
-            chunks = [other.chunk for other in stages if other.segment == stage.segment and other.chunk < Recorder.WHOLE]
+            chunks = [
+                other.chunk for other in stages if other.segment == stage.segment and other.chunk < Recorder.WHOLE
+            ]
             largest = max(chunks, default=1)
             stage.round = -(-ROUND // largest) * largest
     for buffer, users in uses.items():

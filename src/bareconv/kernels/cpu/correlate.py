@@ -108,8 +108,11 @@ class Correlate(Kernel):
                 for (cy, tall), (cx, wide) in self._tiles(b, blocking.cells):
                     # The cell's first pixel in X, in Y
                     py, px = cy * self.pool[0], cx * self.pool[1]
-                    a = from_x + self.x.at(*self.origin) + py * (self.stride[0] * self.x.row) + px * (
-                        self.stride[1] * self.x.channels
+                    a = (
+                        from_x
+                        + self.x.at(*self.origin)
+                        + py * (self.stride[0] * self.x.row)
+                        + px * (self.stride[1] * self.x.channels)
                     )
                     out = cy * (self.step[0] * self.y.row) + cx * (self.step[1] * self.y.channels) + columns
                     cell = (cy * self.cells[1] + cx) * self.filters + columns
@@ -133,8 +136,10 @@ class Correlate(Kernel):
                         for dx in range(wide):
                             at = dy * wide + dx
                             mine = sums[at * in_cell : (at + 1) * in_cell]
-                            offset = out + self.y.at(*self.first) + (
-                                dy * self.step[0] * self.y.row + dx * self.step[1] * self.y.channels
+                            offset = (
+                                out
+                                + self.y.at(*self.first)
+                                + (dy * self.step[0] * self.y.row + dx * self.step[1] * self.y.channels)
                             )
                             spot = cell + (dy * self.cells[1] + dx) * self.filters
                             for v in range(vectors):

@@ -209,7 +209,9 @@ class Pointer:
 class Builder:
     """Writes one function ``name(args, begin, end, worker)`` of a module."""
 
-    def __init__(self, module: ir.Module, name: str, target: Target, arguments: Sequence[Any], result: Any = None) -> None:
+    def __init__(
+        self, module: ir.Module, name: str, target: Target, arguments: Sequence[Any], result: Any = None
+    ) -> None:
         self.target, self.lanes = target, target.lanes
         self.number = ir.FloatType() if target.dtype == "float32" else ir.DoubleType()
         self.vector_type = ir.VectorType(self.number, self.lanes)

@@ -133,7 +133,10 @@ class Program:
         self.calls = calls
         self.operand_tables = [_operand_table(call) for call in calls]
         self._call_table = np.array(
-            [(addresses[call.kernel], table.ctypes.data) for call, table in zip(calls, self.operand_tables, strict=True)],
+            [
+                (addresses[call.kernel], table.ctypes.data)
+                for call, table in zip(calls, self.operand_tables, strict=True)
+            ],
             dtype=np.int64,
         ).reshape(-1, CALL_WORDS)
         first, rows = 0, []

@@ -54,11 +54,18 @@ class WinogradWeights(Kernel):
             for first, count in _panels(self.width // b.lanes, self.panel):
                 for v in range(count):
                     column = (first + v) * b.lanes
-                    g = [[weight.vector((r * 3 + s) * C * self.width + c * self.width + column) for s in range(3)] for r in range(3)]
+                    g = [
+                        [weight.vector((r * 3 + s) * C * self.width + c * self.width + column) for s in range(3)]
+                        for r in range(3)
+                    ]
                     half = _by_filter(b, [list(row) for row in zip(*g, strict=True)])  # G g, transposed
                     whole = _by_filter(b, [list(row) for row in zip(*half, strict=True)])
                     for position in range(POSITIONS):
-                        at = (first * POSITIONS * C + position * C * count) * b.lanes + c * (count * b.lanes) + v * b.lanes
+                        at = (
+                            (first * POSITIONS * C + position * C * count) * b.lanes
+                            + c * (count * b.lanes)
+                            + v * b.lanes
+                        )
                         packed.store(whole[position // 4][position % 4], at)
 
 
@@ -273,7 +280,9 @@ class Winograd(Kernel):
 
 def pays(x: Plane, filters: int, taps: Pair, size: Pair, stride: Pair, dilation: Pair, pool: Pair, lanes: int) -> bool:
     """Whether Winograd can do this convolution, and is faster: the transforms cost little where there are channels enough."""
-    fits = taps == (3, 3) and stride == dilation == (1, 1) and size[0] % 2 == size[1] % 2 == 0 and pool in ((1, 1), (2, 2))
+    fits = (
+        taps == (3, 3) and stride == dilation == (1, 1) and size[0] % 2 == size[1] % 2 == 0 and pool in ((1, 1), (2, 2))
+    )
     return fits and min(x.channels, filters) >= max(lanes, 8)
 
 
