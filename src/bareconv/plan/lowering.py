@@ -245,7 +245,9 @@ class Lowering:
                 if isinstance(layer, layers.Conv2d) and has_kernel(node):
                     border = max(border[0], layer.window.padding[0]), max(border[1], layer.window.padding[1])
             plane = plane_of(tensor.shape, border)
-            self._of[tensor] = self.buffer(tensor.name, plane.size, zeros=border != (0, 0)), plane
+            made = self.buffer(tensor.name, plane.size, zeros=border != (0, 0))
+            made.rows = len(tensor.shape) == 1  # as dense kernels have them
+            self._of[tensor] = made, plane
         return self._of[tensor]
 
     def gradient_of(self, tensor: Tensor) -> tuple[Buffer, Plane]:
@@ -253,7 +255,9 @@ class Lowering:
         if tensor not in self._gradient:
             sparse = any(is_sparse(node, self.target) for node in tensor.readers)
             plane = self.tensor(tensor)[1] if sparse else plane_of(tensor.shape)
-            self._gradient[tensor] = self.buffer(f"d {tensor.name}", plane.size), plane
+            made = self.buffer(f"d {tensor.name}", plane.size)
+            made.rows = len(tensor.shape) == 1
+            self._gradient[tensor] = made, plane
         return self._gradient[tensor]
 
     def weight_of(self, name: str) -> Place:
