@@ -59,7 +59,7 @@ def plane_of(shape: Shape, border: Pair = (0, 0)) -> Plane:
 def has_kernel(node: Node) -> bool:
     """Whether kernels cover that node; the layer itself does it otherwise."""
     layer = node.layers[0]
-    if isinstance(layer, layers.Conv2d):
+    if type(layer) is layers.Conv2d:
         return layer.groups == 1 and (layer.window.stride == (1, 1) or layer.window.dilation == (1, 1))
     if type(layer) in (layers.MaxPool2d, layers.AvgPool2d):
         window = layer.window  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def is_sparse(node: Node, target: Target) -> bool:
 
 @dataclass
 class HostWork:
-    """A layer's own forward or backward between programs; ``run(images, step)``."""
+    """The forward or backward of a node's layers themselves, between programs."""
 
     lowering: Lowering
     node: Node
@@ -95,17 +95,21 @@ class HostWork:
     add: list[bool]
 
     def __call__(self, views: Any, add_gradient: Any, images: int, step: int) -> None:
-        layer = self.node.layers[0]
         if not self.backward:
-            x = views(*self.x[0], images)
-            views(*self.y, images)[...] = layer.forward(x.copy(), self.lowering.training, step)
+            y = views(*self.x[0], images).copy()  # a layer may keep it
+            for layer in self.node.layers:
+                y = layer.forward(y.reshape(images, *layer.in_shape), self.lowering.training, step)
+            into = views(*self.y, images)
+            into[...] = y.reshape(into.shape)
             return
-        dy = views(*self.y, images)
-        dx = layer.backward(dy.copy(), self.dx[0] is not None)
-        for name, gradient in layer.grads.items():
-            add_gradient(f"{layer.name}.{name}", gradient)
+        dx = views(*self.y, images).copy()
+        for i, layer in reversed(list(enumerate(self.node.layers))):
+            dx = layer.backward(dx.reshape(images, *layer.out_shape), i > 0 or self.dx[0] is not None)
+            for name, gradient in layer.grads.items():
+                add_gradient(f"{layer.name}.{name}", gradient)
         if self.dx[0] is not None:
             into = views(*self.dx[0], images)
+            dx = dx.reshape(into.shape)
             into[...] = into + dx if self.add[0] else dx
 
 
