@@ -712,16 +712,19 @@ class Lowering:
             y, y_plane = self.tensor(node.output)
             self.record.images(Elementwise(self.target, "gate", plane, y_plane, plane), a=dy, b=y, y=dy)
         body, beside = node.inputs
-        # The body's last operation has read dY before anything adds to the other's gradient: both can be dY itself.
+        # Both can be dY itself where the body's last operation only reads it, before anything adds to the other's gradient.
+        # What has only the body's gradient to wait for may do with dY what it likes.
+        last = body.producer
+        reads = last is not None and len(body.readers) == 1 and last.inputs[0] is not beside and has_kernel(last)
+        shares = {body: reads and last.kind in ("Conv2d", "BatchNorm"), beside: body is not beside}  # type: ignore[union-attr]
         for tensor in (body, beside):
             alone = tensor not in self._gradient and plane == plane_of(tensor.shape)
-            if alone and body is not beside and body.producer is not None and len(body.readers) == 1 and self._trains[tensor]:
-                sparse = any(is_sparse(reader, self.target) for reader in tensor.readers)
-                if not sparse:
-                    self._gradient[tensor] = dy, plane
-                    self._written.add(tensor)
-                    continue
-            self._pass_on(tensor, dy, plane)
+            sparse = any(is_sparse(reader, self.target) for reader in tensor.readers)
+            if shares[tensor] and alone and not sparse and self._trains[tensor]:
+                self._gradient[tensor] = dy, plane
+                self._written.add(tensor)
+            else:
+                self._pass_on(tensor, dy, plane)
 
     def _backward_maxpool2d(self, node: Node) -> None:
         dy, plane = self.gradient_of(node.output)
