@@ -518,7 +518,10 @@ class Lowering:
         into = self._into(node.inputs[0])
         if into is not None:
             dx, dx_plane, add = into
-            dx.zeros |= any(stride > size for stride, size in zip(window.stride, window.kernel, strict=True))
+            if not add and any(stride > size for stride, size in zip(window.stride, window.kernel, strict=True)):
+                # Pixels that no window covers: zeros each time anew, for others may add to them afterwards.
+                nothing = self.buffer(f"{dx.name} zeros", dx_plane.size, zeros=True)
+                self.record.images(Elementwise(self.target, "copy", dx_plane, dx_plane, dx_plane), a=nothing, y=dx)
             for kernel, rows, columns in self._input_gradients(layer, dy_plane, dx_plane, add):
                 places = packing.turned_round(self.parameters.places(name), rows, columns)
                 packed = self._packed(name, packing.correlate_places(kernel, places))
