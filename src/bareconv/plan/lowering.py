@@ -497,7 +497,8 @@ class Lowering:
         border = self._gradient_border(layer) if self._trains[node.inputs[0]] else (0, 0)
         out_plane = plane_of(layer.out_shape, border)
         out, pool = dy, node.pool.window.kernel if node.pool else (1, 1)
-        if node.relu or node.pool or border != dy_plane.border or layer.bias:
+        sparse = any(is_sparse(reader, self.target) for reader in node.output.readers)  # leaves anything in the border
+        if node.relu or node.pool or border != dy_plane.border or layer.bias or (sparse and border != (0, 0)):
             covered = out_plane.height % pool[0] == 0 and out_plane.width % pool[1] == 0
             out = self.buffer(f"d {layer.name}", out_plane.size, zeros=border != (0, 0) or not covered)
             self.record.images(
