@@ -1,4 +1,6 @@
-"""Write the README's figures from the committed results, between its markers. ``--check`` only compares.
+"""Write the figures of the README and of docs/ladder.md from the committed results, between their markers.
+
+``--check`` only compares.
 
 .venv/bin/python scripts/readme.py
 """
@@ -6,19 +8,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bareconv.bench.results import read
-from bareconv.report.format import bytes_, percent, rate, ratio, scientific, seconds
+from bareconv.report import ladder_bars, png
+from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
+Blocks = dict[str, Callable[[str], str]]
 
-def filled(text: str) -> str:
+
+def filled(text: str, blocks: Blocks) -> str:
     """``text`` with every marked block made anew."""
-    for name, block in BLOCKS.items():
+    for name, block in blocks.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         before, _, rest = text.partition(begin)
         text = before + begin + block(name) + end + rest.partition(end)[2]
@@ -126,17 +132,68 @@ def step(run: dict[str, Any]) -> str:
     return f"{seconds(run['seconds_per_iteration'])} ({parts})"
 
 
-BLOCKS = {"main": main_table, "original": original_table, "quick": printed, "test": printed}
+def ladder_machine(name: str) -> str:
+    """What the ladder was measured on, and what that could do at best."""
+    result = read(RESULTS / "ladder-2-cores.json")
+    cpu, blas = result["environment"]["cpu"], result["environment"]["blas"]
+    peaks = ", ".join(
+        f"{flops(peak['flops_per_second'])} on {peak['threads']} thread{'s' if peak['threads'] > 1 else ''}"
+        for peak in result["ladder"]["peaks"]
+        if peak["device"] == "cpu"
+    )
+    return (
+        f"Measured on {cpu['cores_allowed']} cores of {cpu['model']} ({blas['library']} {blas['version']}, "
+        f"{blas['architecture']} kernels), by `{result['command']}` at commit {result['commit'][:10]}. At best, in "
+        f"{result['ladder']['peaks'][0]['how']}, they do {peaks}. All of it is in "
+        "[ladder-2-cores.json](../benchmarks/results/ladder-2-cores.json).\n"
+    )
+
+
+def ladder_table(name: str) -> str:
+    """The rungs of one problem of the ladder."""
+    result = read(RESULTS / "ladder-2-cores.json")
+    (problem,) = [p for p in result["ladder"]["problems"] if p["name"] == name.removeprefix("ladder ")]
+    text = problem["description"]
+    lines = [
+        f"{text[:1].upper()}{text[1:]}, {problem['precision']}, {problem['threads']} threads, "
+        f"{problem['flops_per_image'] / 1e6:.1f} MFLOP an image; an error of at most "
+        f"{scientific(problem['tolerance'])} is allowed:",
+        "",
+        "| rung | what it changes | images/s | FLOP/s, effective | executed | of peak | error |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for rung in problem["rungs"]:
+        head = f"| {rung['name']} | {rung['change']} |"
+        if rung["status"] == "measured":
+            lines.append(
+                f"{head} {rate(rung['images_per_second']).removesuffix('/s')} | "
+                f"{flops(rung['effective_flops_per_second'])} | {flops(rung['executed_flops_per_second'])} | "
+                f"{percent(rung['peak_share'], 1)} | {scientific(rung['error'])} |"
+            )
+        else:
+            lines.append(f"{head} {rung.get('reason', 'wrong')} | | | | |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Blocks] = {
+    "README.md": {"main": main_table, "original": original_table, "quick": printed, "test": printed},
+    "docs/ladder.md": {"ladder machine": ladder_machine, "ladder layer": ladder_table, "ladder step": ladder_table},
+}
 
 
 def main() -> int:
-    """Rewrite the README, or say that it is not what the results say."""
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = filled(before)
+    """Rewrite the pages and the ladder's picture, or say that they are not what the results say."""
+    stale = 0
+    for name, blocks in PAGES.items():
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = filled(before, blocks)
+        stale |= int(before != after)
+        if "--check" not in sys.argv:
+            path.write_text(after, encoding="utf-8")
     if "--check" in sys.argv:
-        return int(before != after)
-    path.write_text(after, encoding="utf-8")
+        return stale
+    (ROOT / "docs/images/ladder.png").write_bytes(png(ladder_bars(read(RESULTS / "ladder-2-cores.json"))))
     return 0
 
 

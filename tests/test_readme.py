@@ -12,7 +12,7 @@ import pytest
 from bareconv.bench.results import read
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/ladder.md")}
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
@@ -25,9 +25,12 @@ def readme_script():
     return module
 
 
-def test_figures_are_those_of_the_results():
+@pytest.mark.parametrize("name", PAGES)
+def test_figures_are_those_of_the_results(name):
     """Run scripts/readme.py after a new result."""
-    assert readme_script().filled(README) == README
+    script, text = readme_script(), PAGES[name]
+    assert all(f"<!-- begin {block} -->" in text for block in script.PAGES[name])
+    assert script.filled(text, script.PAGES[name]) == text
 
 
 def test_there_are_results():
@@ -39,7 +42,7 @@ def test_results_are_valid_and_say_where_they_come_from(path):
     result = read(path)
     assert re.fullmatch("[0-9a-f]{40}", result["commit"])
     assert result["environment"]["cpu"]["model"]
-    assert result["runs"]
+    assert result["runs"] or result["ladder"]
 
 
 def test_targets():
@@ -58,11 +61,22 @@ def test_targets():
     assert proofs["float64"]["max_loss_difference"] < 1e-9
 
 
-def test_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
-    assert len(links) > 10
+def test_ladder():
+    """Whatever a rung gains, it computes the same thing."""
+    result = read(ROOT / "benchmarks" / "results" / "ladder-2-cores.json")
+    layer, step = result["ladder"]["problems"]
+    assert (layer["name"], step["name"]) == ("layer", "step")
+    for problem in (layer, step):
+        rungs = [rung for rung in problem["rungs"] if rung["device"] == "cpu"]
+        assert all(rung["status"] == "measured" and rung["error"] <= problem["tolerance"] for rung in rungs)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGES[name]) if not link.startswith("http")]
+    assert len(links) > {"README.md": 10, "docs/ladder.md": 5}[name]
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert ((ROOT / name).parent / link).exists(), link
 
 
 def test_python_example_is_the_package_s_own():

@@ -22,7 +22,7 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # what the key grows by from round to round
 _LOW = 0xFFFFFFFF
 
 # What a stream is for; the second word of a stream's name tells draws of one purpose apart (epoch, step, layer).
-INIT, SHUFFLE, DROPOUT, SPLIT = range(4)
+INIT, SHUFFLE, DROPOUT, SPLIT, SYNTHETIC, BOOTSTRAP = range(6)
 
 
 def philox(counter: list[Any], key: tuple[int, int]) -> list[Any]:

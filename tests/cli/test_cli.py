@@ -15,12 +15,15 @@ import pytest
 
 import bareconv
 from bareconv.cli import VERBS
+from bareconv.cli.bench import VERBS as BENCH_VERBS
 from bareconv.cli.legible import make_legible
 from bareconv.device import why_no_cuda
 from bareconv.errors import BareconvError
 
+LEAVES = [*(verb for verb in VERBS if verb != "bench"), *(f"bench {verb}" for verb in BENCH_VERBS)]
+
 BAD_USAGE = [
-    (["trian"], "there is no verb 'trian'; expected one of train, evaluate, predict, compare, check, info"),
+    (["trian"], "there is no verb 'trian'; expected one of train, evaluate, predict, "),
     (["train", "--epohcs", "2"], "'--epohcs'.*--epochs.*see bareconv train --help"),
     (["--model", "mlp"], "--model.*see bareconv --help"),
     (["train", "--epochs"], "--epochs.*requires an argument"),
@@ -65,6 +68,16 @@ BAD_USAGE = [
     (["compare", "--preset", "modern"], "'--preset'.*original"),
     (["compare", "--parity-steps", "-1"], "'--parity-steps': -1 is not in the range"),
     (["info", "--verbose"], "--verbose"),
+    (["bench", "jump"], "there is no verb 'jump'; expected one of run, peers.*see bareconv bench --help"),
+    (["bench", "run", "--model", "gpt"], "'--model'.*mlp.*resnet18.*see bareconv bench run --help"),
+    (["bench", "run", "--engine", "steam"], "'--engine'.*reference"),
+    (["bench", "run", "--budget", "0"], "'--budget': 0.0 is not in the range"),
+    (["bench", "run", "--image-shape", "28x28"], "'28x28': expected height x width x channels, such as 28x28x1"),
+    (["bench", "run", "--image-shape", "3x3x1", "--model", "lenet5"], "layer conv"),
+    (["bench", "run", "--device", "tpu"], "device 'tpu': expected cpu, cuda"),
+    (["bench", "run", "--output", "."], "--output .: that is a folder|'--output'.*directory"),
+    (["bench", "peers", "--peer", "abacus"], "'--peer'.*pytorch.*dezero"),
+    (["bench", "peers", "--python", "nowhere"], "--python nowhere: that is no Python"),
 ]
 
 
@@ -95,10 +108,19 @@ def test_help_names_every_verb(words, run):
     assert "  bareconv compare --quick\n" in outcome.out
 
 
-@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_the_verbs_of_bench(run):
+    for words in (["bench"], ["bench", "--help"]):
+        outcome = run(*words)
+        assert (outcome.code, outcome.err) == (0, "")
+        for verb, text in BENCH_VERBS.items():
+            assert re.search(rf"^  {verb} +{re.escape(text)}$", outcome.out, re.MULTILINE)
+        assert "Examples:\n    bareconv bench run" in outcome.out
+
+
+@pytest.mark.parametrize("verb", LEAVES)
 def test_help_of_a_verb(verb, run):
     """An example, --json, and something to say about every option."""
-    outcome = run(verb, "--help")
+    outcome = run(*verb.split(), "--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert f"Examples:\n    bareconv {verb}" in outcome.out
     options = re.split(r"\n  (?=-)", outcome.out.split("Options:")[1].split("Examples:")[0])[1:]
@@ -157,10 +179,10 @@ def test_help_is_quick():
     assert best < 0.6
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", LEAVES)
 def test_verbs_wait_for_no_figures(verb):
     """Until a figure is drawn or a result written, what does that is not imported: the first step comes soon."""
-    done = python(f"import sys, bareconv.cli.{verb}; print(*sys.modules)")
+    done = python(f"import sys, bareconv.cli.{verb.replace(' ', '.')}; print(*sys.modules)")
     assert not {"matplotlib", "jinja2", "jsonschema", "PIL", "cupy"} & set(done.stdout.split())
 
 
@@ -230,7 +252,7 @@ def test_module_and_script_are_the_same(here):
     assert done.stdout == f"bareconv, version {bareconv.__version__}\n"
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", LEAVES)
 @pytest.mark.parametrize(
     ("error", "code", "note", "complaint"),
     [
@@ -249,11 +271,11 @@ def test_json_also_where_there_is_nothing_to_report(
         raise error
 
     first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
-    monkeypatch.setattr(f"bareconv.cli.{verb}.{first.get(verb, 'get_device')}", fail)
+    monkeypatch.setattr(f"bareconv.cli.{verb.replace(' ', '.')}.{first.get(verb, 'get_device')}", fail)
     more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
-    outcome = run(verb, *more)
+    outcome = run(*verb.split(), *more)
     assert (outcome.code, outcome.err.strip()) == (code, f"bareconv: {complaint}")
-    outcome = run(verb, *more, "--json")
+    outcome = run(*verb.split(), *more, "--json")
     assert outcome.code == code
     result = outcome.result()
     assert (result["notes"], result["runs"]) == ([note], [])

@@ -85,15 +85,20 @@ def describe(root: Path = Path("/"), variables: Mapping[str, str] = os.environ) 
         "gpus": _attempt(_gpus, []),
         "cuda_missing": _attempt(device.why_no_cuda, "CUDA could not be looked for"),
         "packages": _packages(),
-        "variables": {
-            name: value
-            for name, value in sorted(variables.items())
-            if SPEED_VARIABLES.fullmatch(name) and not name.endswith(("_DIR", "_PATH", "_HOME", "_LIB_OK"))
-        },
+        "variables": speed_variables(variables),
     }
     load = _attempt(lambda: _load(root), 0.0)
     environment["warnings"] = _attempt(lambda: list(_warnings(environment, load)), [])
     return environment
+
+
+def speed_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of an environment that change how fast or how exactly something computes, by name."""
+    return {
+        name: value
+        for name, value in sorted(variables.items())
+        if SPEED_VARIABLES.fullmatch(name) and not name.endswith(("_DIR", "_PATH", "_HOME", "_LIB_OK"))
+    }
 
 
 def missing() -> list[Missing]:

@@ -41,6 +41,8 @@ def new(
     evaluation: Mapping[str, Any] | None = None,
     gradient_checks: Iterable[Mapping[str, Any]] | None = None,
     predictions: Mapping[str, Any] | None = None,
+    ladder: Mapping[str, Any] | None = None,
+    peers: Iterable[Mapping[str, Any]] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A result of ``command`` (the verb with its arguments) run with ``settings`` (every option, with its value).
@@ -57,6 +59,8 @@ def new(
         "evaluation": evaluation,
         "gradient_checks": gradient_checks,
         "predictions": predictions,
+        "ladder": ladder,
+        "peers": peers,
     }
     head = {
         "schema": SCHEMA,

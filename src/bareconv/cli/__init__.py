@@ -1,4 +1,4 @@
-"""The command line: ``bareconv VERB``. One file a verb, imported when it is called.
+"""The command line: ``bareconv VERB``. One file a verb, imported when it is called; ``bench`` is a group of verbs.
 
 Exit codes: 0 done; 1 the work failed (a check out of tolerance, a loss not finite, a full disk); 2 bad usage or input;
 130 interrupted.
@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -20,38 +21,49 @@ VERBS = {
     "evaluate": "Accuracy, loss, confusion and worst mistakes of a checkpoint.",
     "predict": "Predict a Kaggle test.csv or drawn digits.",
     "compare": "The same training on the CPU and on the GPU, compared.",
+    "ladder": "From naive loops up: one convolution and one step, in every way.",
+    "bench": "How fast training steps are, alone and beside other libraries.",
     "check": "Check every gradient against a numerical one.",
     "info": "What this machine is and what will be used.",
 }
 
 
 class Verbs(click.Group):
-    """Finds verbs by name without importing them: ``bareconv --help`` must not load NumPy."""
+    """Finds verbs by name without importing them: ``bareconv --help`` must not load NumPy.
+
+    ``verbs``: what each does, by name; each is in the module of its name within ``package``.
+    """
+
+    def __init__(self, verbs: dict[str, str], package: str, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.verbs, self.package = verbs, package
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self.verbs:
             return None
-        command = getattr(importlib.import_module(f"bareconv.cli.{cmd_name}"), cmd_name)
+        command = getattr(importlib.import_module(f"{self.package}.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in VERBS:
-            raise click.UsageError(f"there is no verb {args[0]!r}; expected one of {', '.join(VERBS)}", ctx)
+        if args[0] not in self.verbs:
+            raise click.UsageError(f"there is no verb {args[0]!r}; expected one of {', '.join(self.verbs)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl(list(self.verbs.items()))
 
 
 @click.group(
     cls=Verbs,
+    verbs=VERBS,
+    package="bareconv.cli",
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="VERB ...",
     options_metavar="",

@@ -4,10 +4,6 @@
     loss, correct = plan.step(images, labels, order, lr)
     logits = plan.predict(images)
     print(plan.explain())
+
+``plan.tuned`` does without a compiler: the same groups of layers by tuned NumPy kernels.
 """
-
-from bareconv.plan.cpu import CpuPlan
-from bareconv.plan.explain import Explanation, Row
-from bareconv.plan.graph import Graph, Node, Tensor, graph_of
-
-__all__ = ["CpuPlan", "Explanation", "Graph", "Node", "Row", "Tensor", "graph_of"]

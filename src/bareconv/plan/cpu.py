@@ -49,12 +49,11 @@ class CpuPlan:
         clip_norm: float | None = None,
         threads: int | None = None,
         simd: str | None = None,
-        on_compile: OnCompile | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads {threads}: expected at least 1")
         self.model, self.optimizer, self.batch_size = model, optimizer, batch_size
-        self.clip_norm, self.on_compile = clip_norm, on_compile
+        self.clip_norm, self._smoothing = clip_norm, label_smoothing
         self.target: Target = host_target(model.precision, simd)
         self.workers = Workers(threads or blas_threads())
         self.compile_seconds = 0.0
@@ -65,10 +64,21 @@ class CpuPlan:
         self.parameters = Parameters(model, sparse, dense)
         self.rule = self._rule()
         self._update_on_host = self.rule.name == "gradient"
-        self._training = Lowering(graph, model, self.target, self.parameters, self.rule, label_smoothing)
-        self._step = _Bound(self, self._training, batch_size)
-        self._smoothing = label_smoothing
+        self._graph = graph
+        self._training: _Bound | None = None
         self._inference: _Bound | None = None
+
+    def prepare(self, on_compile: OnCompile | None = None) -> None:
+        """Compile and lay out a training step, which the first step does otherwise."""
+        self._prepared(on_compile)
+
+    def _prepared(self, on_compile: OnCompile | None = None) -> _Bound:
+        if self._training is None:
+            lowering = Lowering(
+                self._graph, self.model, self.target, self.parameters, self.rule, self._smoothing
+            )
+            self._training = _Bound(self, lowering, self.batch_size, on_compile)
+        return self._training
 
     def _rule(self) -> Rule:
         if self.clip_norm is not None:
@@ -101,11 +111,11 @@ class CpuPlan:
         self.parameters.take_over()
         if not self._update_on_host:
             self.parameters.adopt(self.optimizer)
-        bound = self._step
+        bound = self._prepared()
         bound.numbers[:] = [*scalars(self.optimizer, lr), *[0.0] * SCALARS][:SCALARS] if not self._update_on_host else 0
         bound.run(images, pixels, order, labels, step)
-        losses = bound.view(self._training.losses, None, images)
-        hits = bound.view(self._training.hits, None, images)
+        losses = bound.view(bound.lowering.losses, None, images)
+        hits = bound.view(bound.lowering.hits, None, images)
         return float(losses.sum()) / images, int(hits.sum())
 
     def gradients(self) -> dict[str, NDArray[Any]]:
@@ -121,7 +131,7 @@ class CpuPlan:
             lowering = Lowering(
                 graph, self.model, self.target, self.parameters, self.rule, self._smoothing, training=False
             )
-            self._inference = _Bound(self, lowering, PREDICT_IMAGES)
+            self._inference = _Bound(self, lowering, PREDICT_IMAGES, None)
         self.parameters.take_over()
         bound = self._inference
         out = np.empty((len(pixels), *self.model.output_shape), self.model.precision)
@@ -133,11 +143,19 @@ class CpuPlan:
 
     def explain(self) -> Explanation:
         """A row for every call of a step: what it is for, its kernel, its work, and the time it has taken so far."""
-        return self._step.explain()
+        return self._prepared().explain()
 
-    def memory_bytes(self) -> int:
-        """Of activations, gradients and scratch: what the plan allocated for a step."""
-        return self._step.memory.nbytes + self._step.partial.nbytes
+    def clear_times(self) -> None:
+        """Begin the times that ``explain`` shows anew."""
+        self._prepared().clear_times()
+
+    def kept_bytes(self) -> dict[str, int]:
+        """What the plan has allocated: activations with their gradients and scratch memory, and gradients of parameters."""
+        bound = [one for one in (self._training, self._inference) if one is not None]
+        gradients = sum(one.partial.nbytes for one in bound)
+        if self._update_on_host:
+            gradients += self.parameters.gradient.nbytes
+        return {"activations": sum(one.memory.nbytes for one in bound), "gradients": gradients}
 
     def close(self) -> None:
         """End the threads."""
@@ -147,11 +165,11 @@ class CpuPlan:
 class _Bound:
     """A lowering with addresses: memory, machine code, programs, and Python's turns between them."""
 
-    def __init__(self, plan: CpuPlan, lowering: Lowering, images: int) -> None:
+    def __init__(self, plan: CpuPlan, lowering: Lowering, images: int, on_compile: OnCompile | None) -> None:
         self.plan, self.lowering, self.capacity = plan, lowering, images
         workers, parameters = plan.workers.count, plan.parameters
         compiled = compile_kernels(
-            [Run(plan.target), *(call.kernel for stage in lowering.stages for call in stage.calls)], plan.on_compile
+            [Run(plan.target), *(call.kernel for stage in lowering.stages for call in stage.calls)], on_compile
         )
         plan.compile_seconds += compiled.seconds
         plan.compiled += compiled.written
@@ -282,5 +300,10 @@ class _Bound:
             f"{self.plan.workers.count} threads, batches of up to {self.capacity}",
             tuple(rows),
             waiting,
-            self.plan.memory_bytes(),
+            sum(self.plan.kept_bytes().values()),
         )
+
+    def clear_times(self) -> None:
+        for turn in self._turns:
+            if isinstance(turn, Program):
+                turn.clear_ticks()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bareconv.report.bars import memory_bars, operation_bars, speedup_bars
     from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
     from bareconv.report.curves import convergence, parity_plot
+    from bareconv.report.ladder import ladder_bars
     from bareconv.report.pictures import (
         confusion_matrix,
         confusion_picture,
@@ -30,6 +31,7 @@ _WHERE = {
     "bars": ("memory_bars", "operation_bars", "speedup_bars"),
     "canvas": ("NARROW", "WIDE", "NothingToShow", "png", "svg"),
     "curves": ("convergence", "parity_plot"),
+    "ladder": ("ladder_bars",),
     "pictures": (
         "confusion_matrix",
         "confusion_picture",
@@ -52,6 +54,7 @@ __all__ = [
     "examples",
     "feature_maps",
     "filters",
+    "ladder_bars",
     "memory_bars",
     "mistakes_picture",
     "operation_bars",

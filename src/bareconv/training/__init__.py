@@ -1,16 +1,28 @@
 """Training: the engine of one step, the loop around it, evaluation, history, checkpoints."""
 
-from bareconv.training.engine import ENGINES, Engine, ReferenceEngine, make_engine
+from bareconv.training.engine import (
+    ENGINES,
+    Batch,
+    Engine,
+    EngineSettings,
+    PlanEngine,
+    ReferenceEngine,
+    make_engine,
+    why_no_plan,
+)
 from bareconv.training.evaluation import Evaluation, evaluate, predict
 from bareconv.training.history import EpochRecord, History
 from bareconv.training.loop import Progress, Settings, Trainer, train
 
 __all__ = [
     "ENGINES",
+    "Batch",
     "Engine",
+    "EngineSettings",
     "EpochRecord",
     "Evaluation",
     "History",
+    "PlanEngine",
     "Progress",
     "ReferenceEngine",
     "Settings",
@@ -19,4 +31,5 @@ __all__ = [
     "make_engine",
     "predict",
     "train",
+    "why_no_plan",
 ]

@@ -1,49 +1,97 @@
-"""The engine of one training step: forward with the loss, backward, update.
+"""The engine of a training step: how a batch becomes a loss and an update.
 
-``ReferenceEngine`` is the readable path, layer by layer, the same program on every device. Other engines offer the same
-three phases and are tested against it.
+plan        the whole step planned at once, on kernels written for its shapes (``bareconv.plan.cpu``)
+tuned       the same groups of layers by tuned NumPy kernels, without a compiler (``bareconv.plan.tuned``)
+reference   the readable path, layer by layer, the same program on every device
+
+The reference is the specification: the others offer the same step and are tested against it. The first two run on the
+CPU; where one of them cannot run, ``make_engine`` gives the next, and the engine's name says which it is.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from bareconv import ops
-from bareconv.device import Array, Device, namespace
+from bareconv.device import Array, CpuDevice, Device, namespace
 from bareconv.errors import UsageError
 from bareconv.nn.layer import Layer, Watch
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
 
-ENGINES = ("reference",)
+if TYPE_CHECKING:
+    from bareconv.plan.explain import Explanation
+
+ENGINES = ("plan", "tuned", "reference")
+
+OnCompile = Callable[[int, int], None]  # (kernels compiled, kernels to compile)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images: of ``images`` (uint8) and ``labels``, both on the device, those that ``chosen`` names.
+
+    ``chosen`` None: all of them, in their order.
+    """
+
+    images: Array
+    labels: Array
+    chosen: Array | None
+    step: int
+
+    def __len__(self) -> int:
+        return len(self.images if self.chosen is None else self.chosen)
 
 
 class Engine(Protocol):
-    """One training step in three phases, and prediction. Arrays stay on the model's device; nothing waits for it."""
+    """A training step, and prediction. Arrays stay on the model's device; nothing waits for it."""
 
     name: str
     model: Model
     optimizer: Optimizer
-    loss: Layer  # the loss by the name that profiles and checks give it
+    compile_seconds: float  # spent so far on machine code, apart from training
 
     @property
     def device(self) -> Device: ...
 
-    def forward(self, x: Array, labels: Array, step: int, watch: Watch | None = None) -> tuple[Array, Array]:
-        """(mean loss, number of correct predictions) of prepared images: arrays of no axes."""
+    def prepare(self, on_compile: OnCompile | None = None) -> None:
+        """Do now what the first step would have to do: compile, lay out memory."""
         ...
 
-    def backward(self, watch: Watch | None = None) -> None:
-        """The gradients of the last forward's loss."""
-        ...
-
-    def update(self, lr: float) -> None:
-        """One optimizer step with the last backward's gradients."""
+    def train(self, batch: Batch, lr: float) -> tuple[Array, Array]:
+        """One step: (mean loss, number of correct predictions), arrays of no axes, on the device."""
         ...
 
     def predict(self, images: Array) -> Array:
         """Logits (N, classes) of uint8 images."""
         ...
+
+    def kept_bytes(self) -> dict[str, int]:
+        """What it keeps between steps, by component: of activations, gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is told of a training, apart from model and optimizer."""
+
+    batch_size: int
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UsageError(f"label smoothing {self.label_smoothing}: expected at least 0 and less than 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UsageError(f"gradient norm to clip at, {self.clip_norm}: expected more than 0")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads {self.threads}: expected at least 1")
 
 
 class SoftmaxCrossEntropy(Layer):
@@ -53,28 +101,44 @@ class SoftmaxCrossEntropy(Layer):
 
 
 class ReferenceEngine:
-    """The model's own layers, called one after another."""
+    """The model's own layers, called one after another. ``forward``, ``backward`` and ``update`` are its step in parts."""
 
     name = "reference"
+    compile_seconds = 0.0
 
-    def __init__(
-        self, model: Model, optimizer: Optimizer, label_smoothing: float = 0.0, clip_norm: float | None = None
-    ) -> None:
-        if not 0.0 <= label_smoothing < 1.0:
-            raise UsageError(f"label smoothing {label_smoothing}: expected at least 0 and less than 1")
-        if clip_norm is not None and clip_norm <= 0:
-            raise UsageError(f"gradient norm to clip at, {clip_norm}: expected more than 0")
+    def __init__(self, model: Model, optimizer: Optimizer, settings: EngineSettings | None = None) -> None:
+        settings = settings or EngineSettings(1)
         self.model, self.optimizer = model, optimizer
-        self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
+        self.label_smoothing, self.clip_norm = settings.label_smoothing, settings.clip_norm
         self.loss: Layer = SoftmaxCrossEntropy()
         self.loss.name = "loss"
         self._loss_saved: tuple[Array, Array] | None = None
+        self._whole: tuple[Array, Array] | None = None  # images that are all trained on at once, and prepared
 
     @property
     def device(self) -> Device:
         return self.model.device
 
+    def prepare(self, on_compile: OnCompile | None = None) -> None:
+        """Nothing to do."""
+
+    def train(self, batch: Batch, lr: float) -> tuple[Array, Array]:
+        x, labels = self.inputs(batch)
+        result = self.forward(x, labels, batch.step)
+        self.backward()
+        self.update(lr)
+        return result
+
+    def inputs(self, batch: Batch) -> tuple[Array, Array]:
+        """(prepared images, labels). A batch of everything is prepared once."""
+        if batch.chosen is not None:
+            return self.model.prepare(batch.images[batch.chosen]), batch.labels[batch.chosen]
+        if self._whole is None or self._whole[0] is not batch.images:
+            self._whole = batch.images, self.model.prepare(batch.images)
+        return self._whole[1], batch.labels
+
     def forward(self, x: Array, labels: Array, step: int, watch: Watch | None = None) -> tuple[Array, Array]:
+        """(mean loss, number of correct predictions) of prepared images."""
         logits = self.model.forward(x, training=True, step=step, watch=watch)
         loss, p, t = ops.softmax_cross_entropy_forward(logits, labels, self.label_smoothing)
         self._loss_saved = p, t
@@ -83,6 +147,7 @@ class ReferenceEngine:
         return loss, count_correct(logits, labels)
 
     def backward(self, watch: Watch | None = None) -> None:
+        """The gradients of the last forward's loss."""
         assert self._loss_saved is not None, "backward needs a forward before it"
         dlogits = ops.softmax_cross_entropy_backward(*self._loss_saved)
         self._loss_saved = None
@@ -91,6 +156,7 @@ class ReferenceEngine:
         self.model.backward(dlogits, watch=watch)
 
     def update(self, lr: float) -> None:
+        """One optimizer step with the last backward's gradients."""
         gradients = self.model.gradients()
         if self.clip_norm is not None:
             clip_grad_norm(gradients, self.clip_norm)
@@ -99,14 +165,133 @@ class ReferenceEngine:
     def predict(self, images: Array) -> Array:
         return self.model.forward(self.model.prepare(images))
 
+    def kept_bytes(self) -> dict[str, int]:
+        prepared = int(self._whole[1].nbytes) if self._whole else 0
+        gradients = sum(int(array.nbytes) for array in self.model.gradients().values())
+        return {"gradients": gradients, "data": prepared}
+
+
+class TunedEngine(ReferenceEngine):
+    """Loss, gradients and predictions by the tuned NumPy kernels; the update is the reference's."""
+
+    name = "tuned"
+
+    def __init__(self, model: Model, optimizer: Optimizer, settings: EngineSettings) -> None:
+        super().__init__(model, optimizer, settings)
+        self._settings = settings
+        self._made: Any = None
+
+    def prepare(self, on_compile: OnCompile | None = None) -> None:
+        if self._made is None:
+            from bareconv.plan.tuned import TunedNumpyStep
+
+            settings = self._settings
+            self._made = TunedNumpyStep(
+                *(self.model, settings.batch_size),
+                threads=settings.threads,
+                label_smoothing=settings.label_smoothing,
+            )
+
+    def train(self, batch: Batch, lr: float) -> tuple[Array, Array]:
+        self.prepare()
+        x, labels = self.inputs(batch)
+        loss, hits = self._made.forward_backward(x, labels, batch.step)
+        self.update(lr)
+        return np.float64(loss), np.int64(hits)
+
+    def predict(self, images: Array) -> Array:
+        self.prepare()
+        return self._made.predict(self.model.prepare(images))
+
+
+class PlanEngine:
+    """The planned step. What it has compiled and laid out lasts as long as it does."""
+
+    name = "plan"
+
+    def __init__(self, model: Model, optimizer: Optimizer, settings: EngineSettings) -> None:
+        self.model, self.optimizer, self._settings = model, optimizer, settings
+        self._plan: Any = None
+        self._labels: tuple[Array, Array] | None = None  # as they came, and as the kernels read them
+
+    @property
+    def device(self) -> Device:
+        return self.model.device
+
+    @property
+    def compile_seconds(self) -> float:  # type: ignore[override]
+        return self.plan.compile_seconds if self._plan is not None else 0.0
+
+    @property
+    def plan(self) -> Any:
+        """The plan, made when it is first asked for."""
+        if self._plan is None:
+            from bareconv.plan.cpu import CpuPlan
+
+            settings = self._settings
+            self._plan = CpuPlan(
+                *(self.model, self.optimizer, settings.batch_size),
+                label_smoothing=settings.label_smoothing,
+                clip_norm=settings.clip_norm,
+                threads=settings.threads,
+            )
+        return self._plan
+
+    def prepare(self, on_compile: OnCompile | None = None) -> None:
+        self.plan.prepare(on_compile)
+
+    def train(self, batch: Batch, lr: float) -> tuple[Array, Array]:
+        if self._labels is None or self._labels[0] is not batch.labels:
+            self._labels = batch.labels, np.ascontiguousarray(batch.labels, np.int64)
+        chosen = np.arange(len(batch)) if batch.chosen is None else batch.chosen
+        loss, hits = self.plan.step(np.ascontiguousarray(batch.images), self._labels[1], chosen, lr, batch.step)
+        return np.float64(loss), np.int64(hits)
+
+    def predict(self, images: Array) -> Array:
+        if images.shape[1:] != self.model.input_shape:
+            self.model.prepare(images[:1])  # which says what is wrong
+        return self.plan.predict(np.ascontiguousarray(images))
+
+    def kept_bytes(self) -> dict[str, int]:
+        return self.plan.kept_bytes()
+
+    def explain(self) -> Explanation:
+        """What the plan has chosen."""
+        return self.plan.explain()
+
+
+def why_no_plan() -> str | None:
+    """Why there is no planned step on this machine; None where there is one."""
+    if importlib.util.find_spec("llvmlite") is None:
+        return "llvmlite is not installed: pip install llvmlite"
+    from bareconv.kernels.cpu.target import host_target
+
+    try:
+        host_target()
+    except UsageError as error:
+        return str(error)
+    return None
+
 
 def make_engine(
-    name: str, model: Model, optimizer: Optimizer, label_smoothing: float = 0.0, clip_norm: float | None = None
+    name: str,
+    model: Model,
+    optimizer: Optimizer,
+    settings: EngineSettings | None = None,
+    device: Device | None = None,
 ) -> Engine:
-    """The engine of that name; UsageError where there is none."""
+    """The engine of that name for a model on ``device`` (its own unless given); UsageError where there is none.
+
+    Where "plan" or "tuned" cannot run, the reference, or for "plan" on a CPU the tuned one.
+    """
     if name not in ENGINES:
         raise UsageError(f"engine {name!r}: expected {', '.join(ENGINES)}")
-    return ReferenceEngine(model, optimizer, label_smoothing, clip_norm)
+    settings = settings or EngineSettings(1)
+    if not isinstance(device or model.device, CpuDevice) or name == "reference":
+        return ReferenceEngine(model, optimizer, settings)
+    if name == "plan" and why_no_plan() is None:
+        return PlanEngine(model, optimizer, settings)
+    return TunedEngine(model, optimizer, settings)
 
 
 def count_correct(logits: Array, labels: Array) -> Array:

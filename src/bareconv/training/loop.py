@@ -17,7 +17,7 @@ from bareconv.errors import NotFiniteError, UsageError
 from bareconv.nn.layer import Layer, Watch
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, OneCycle, Optimizer, Schedule
-from bareconv.training.engine import Engine, make_engine
+from bareconv.training.engine import Batch, Engine, EngineSettings, OnCompile, ReferenceEngine, make_engine
 from bareconv.training.evaluation import CHUNK, Evaluation, evaluate
 from bareconv.training.history import EpochRecord, History
 
@@ -35,7 +35,7 @@ class Settings:
     epochs: int = 1
     batch_size: int = 64
     schedule: Schedule = field(default_factory=OneCycle)
-    engine: str = "reference"
+    engine: str = "plan"
     precision: str = "float32"
     seed: int = 0
     label_smoothing: float = 0.0
@@ -81,9 +81,9 @@ class Trainer:
     ) -> None:
         _check_data(model, data)
         self.data, self.settings, self.device = data, settings, get_device(device)
-        self.engine: Engine = make_engine(
-            settings.engine, model, optimizer, settings.label_smoothing, settings.clip_norm
-        )
+        size = min(settings.batch_size, len(data.train))
+        self._engine_settings = EngineSettings(size, settings.label_smoothing, settings.clip_norm, settings.threads)
+        self.engine: Engine = make_engine(settings.engine, model, optimizer, self._engine_settings, self.device)
         self.model = model.to(self.device, settings.precision)  # after all that could be refused
         self.optimizer = optimizer
         with self.device.activate():
@@ -94,7 +94,6 @@ class Trainer:
             self.test_images = None if held_out is None else self.device.asarray(held_out[1].images)
         self.history = history or History(min(settings.batch_size, len(data.train)), len(data.train))
         self.evaluation: Evaluation | None = None
-        self._whole: tuple[Array, Array] | None = None
         self._order: tuple[int, Array] | None = None
         self._snapshot: tuple[int, int, dict[str, Array]] | None = None  # steps, the optimizer's steps, the arrays
 
@@ -109,26 +108,30 @@ class Trainer:
         return self.history.steps_per_epoch * self.settings.epochs
 
     def data_bytes(self) -> int:
-        """Bytes of the data on the device, with the whole prepared as one batch where that is how it trains."""
-        arrays = (self.images, self.labels, self.test_images, self._whole[0] if self._whole else None)
-        return sum(int(array.nbytes) for array in arrays if array is not None)
+        """Bytes of the data on the device, with those that the engine keeps prepared."""
+        arrays = (self.images, self.labels, self.test_images)
+        kept = self.engine.kept_bytes().get("data", 0)
+        return kept + sum(int(array.nbytes) for array in arrays if array is not None)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The epoch's permutation of the training images, the same on every device; epochs count from 0."""
         return random.permutation(self.settings.seed, (random.SHUFFLE, epoch, 0), len(self.data.train))
 
-    def batch(self, step: int) -> tuple[Array, Array]:
-        """(prepared images, labels) of that step: the next of the epoch's permutation. The last batch may be short."""
+    def batch(self, step: int) -> Batch:
+        """That step's images: the next of the epoch's permutation. The last batch may be short."""
         size = self.history.batch_size
-        if size >= len(self.data.train):  # one batch of everything: no order matters, and it is prepared once
-            if self._whole is None:
-                self._whole = self.model.prepare(self.images), self.labels
-            return self._whole
+        if size >= len(self.data.train):  # one batch of everything: no order matters
+            return Batch(self.images, self.labels, None, step)
         epoch, index = divmod(step, self.history.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self.device.asarray(self.order(epoch))
-        chosen = self._order[1][index * size : (index + 1) * size]
-        return self.model.prepare(self.images[chosen]), self.labels[chosen]
+        return Batch(self.images, self.labels, self._order[1][index * size : (index + 1) * size], step)
+
+    def reference(self) -> ReferenceEngine:
+        """The readable engine on the same model and optimizer: to look into a step."""
+        if isinstance(self.engine, ReferenceEngine):
+            return self.engine
+        return ReferenceEngine(self.model, self.optimizer, self._engine_settings)
 
     def learning_rate(self, step: int) -> float:
         """The scheduled rate of that step."""
@@ -137,19 +140,20 @@ class Trainer:
     @_QUIET
     def train_step(self, step: int) -> tuple[Array, Array]:
         """One step; (loss, correct) stay on the device."""
-        x, labels = self.batch(step)
-        result = self.engine.forward(x, labels, step)
-        self.engine.backward()
-        self.engine.update(self.learning_rate(step))
-        return result
+        return self.engine.train(self.batch(step), self.learning_rate(step))
 
     def train_steps(self, first: int, count: int) -> tuple[list[float], list[int]]:
         """``count`` steps from step ``first``: their losses and numbers of correct predictions, on the host."""
         results = [self.train_step(step) for step in range(first, first + count)]
-        xp = self.device.xp
-        losses = self.device.to_host(xp.stack([loss for loss, _ in results])).tolist()
-        correct = self.device.to_host(xp.stack([hits for _, hits in results])).tolist()
-        return losses, correct
+        return self._on_host(results)
+
+    def _on_host(self, results: list[tuple[Array, Array]]) -> tuple[list[float], list[int]]:
+        """Losses and numbers of correct predictions, read from the device, which waits for it."""
+        stack, to_host = self.device.xp.stack, self.device.to_host
+        return (
+            to_host(stack([loss for loss, _ in results])).tolist(),
+            to_host(stack([hits for _, hits in results])).tolist(),
+        )
 
     @_QUIET
     def run(
@@ -157,10 +161,15 @@ class Trainer:
         on_progress: Callable[[Progress], None] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        on_compile: OnCompile | None = None,
     ) -> History:
-        """Train to the end, or until ``should_stop()`` after a step. Raises NotFiniteError."""
+        """Train to the end, or until ``should_stop()`` after a step. Raises NotFiniteError.
+
+        What the engine compiles is compiled before the clock starts; ``on_compile(done, total)`` is told.
+        """
         history = self.history
         history.stopped = False
+        self.engine.prepare(on_compile)
         while self.step < self.total_steps and not history.stopped:
             epoch = self.step // history.steps_per_epoch
             first = epoch * history.steps_per_epoch
@@ -204,9 +213,8 @@ class Trainer:
 
     def _record(self, results: list[tuple[Array, Array]]) -> None:
         """Read the steps' losses from the device, which waits for it, and check them."""
-        xp, first = self.device.xp, self.step
-        losses = self.device.to_host(xp.stack([loss for loss, _ in results])).tolist()
-        correct = self.device.to_host(xp.stack([count for _, count in results])).tolist()
+        first = self.step
+        losses, correct = self._on_host(results)
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise self._explain_not_finite(first + offset, loss)
@@ -272,7 +280,9 @@ class Trainer:
         self.optimizer.load_state({key: kept[key] for key in kept if key not in self.model.state()}, updates)
         for again in range(start, step):
             self.train_step(again)
-        found = self._first_not_finite(lambda look: self.engine.forward(*self.batch(step), step, watch=look))
+        engine = self.reference()
+        inputs = engine.inputs(self.batch(step))
+        found = self._first_not_finite(lambda look: engine.forward(*inputs, step, watch=look))
         return self._not_finite(f"the loss became {loss} at step {step}", step, found)
 
     def _explain_evaluation(self, split: str, loss: float) -> NotFiniteError:
@@ -318,7 +328,7 @@ def train(
     batch_size: int = 64,
     schedule: Schedule | None = None,
     device: str | Device = "auto",
-    engine: str = "reference",
+    engine: str = "plan",
     precision: str = "float32",
     seed: int = 0,
     label_smoothing: float = 0.0,

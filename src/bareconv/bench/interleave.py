@@ -1,0 +1,252 @@
+"""Candidates measured by turns: one runs at a time, in short blocks, in an order that drift hits alike.
+
+The passes go A B C, C B A, A B C, ...: over each two, every candidate has the same mean moment, so that a machine that
+becomes slower or faster while it is measured moves all medians alike, and their ratios not at all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bareconv.bench import process
+from bareconv.bench.estimates import Estimate, median
+from bareconv.bench.process import Worker, WorkerError
+from bareconv.errors import BareconvError, UsageError
+
+BLOCKS = 20  # for each candidate, where the time is enough for blocks of some length
+SHORTEST, LONGEST = 0.02, 1.0  # seconds of a block
+LEAD = 0.1  # seconds before a block: the caches become its candidate's own, the threads of the one before fall asleep
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a candidate may take before it counts as hung, in seconds."""
+
+    prepare: float = 180.0  # start, imports, compilation, first steps, warming up
+    answer: float = 2.0  # beyond ten times what a block should take
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to measure: what it is called, how its process is started, and its ``options`` (see ``workers``).
+
+    ``ours``: one of our engines. ``variant``: what tells it from others of that name ("channels_last eager").
+    """
+
+    name: str
+    command: Sequence[str]
+    options: Mapping[str, Any]
+    environment: Mapping[str, str]
+    ours: bool = False
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and variant."""
+        return f"{self.name} {self.variant}".strip()
+
+
+def our_candidate(engine: str, device: str, threads: int) -> Candidate:
+    """One of our engines on a device."""
+    return Candidate(
+        name=engine,
+        command=process.our_command("bareconv.bench.workers.ours"),
+        options={"engine": engine, "device": device},
+        environment=process.with_this_package(process.environment(threads)),
+        ours=True,
+    )
+
+
+@dataclass
+class Samples:
+    """The blocks of a candidate."""
+
+    seconds: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+
+    def add(self, answer: Mapping[str, Any]) -> None:
+        """One more block, as the process told it."""
+        self.seconds.append(float(answer["seconds"]))
+        self.steps.append(int(answer["steps"]))
+        self.images.append(int(answer["images"]))
+
+    @property
+    def rates(self) -> list[float]:
+        """Images a second, block by block."""
+        return [images / seconds for images, seconds in zip(self.images, self.seconds, strict=True)]
+
+
+class Side:
+    """A candidate with its process and what came of it. ``error`` says why it has no figures; None where it has."""
+
+    def __init__(self, candidate: Candidate, folder: Path, limits: Limits) -> None:
+        self.candidate, self.folder, self.limits = candidate, folder, limits
+        self.samples, self.tried = Samples(), Samples()  # ``tried``: from a brief try, before it was chosen
+        self.error: str | None = None
+        self.status = "measured"  # or what is wrong: unsupported, failed, disagrees, interrupted
+        self.losses: list[float] = []  # of the first steps
+        self.loss_difference: float | None = None  # from ours, the largest relative one
+        self.versions: dict[str, str] = {}
+        self.step_seconds = self.compile_seconds = self.warm_up_seconds = 0.0
+        self.memory: dict[str, int] = {}
+        self._worker: Worker | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be measured."""
+        return self._worker is not None and self.error is None
+
+    @property
+    def rate(self) -> Estimate | None:
+        """Images a second; None where there is an error, or no block."""
+        return median(self.samples.rates) if self.samples.seconds and self.error is None else None
+
+    def prepare(self, checks: int, warm_up: float, should_stop: Callable[[], bool]) -> None:
+        """Start the process and take its first steps; what fails is in ``error``. Raises StoppedError."""
+        begun = time.monotonic()
+        try:
+            self._worker = Worker(self.candidate.command, self.candidate.environment, self.folder)
+            answer = self._worker.ask(
+                "prepare",
+                self.limits.prepare,
+                should_stop,
+                folder=str(self.folder),
+                options=dict(self.candidate.options),
+                checks=checks,
+                warm_up=warm_up,
+            )
+        except WorkerError as error:
+            self.fail(error)
+            return
+        self.losses, self.versions = answer["losses"], answer["versions"]
+        self.step_seconds, self.compile_seconds = answer["step_seconds"], answer["compile_seconds"]
+        self.warm_up_seconds = max(0.0, time.monotonic() - begun - self.compile_seconds)
+        if not all(map(math.isfinite, self.losses)):
+            self.fail(BareconvError("its loss is not finite: a smaller --lr may help"))
+
+    def expected(self, block: float, lead: float) -> float:
+        """Seconds that a block with its lead should take."""
+        return sum(max(part, self.step_seconds) for part in (block, lead) if part)
+
+    def run(self, block: float, lead: float = 0.0) -> None:
+        """One block more; what fails is in ``error``."""
+        assert self._worker is not None
+        patience = 10 * self.expected(block, lead) + self.limits.answer
+        try:
+            answer = self._worker.ask("run", patience, seconds=block, lead=lead)
+        except WorkerError as error:
+            self.fail(error)
+            return
+        if not math.isfinite(answer["loss"]):
+            self.fail(BareconvError("its loss did not stay finite: a smaller --lr may help"))
+            return
+        self.samples.add(answer)
+        self.step_seconds = self.samples.seconds[-1] / self.samples.steps[-1]
+
+    def finish(self) -> None:
+        """Ask for the memory and end the process. Whatever was measured stays."""
+        if self._worker is not None and self.error is None:
+            try:
+                self.memory = self._worker.ask("memory", self.limits.answer)
+            except WorkerError as error:
+                self.fail(error)
+        if self.error is None and not self.samples.seconds:
+            self.status = "interrupted"
+        self.close()
+
+    def fail(self, error: BareconvError, status: str = "failed") -> None:
+        """Nothing of this candidate is shown but ``error``."""
+        self.error = str(error)
+        self.status = "unsupported" if isinstance(error, WorkerError) and error.unsupported else status
+        self.close()
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+class Listener:
+    """Told how a measurement goes on; asked whether to stop."""
+
+    def stage(self, text: str) -> None:
+        """Something begins that cannot be counted."""
+
+    def measuring(self, text: str, seconds: float) -> None:
+        """A measurement begins that is to take so long."""
+
+    def block(self, side: Side, left: float) -> None:
+        """A block is done; ``left`` seconds of the measurement remain."""
+
+    def should_stop(self) -> bool:
+        """Whether to stop after the block at hand."""
+        return False
+
+
+def interleave(sides: Sequence[Side], seconds: float, listener: Listener) -> None:
+    """Measure by turns for that long; a block that would not end in time is not begun.
+
+    Each candidate gets at least one block, though a single step of it may take longer. One that fails drops out, and
+    the others have its time. Stops early where the listener says so.
+    """
+    end = time.monotonic() + seconds
+    block = min(max(seconds / (BLOCKS * max(len(sides), 1)), SHORTEST), LONGEST)
+    lead = min(LEAD, block / 4) if len(sides) > 1 else 0.0
+    for side in turns(sides):
+        if listener.should_stop():
+            return
+        if side.samples.seconds and time.monotonic() + side.expected(block, lead) > end:
+            return
+        side.run(block, lead)
+        listener.block(side, max(0.0, end - time.monotonic()))
+
+
+def turns(sides: Sequence[Side]) -> Iterator[Side]:
+    """A B C, C B A, ..., those that are alive, for as long as there is one."""
+    order = list(sides)
+    while any(side.alive for side in order):
+        for side in order:
+            if side.alive:
+                yield side
+        order.reverse()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds for warming up and measuring; compilation comes on top."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise UsageError(f"budget {self.seconds}: expected more than 0 seconds")
+
+    @property
+    def warm_up(self) -> float:
+        """Seconds of steps before a candidate's first block."""
+        return min(0.5, self.seconds / 20)
+
+    def left(self, sides: Sequence[Side]) -> float:
+        """Seconds for measuring, after the sides have warmed up; at least half of all."""
+        return max(self.seconds - sum(side.warm_up_seconds for side in sides), self.seconds / 2)
+
+
+def prepare(
+    candidate: Candidate, folder: Path, budget: Budget, checks: int, listener: Listener, limits: Limits
+) -> Side:
+    """A side that is ready to be measured, or has an error. Raises StoppedError, having ended the process."""
+    listener.stage(f"Starting {candidate.label}")
+    side = Side(candidate, folder, limits)
+    try:
+        side.prepare(checks, budget.warm_up, listener.should_stop)
+    except BaseException:
+        side.close()
+        raise
+    return side

@@ -1,0 +1,283 @@
+"""Our engines beside other libraries: the same model, weights, data and batches, measured by turns.
+
+A peer is measured as it would be used by somebody who knows it: the best of its variants, found by trying each briefly;
+and as it comes, where that is something else. A candidate whose first losses are not ours has computed something else:
+its time is not shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bareconv.bench import process
+from bareconv.bench.estimates import median, ratio
+from bareconv.bench.interleave import Budget, Candidate, Limits, Listener, Samples, Side, interleave, prepare
+from bareconv.bench.parity import TOLERANCE
+from bareconv.bench.process import StoppedError
+from bareconv.bench.steady import Measured, throughput
+from bareconv.bench.workload import Workload
+from bareconv.errors import BareconvError, UsageError
+
+CHECKED_STEPS = 5
+TRY_SECONDS = 1.0  # of a variant, at most
+COMPILE_SECONDS = 120.0  # what torch.compile may take, with everything else before the first block
+
+TUNED = {
+    f"{layout} {mode}": {"layout": layout, "mode": mode, "fused": True, "mallopt": True}
+    for layout in ("nchw", "channels_last")
+    for mode in ("eager", "compile")
+}
+DEFAULT = {"layout": "nchw", "mode": "eager", "fused": False, "mallopt": False}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library: the package that is looked for, the module that serves it, its variants by name.
+
+    ``default``: the options of how it comes, measured beside the best of several variants.
+    """
+
+    package: str
+    module: str
+    variants: Mapping[str, Mapping[str, Any]]
+    default: Mapping[str, Any] | None = None
+
+
+PEERS = {
+    "pytorch": Peer("torch", "bareconv.bench.workers.pytorch", TUNED, DEFAULT),
+    "dezero": Peer("dezero", "bareconv.bench.workers.dezero", {"": {}}),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Which peers there are, by name, with the interpreter that has each; and why the others are absent."""
+
+    pythons: dict[str, str]
+    absent: dict[str, str]
+
+
+def find(names: Sequence[str], python: str | None) -> Found:
+    """Look for peers in ``python``, where it is given, and in this interpreter.
+
+    Raises UsageError where a name is unknown, or ``python`` is no interpreter.
+    """
+    pythons = [sys.executable] if python is None else [_interpreter(python), sys.executable]
+    found = Found({}, {})
+    for name in names:
+        if name not in PEERS:
+            raise UsageError(f"peer {name!r}: expected one of {', '.join(PEERS)}")
+        package = PEERS[name].package
+        having = next((path for path in pythons if _has(path, package)), None)
+        if having is not None:
+            found.pythons[name] = having
+        else:
+            found.absent[name] = f"{package} is not installed for {' or '.join(pythons)}"
+    return found
+
+
+def _interpreter(python: str) -> str:
+    path = shutil.which(python)  # a link stays one: that is how a virtual environment knows itself
+    if path is None or not _has(path, "sys"):
+        raise UsageError(f"--python {python}: that is no Python that can be started")
+    return os.path.abspath(path)
+
+
+def _has(python: str, package: str) -> bool:
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+    try:
+        return (
+            subprocess.run([python, "-c", code, package], capture_output=True, timeout=30, check=False).returncode == 0
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@dataclass
+class Compared(Measured):
+    """What came of a workload; ``tries``: what each peer's variants did when they were tried briefly."""
+
+    tries: dict[str, list[Side]] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> Side | None:
+        """The engine that the others are compared with: the first that has figures."""
+        return next((side for side in self.sides if side.candidate.ours and side.rate is not None), None)
+
+
+def compare(
+    workload: Workload,
+    engines: Sequence[Candidate],
+    peers: Found,
+    seconds: float,
+    listener: Listener,
+    *,
+    compiled: bool = True,
+    limits: Limits | None = None,
+) -> Compared:
+    """Measure our engines and the peers on a workload, by turns, for ``seconds``; trying variants comes on top.
+
+    ``compiled``: try the variants that compile, too.
+    """
+    budget, limits = Budget(seconds), limits or Limits()
+    with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
+        folder = Path(name)
+        dataset = workload.write(folder)
+        compared = Compared(workload, dataset.name, len(dataset.train))
+        trying = _Trying(compared, folder, budget, listener, limits, compiled)
+        try:
+            for engine in engines:
+                compared.sides.append(prepare(engine, folder, budget, CHECKED_STEPS, listener, limits))
+                check(compared.sides[-1], compared.sides, workload.precision)
+            for peer, python in peers.pythons.items():
+                trying.peer(peer, python)
+            left = budget.left(compared.sides)
+            listener.measuring(f"Measuring {workload.title}", left)
+            interleave([side for side in compared.sides if side.alive], left, listener)
+        except StoppedError:
+            pass
+        finally:
+            for side in compared.sides:
+                side.finish()
+        compared.stopped = listener.should_stop()
+    return compared
+
+
+class _Trying:
+    """Prepares a peer's variants and leaves the best of them, and the default, ready to be measured."""
+
+    def __init__(
+        self, compared: Compared, folder: Path, budget: Budget, listener: Listener, limits: Limits, compiled: bool
+    ) -> None:
+        self.compared, self.folder, self.budget = compared, folder, budget
+        self.listener, self.limits, self.compiled = listener, limits, compiled
+
+    def peer(self, name: str, python: str) -> None:
+        peer, sides = PEERS[name], self.compared.sides
+        command = process.foreign_command(python, peer.module)
+        environment = process.environment(self.compared.workload.threads)
+        candidates = [Candidate(name, command, options, environment, False, v) for v, options in peer.variants.items()]
+        if len(candidates) == 1:
+            sides.append(self._ready(candidates[0]))
+        else:
+            tries = self.compared.tries[name] = []
+            best: Side | None = None
+            try:
+                for candidate in candidates:
+                    if candidate.options["mode"] == "compile" and not self.compiled:
+                        continue
+                    side = self._tried(candidate)
+                    tries.append(side)
+                    best = self._better(best, side)
+            finally:
+                if best is not None:
+                    sides.append(best)
+        if peer.default is not None:
+            sides.append(self._ready(Candidate(name, command, peer.default, environment, False, "default")))
+
+    def _ready(self, candidate: Candidate) -> Side:
+        limits = self.limits
+        if candidate.options.get("mode") == "compile":
+            limits = Limits(prepare=min(COMPILE_SECONDS, limits.prepare), answer=limits.answer)
+        side = prepare(candidate, self.folder, self.budget, CHECKED_STEPS, self.listener, limits)
+        check(side, self.compared.sides, self.compared.workload.precision)
+        return side
+
+    def _tried(self, candidate: Candidate) -> Side:
+        """The side after a block or two, which are kept as the try's own samples."""
+        side = self._ready(candidate)
+        if side.alive:
+            self.listener.stage(f"Trying {candidate.label}")
+            for _ in range(3):
+                if side.alive:
+                    side.run(min(TRY_SECONDS, self.budget.seconds / 10) / 3)
+            side.tried, side.samples = side.samples, Samples()
+        return side
+
+    def _better(self, best: Side | None, side: Side) -> Side | None:
+        """The faster of the two stays ready, the other ends; one that failed is no rival."""
+        if best is None or not side.alive or not best.alive:
+            winner = best if best is not None and not side.alive else side
+        else:
+            winner = max(best, side, key=lambda one: sum(one.tried.images) / sum(one.tried.seconds))
+        for one in (best, side):
+            if one is not None and one is not winner:
+                one.close()
+        return winner
+
+
+def check(side: Side, sides: Sequence[Side], precision: str) -> None:
+    """Hold a side's first losses to those of ours, the first that has some: what differs is not shown."""
+    ours = next((one for one in sides if one.candidate.ours and one.error is None), None)
+    if side.error is not None or ours is side:
+        return
+    if ours is None:
+        side.fail(BareconvError("none of our engines took the first steps, whose losses it should agree with"))
+        return
+    tolerance = TOLERANCE[precision]
+    pairs = zip(ours.losses, side.losses, strict=True)
+    side.loss_difference = max(abs(theirs - own) / max(abs(own), 1e-12) for own, theirs in pairs)
+    if side.loss_difference > tolerance:
+        message = f"its first {len(side.losses)} losses differ from ours by up to {side.loss_difference:.1e}"
+        side.fail(BareconvError(f"{message} (tolerance {tolerance:g}): it computes something else"), "disagrees")
+
+
+def record(compared: Compared, absent: Mapping[str, str]) -> dict[str, Any]:
+    """The ``peers`` entry of a result for one workload."""
+    workload = compared.workload
+    return {
+        "model": workload.model,
+        "batch_size": workload.batch_size,
+        "precision": workload.precision,
+        "data": compared.data,
+        "train_images": compared.images,
+        "checked_steps": CHECKED_STEPS,
+        "tolerance": TOLERANCE[workload.precision],
+        "ours": compared.ours.candidate.name if compared.ours else None,
+        "candidates": [_candidate(side, compared) for side in compared.sides],
+        "absent": dict(absent),
+    }
+
+
+def _candidate(side: Side, compared: Compared) -> dict[str, Any]:
+    candidate, ours = side.candidate, compared.ours
+    entry: dict[str, Any] = {
+        "name": candidate.name,
+        "variant": candidate.variant,
+        "ours": candidate.ours,
+        "options": candidate.options,
+        "status": side.status,
+        "error": side.error,
+        "first_losses": side.losses if all(map(math.isfinite, side.losses)) else [],
+        "loss_difference": side.loss_difference,
+    }
+    if side.rate is not None:
+        entry["throughput"] = throughput(side, compared.workload.threads)
+        if ours is not None and ours is not side:
+            entry["ratio"] = dataclasses.asdict(ratio(ours.samples.rates, side.samples.rates))
+    tries = compared.tries.get(candidate.name, [])
+    if side in tries:
+        entry["tries"] = [_try(one) for one in tries]
+    return entry
+
+
+def _try(side: Side) -> dict[str, Any]:
+    tried = side.tried.rates
+    return {
+        "variant": side.candidate.variant,
+        "options": side.candidate.options,
+        "status": side.status,
+        "error": side.error,
+        "images_per_second": median(tried).value if tried else None,
+        "compile_seconds": side.compile_seconds,
+    }

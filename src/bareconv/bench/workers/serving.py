@@ -1,0 +1,183 @@
+"""A candidate, driven over standard input and output: one JSON object a line, one answer a line.
+
+    {"do": "prepare", "folder": ..., "options": ..., "checks": n, "warm_up": s}
+        -> losses of the first n steps, seconds of a step after warming up for s seconds, compile_seconds, versions
+    {"do": "run", "seconds": s, "lead": l}  or  {"do": "run", "steps": n}
+        -> steps, images, seconds, loss of the last step; l seconds of steps come first, outside the clock
+    {"do": "memory"}  -> baseline (what the process held before the model and the data), peak, in bytes
+    {"do": "quit"}    -> the process ends
+
+What cannot be done is answered by {"error": one line, "unsupported": whether it is only that the candidate lacks it}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bareconv import host
+
+CHUNK = 256  # steps between two looks at the clock, at most
+
+
+class UnsupportedError(Exception):
+    """The candidate lacks something that the job needs: a layer, a setting."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, as ``bench.workload`` writes it into a folder.
+
+    images: uint8 (N, H, W, C); labels: int32 (N,); order: int64 (epochs, N), the images of each epoch in order, of
+    which every ``batch_size`` are a batch; weights: the model's state by the names of our layers, in our layouts
+    (HWIO, (in, out)). ``settings`` holds the rest: the tree of layers, the optimizer's numbers, precision, threads.
+    """
+
+    settings: Mapping[str, Any]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    order: NDArray[np.int64]
+    weights: Mapping[str, NDArray[Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """The job in that folder."""
+        settings = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        images, labels, order = (np.load(folder / f"{name}.npy") for name in ("images", "labels", "order"))
+        with np.load(folder / "weights.npz") as archive:
+            weights = {name: archive[name] for name in archive.files}
+        return cls(settings, images, labels, order, weights)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in every step; it divides their number."""
+        return int(self.settings["batch_size"])
+
+    @property
+    def total_steps(self) -> int:
+        """Steps until the order of the batches begins anew."""
+        return self.order.size // self.batch_size
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Which images that step trains on."""
+        return self.order.reshape(-1, self.batch_size)[step]
+
+
+class Candidate:
+    """Something that takes training steps. It imports what it needs when it is made, before memory is looked at."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+
+    def build(self, job: Job) -> None:
+        """Make model, data and optimizer. UnsupportedError where something of the job is lacking."""
+        raise NotImplementedError
+
+    def steps(self, first: int, count: int) -> float:
+        """``count`` steps from step ``first``, all done on return; the last one's loss."""
+        raise NotImplementedError
+
+    def compile_seconds(self, first_step: float, step: float) -> float:
+        """Seconds of compiling so far; ``first_step`` took that long, later ones ``step``."""
+        return 0.0
+
+    def versions(self) -> dict[str, str]:
+        """What computes, with its versions."""
+        return {"numpy": np.__version__}
+
+    def memory(self) -> int:
+        """Bytes held now."""
+        return host.resident_memory()
+
+    def peak_memory(self) -> int:
+        """The most bytes ever held."""
+        return host.peak_resident_memory()
+
+
+class _Server:
+    def __init__(self, make: Callable[[Mapping[str, Any]], Candidate]) -> None:
+        self.make = make
+        self.step, self.step_seconds = 0, 0.0
+
+    def prepare(self, folder: str, options: Mapping[str, Any], checks: int, warm_up: float) -> dict[str, Any]:
+        self.candidate = self.make(options)
+        self.baseline = self.candidate.memory()
+        self.job = Job.read(Path(folder))
+        self.candidate.build(self.job)
+        begun = time.perf_counter()
+        losses = [self._advance(steps=1)["loss"]]
+        first_step = time.perf_counter() - begun
+        losses += [self._advance(steps=1)["loss"] for _ in range(checks - 1)]
+        self._advance(seconds=warm_up)
+        return {
+            "losses": losses,
+            "step_seconds": self.step_seconds,
+            "compile_seconds": self.candidate.compile_seconds(first_step, self.step_seconds),
+            "versions": {"python": sys.version.split()[0], **self.candidate.versions()},
+        }
+
+    def run(self, seconds: float = 0.0, steps: int = 1, lead: float = 0.0) -> dict[str, Any]:
+        if lead:
+            self._advance(seconds=lead)
+        return self._advance(seconds, steps)
+
+    def memory(self) -> dict[str, Any]:
+        return {"baseline": self.baseline, "peak": self.candidate.peak_memory()}
+
+    def _advance(self, seconds: float = 0.0, steps: int = 1) -> dict[str, Any]:
+        """At least ``steps`` steps, and steps for at least ``seconds``."""
+        total, done, loss, elapsed = self.job.total_steps, 0, 0.0, 0.0
+        begun = time.perf_counter()
+        while done < steps or elapsed < seconds:
+            left = (seconds - elapsed) / self.step_seconds if self.step_seconds else 0
+            first = self.step % total
+            count = min(max(steps - done, int(left), 1), CHUNK, total - first)
+            loss = self.candidate.steps(first, count)
+            self.step, done = self.step + count, done + count
+            elapsed = time.perf_counter() - begun
+            self.step_seconds = elapsed / done
+        return {"steps": done, "images": done * self.job.batch_size, "seconds": elapsed, "loss": loss}
+
+
+def _end_with_parent() -> None:
+    """Be killed when the one who asks is: while this process is stopped, it could not see it. Linux only."""
+    pr_set_pdeathsig = 1  # prctl(2)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def serve(make: Callable[[Mapping[str, Any]], Candidate]) -> None:
+    """Answer commands until "quit" or the end of standard input. Whatever else is printed goes to standard error."""
+    _end_with_parent()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print too
+    server = _Server(make)
+    with answers:
+        for line in sys.stdin:
+            message = json.loads(line)
+            do = message.pop("do")
+            if do == "quit":
+                return
+            commands: dict[str, Callable[..., dict[str, Any]]]
+            commands = {"prepare": server.prepare, "run": server.run, "memory": server.memory}
+            try:
+                answer = commands[do](**message)
+            except Exception as error:  # whatever it is: the one who asked has to know
+                text = " ".join(str(error).split())[:500]
+                kind = type(error).__name__
+                unsupported = isinstance(error, UnsupportedError)
+                answer = {"error": text if unsupported else f"{kind}: {text}", "unsupported": unsupported}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()

@@ -1,0 +1,119 @@
+"""What every candidate trains: one model with its initial weights, images, and the order of the batches, as files."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bareconv import data, random
+from bareconv.data import Dataset, Split
+from bareconv.errors import UsageError
+from bareconv.nn import models
+from bareconv.nn.blocks import Sequential
+from bareconv.nn.layer import Layer, Shape
+from bareconv.nn.model import Model
+
+CLASSES = 10
+EPOCHS = 8  # orders of the batches that are written down; after them, all candidates begin again with the first
+SYNTHETIC_IMAGES = 2048  # or two batches, where that is more
+MOMENTUM = 0.9
+LR = 0.001  # so small that float32's rounding is not amplified to another loss within the checked steps
+
+
+def natural_shape(model: str) -> Shape:
+    """The images that a model of the zoo was made for: (28, 28, 1) or (32, 32, 3)."""
+    if model not in models.ZOO:
+        raise UsageError(f"model {model!r}: expected one of {', '.join(models.ZOO)}")
+    shape: Shape = inspect.signature(models.ZOO[model]).parameters["input_shape"].default
+    return shape
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One model trained by SGD with momentum 0.9 at a constant rate. UsageError where the model does not fit."""
+
+    model: str
+    image_shape: Shape
+    batch_size: int = 64
+    precision: str = "float32"
+    lr: float = LR
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        self.network()
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"{self.model}, batch {self.batch_size}"
+
+    def network(self) -> Model:
+        """The model with its initial weights, on the CPU."""
+        return models.by_name(self.model, self.image_shape, CLASSES, self.seed)
+
+    def dataset(self) -> Dataset:
+        """MNIST's training images where shape and batch size fit, else images and labels drawn uniformly.
+
+        Their number is a multiple of the batch size, so that all steps are alike, and at least two batches: a training
+        on one batch of everything would gather none.
+        """
+        if self.image_shape == (28, 28, 1) and 2 * self.batch_size <= len(_mnist().train):
+            whole = _mnist()
+            return whole.take(len(whole.train) // self.batch_size * self.batch_size)
+        count = max(2, SYNTHETIC_IMAGES // self.batch_size) * self.batch_size
+        pixels = count * int(np.prod(self.image_shape))
+        drawn = random.words(self.seed, (random.SYNTHETIC, 0, 0), -(-pixels // 4)).view(np.uint8)[:pixels]
+        labels = random.words(self.seed, (random.SYNTHETIC, 0, 1), count) % CLASSES
+        split = Split(drawn.reshape(count, *self.image_shape), labels.astype(np.int32))
+        return Dataset("uniform random images and labels", split, None, None, CLASSES)
+
+    def write(self, folder: Path) -> Dataset:
+        """Write all that ``workers.serving.Job`` reads into ``folder``; returns the data."""
+        model, dataset = self.network(), self.dataset()
+        order = [random.permutation(self.seed, (random.SHUFFLE, e, 0), len(dataset.train)) for e in range(EPOCHS)]
+        settings = {
+            "model": model.config(),
+            "layers": [described(layer) for layer in model.body.layers],
+            "mean": model.mean,
+            "std": model.std,
+            "data": dataset.name,
+            "classes": dataset.classes,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "lr": self.lr,
+            "momentum": MOMENTUM,
+            "seed": self.seed,
+            "threads": self.threads,
+        }
+        (folder / "job.json").write_text(json.dumps(settings), encoding="utf-8")
+        np.save(folder / "images.npy", dataset.train.images)
+        np.save(folder / "labels.npy", dataset.train.labels)
+        np.save(folder / "order.npy", np.stack(order))
+        np.savez(folder / "weights.npz", **model.state())  # type: ignore[arg-type]
+        return dataset
+
+
+def described(layer: Layer) -> dict[str, Any]:
+    """A built layer's configuration with its name and input shape, and so for the layers within it."""
+    tree = {**layer.config(), "name": layer.name, "in_shape": list(layer.in_shape)}
+    if isinstance(layer, Sequential):
+        tree["layers"] = [described(inner) for inner in layer.layers]
+    for part in ("body", "shortcut"):
+        inner = getattr(layer, part, None)
+        if isinstance(inner, Layer):
+            tree[part] = described(inner)
+    return tree
+
+
+@functools.cache
+def _mnist() -> Dataset:
+    """The embedded MNIST's training images alone."""
+    whole = data.mnist()
+    return Dataset(whole.name, whole.train, None, None, whole.classes)

@@ -1,0 +1,36 @@
+"""``bareconv bench VERB``: steady-state throughput of training steps."""
+
+from __future__ import annotations
+
+import click
+
+from bareconv.cli import Verbs
+
+VERBS = {
+    "run": "How many images a second our engines train.",
+    "peers": "The same beside other libraries, measured by turns.",
+}
+
+EPILOG = """\b
+Examples:
+  bareconv bench run --model basic --budget 10
+  bareconv bench peers --model basic --model small --budget 60
+
+"bareconv bench VERB --help" shows a verb's options.
+"""
+
+
+@click.group(
+    cls=Verbs,
+    verbs=VERBS,
+    package="bareconv.cli.bench",
+    epilog=EPILOG,
+    subcommand_metavar="VERB ...",
+    options_metavar="",
+    invoke_without_command=True,
+)
+@click.pass_context
+def bench(ctx: click.Context) -> None:
+    """Measure the steady-state throughput of training steps on this machine, each candidate in its own process."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

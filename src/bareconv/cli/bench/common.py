@@ -1,0 +1,203 @@
+"""What the verbs of ``bareconv bench`` share: options, workloads, the story of a measurement on the screen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bareconv import host
+from bareconv.bench import results
+from bareconv.bench.interleave import Listener, Side
+from bareconv.bench.process import REMOVED, THREADS
+from bareconv.bench.workload import LR, Workload, natural_shape
+from bareconv.cli.options import precision_option, seed_option
+from bareconv.cli.screen import Bar, Interrupt, Screen
+from bareconv.files import check_writable
+from bareconv.nn.layer import Shape
+from bareconv.nn.models import ZOO
+from bareconv.report.format import rate, seconds, significant
+from bareconv.training import ENGINES, Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FEW = 6  # blocks
+_TICKS = 10  # parts of a second, as the bar counts
+
+
+def _image_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> Shape | None:
+    """28x28x1 as (28, 28, 1): height, width, channels."""
+    if value is None:
+        return None
+    parts = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", value)
+    if parts is None:
+        raise click.BadParameter(f"{value!r}: expected height x width x channels, such as 28x28x1", ctx, param)
+    return tuple(map(int, parts.groups()))
+
+
+def several(name: str, into: str, values: list[str] | tuple[str, ...], default: str, text: str) -> Callable[[F], F]:
+    """An option of named values that may be given more than once."""
+    return click.option(
+        name,
+        into,
+        type=click.Choice(values),
+        metavar="NAME",
+        multiple=True,
+        default=(default,),
+        show_default=True,
+        help=f"{text}: {', '.join(values)}. May be repeated.",
+    )
+
+
+def bench_options(budget: int) -> Callable[[F], F]:
+    """What to train, how, for how long, and where the result goes; ``workloads`` takes most of them."""
+
+    def decorate(function: F) -> F:
+        for option in (
+            click.option(
+                "--output",
+                type=click.Path(path_type=Path, dir_okay=False),
+                metavar="FILE",
+                help="Write the result, as JSON, to this file.",
+            ),
+            seed_option,
+            click.option(
+                "--lr",
+                type=click.FloatRange(0, min_open=True),
+                metavar="RATE",
+                default=LR,
+                show_default=True,
+                help="Learning rate, constant, of SGD with momentum 0.9.",
+            ),
+            click.option(
+                "--image-shape",
+                callback=_image_shape,
+                metavar="HxWxC",
+                help="Size of the images. [default: the model's own, 28x28x1 or 32x32x3]",
+            ),
+            click.option(
+                "--budget",
+                type=click.FloatRange(0, min_open=True),
+                metavar="SECONDS",
+                default=budget,
+                show_default=True,
+                help="Time for warming up and measuring, over all workloads; compiling comes on top.",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Threads of each candidate. [default: the cores that this process may use]",
+            ),
+            precision_option(several=False),
+            several("--engine", "engines", ENGINES, Settings.engine, "Our engines to measure"),
+            click.option(
+                "--batch-size",
+                "batch_sizes",
+                type=click.IntRange(1),
+                metavar="N",
+                multiple=True,
+                default=(64,),
+                show_default=True,
+                help="Images in a step. May be repeated.",
+            ),
+            several("--model", "models", list(ZOO), "basic", "The networks"),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def workloads(options: dict[str, Any]) -> Iterator[Workload]:
+    """Each model with each batch size, once. UsageError where a model does not fit the images."""
+    shape: Shape | None = options["image_shape"]
+    for model in dict.fromkeys(options["models"]):
+        for batch_size in dict.fromkeys(options["batch_sizes"]):
+            yield Workload(
+                model=model,
+                image_shape=shape or natural_shape(model),
+                batch_size=batch_size,
+                precision=options["precision"],
+                lr=options["lr"],
+                seed=options["seed"],
+                threads=threads(options),
+            )
+
+
+def threads(options: dict[str, Any]) -> int:
+    """As the user says, or as many as there are cores."""
+    return options["threads"] or host.allowed_cores()
+
+
+def introduce(screen: Screen, options: dict[str, Any], device: str) -> list[str]:
+    """Say where it runs and what distorts it; returns what of that belongs into the result's notes."""
+    check = options["output"]
+    if check is not None:
+        check_writable(check, "--output")
+    screen.say(f"Device: {device}, {threads(options)} thread{'s' if threads(options) > 1 else ''} for each candidate")
+    for warning in screen.environment["warnings"]:
+        # What is measured has its own threads, and not the variables that are taken away.
+        if not any(name in warning for name in (*REMOVED, *THREADS, "matrix products run")):
+            screen.warn(warning)
+    removed = [name for name in REMOVED if name in screen.environment["variables"]]
+    return [f"{name} is set, and was removed from the environment of what is measured." for name in removed]
+
+
+def conclude(screen: Screen, options: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write the result where it was asked for."""
+    if options["output"] is not None:
+        results.write(result, options["output"])
+        screen.say(f"\nWrote {options['output']}")
+    screen.finish(result)
+
+
+def too_few(title: str, sides: Sequence[Side]) -> list[str]:
+    """A note for each side whose interval is of hardly any blocks."""
+    return [
+        f"{title}, {side.candidate.label}: {len(side.samples.seconds)} blocks are too few for an interval to mean "
+        "much; a larger --budget gives more."
+        for side in sides
+        if side.rate is not None and len(side.samples.seconds) < FEW
+    ]
+
+
+def interval(figure: dict[str, Any]) -> str:
+    """The interval of a rate: "12,345 to 12,567"."""
+    return f"{rate(figure['low']).removesuffix('/s')} to {rate(figure['high']).removesuffix('/s')}"
+
+
+class Story(Listener):
+    """Tells a person how the measurement goes on; on a bar, drawn between two blocks."""
+
+    def __init__(self, screen: Screen, bar: Bar, interrupt: Interrupt, parts: int) -> None:
+        self.screen, self.bar, self.interrupt = screen, bar, interrupt
+        self.parts, self.part, self.seconds = parts, 0, 0.0
+
+    def begins(self, title: str) -> None:
+        """The next workload begins."""
+        self.part += 1
+        self.title = title
+        self.screen.say(f"\n{title}:" if self.parts == 1 else f"\n{title} ({self.part} of {self.parts}):")
+
+    def stage(self, text: str) -> None:
+        self.bar.begin(f"{text} ({self.title})")
+
+    def measuring(self, text: str, seconds: float) -> None:
+        self.seconds = seconds
+        self.bar.begin(text, max(1, round(seconds * _TICKS)))
+
+    def block(self, side: Side, left: float) -> None:
+        done = min(round((self.seconds - left) * _TICKS), self.bar.total)
+        latest = f"{side.candidate.label}: {rate(side.samples.rates[-1], 'images')}, " if side.samples.seconds else ""
+        self.bar.count(done, f"{latest}{_left(left)} left")
+
+    def should_stop(self) -> bool:
+        return self.interrupt.requested
+
+
+def _left(x: float) -> str:
+    return seconds(round(x)) if x >= 10 else f"{significant(x, 2)} s"

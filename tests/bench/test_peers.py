@@ -1,0 +1,245 @@
+"""Peers: found or absent, tried, chosen, held to our losses; PyTorch and DeZero where they are installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import util
+
+import pytest
+from bench_stand_ins import LOSSES, QUICK, averaged, stand_in, tiny
+
+from bareconv.bench import peers, results
+from bareconv.bench.environment import describe
+from bareconv.bench.interleave import Listener, our_candidate
+from bareconv.bench.peers import PEERS, Found, Peer, compare, find, record
+from bareconv.bench.steady import run_record
+from bareconv.bench.workload import Workload
+from bareconv.device import get_device
+from bareconv.errors import UsageError
+from bareconv.nn import Dropout, Flatten, models
+from bareconv.nn.layers import Dense
+from bareconv.nn.model import Model
+
+WORK = Workload("mlp", (6, 6, 1), batch_size=4)
+
+
+def torch_python():
+    """An interpreter that has PyTorch; skips where there is none."""
+    found = find(["pytorch"], os.environ.get("BARECONV_TORCH_PYTHON"))
+    if found.absent:
+        pytest.skip(f"PyTorch is not installed: {found.absent['pytorch']}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def machine():
+    return describe()
+
+
+@pytest.fixture
+def valid(machine):
+    """The record of a comparison, within a result that fits the schema."""
+
+    def valid(compared, absent=None):
+        runs = [run_record(compared, side, get_device("cpu")) for side in compared.sides if side.candidate.ours]
+        entry = record(compared, absent or {})
+        result = results.new("bench peers", {}, runs=filter(None, runs), peers=[entry], environment=machine)
+        results.validate(result)
+        return result["peers"][0]
+
+    return valid
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Peers that are stand-ins: each variant's options are its trouble, its losses and its step."""
+
+    def make(name, command, options, environment, ours, variant):
+        made = stand_in(name, **options.get("acts", {}))
+        return type(made)(name, made.command, options, made.environment, ours, variant)
+
+    monkeypatch.setattr(peers, "Candidate", make)
+
+    def register(**catalog):
+        for name, (variants, default) in catalog.items():
+            monkeypatch.setitem(PEERS, name, Peer(name, "", variants, default))
+        return Found(dict.fromkeys(catalog, sys.executable), {})
+
+    return register
+
+
+def acting(mode="eager", **acts):
+    return {"mode": mode, "acts": acts}
+
+
+def test_absent_and_unknown_peers():
+    found = find(["pytorch", "dezero"], None)
+    assert set(found.pythons) | set(found.absent) == {"pytorch", "dezero"}
+    for name, package in (("pytorch", "torch"), ("dezero", "dezero")):
+        if util.find_spec(package) is None:
+            assert found.absent[name] == f"{package} is not installed for {sys.executable}"
+    with pytest.raises(UsageError, match="peer 'abacus': expected one of pytorch, dezero"):
+        find(["abacus"], None)
+    with pytest.raises(UsageError, match="--python /nowhere: that is no Python"):
+        find(["pytorch"], "/nowhere")
+
+
+def test_the_best_variant_and_the_default_are_measured(stand_ins, valid):
+    variants = {"slow": acting(step=0.004), "quick": acting(step=0.001), "broken": acting(trouble="die at run")}
+    found = stand_ins(rival=(variants, acting(step=0.008)))
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, 1.2, Listener(), limits=QUICK)
+    entry = valid(compared)
+    assert [(one["name"], one["variant"]) for one in entry["candidates"]] == [
+        ("plan", ""),
+        ("rival", "quick"),
+        ("rival", "default"),
+    ]
+    assert entry["ours"] == "plan"
+    ours, quick, default = entry["candidates"]
+    assert "ratio" not in ours
+    for one, ratio in ((quick, 0.5), (default, 4.0)):
+        assert one["ratio"]["value"] == pytest.approx(ratio, rel=1e-6)
+        assert one["ratio"]["low"] <= one["ratio"]["value"] <= one["ratio"]["high"]
+        assert one["throughput"]["memory_growth_bytes"] == 2000
+        assert len(one["throughput"]["samples"]["seconds"]) >= 2
+    tries = {one["variant"]: one for one in quick["tries"]}
+    assert list(tries) == ["slow", "quick", "broken"]
+    assert tries["quick"]["images_per_second"] == pytest.approx(4000)
+    assert "something broke" in tries["broken"]["error"]
+    assert quick["first_losses"] == list(LOSSES)
+
+
+def test_variants_that_compile_can_be_left_out(stand_ins, valid):
+    variants = {"compiled": acting("compile"), "eager": acting()}
+    found = stand_ins(rival=(variants, None))
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, 0.4, Listener(), compiled=False, limits=QUICK)
+    _, rival = valid(compared)["candidates"]
+    assert (rival["variant"], [one["variant"] for one in rival["tries"]]) == ("eager", ["eager"])
+
+
+def test_compiling_has_a_limit(stand_ins, valid, monkeypatch):
+    monkeypatch.setattr(peers, "COMPILE_SECONDS", 0.5)
+    found = stand_ins(rival=({"compiled": acting("compile", trouble="hang at prepare"), "eager": acting()}, None))
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, 0.4, Listener(), limits=QUICK)
+    _, rival = valid(compared)["candidates"]
+    assert (rival["variant"], rival["status"]) == ("eager", "measured")
+    assert rival["tries"][0]["error"] == "gave no answer within 0.5 s and was ended"
+
+
+def test_other_losses_mean_no_figures(stand_ins, valid):
+    wrong = [*LOSSES[:-1], LOSSES[-1] * 1.002]
+    near = [*LOSSES[:-1], LOSSES[-1] * 1.0005]
+    found = stand_ins(
+        wrong=({"": acting(losses=wrong)}, None),
+        near=({"": acting(losses=near)}, None),
+        lacking=({"": acting(trouble="cannot prepare")}, None),
+        dying=({"": acting(trouble="die at run")}, None),
+    )
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, 0.6, Listener(), limits=QUICK)
+    entries = {one["name"]: one for one in valid(compared, {"gone": "not installed"})["candidates"]}
+    assert {name: one["status"] for name, one in entries.items()} == {
+        "plan": "measured",
+        "wrong": "disagrees",
+        "near": "measured",
+        "lacking": "unsupported",
+        "dying": "failed",
+    }
+    assert {name for name, one in entries.items() if "throughput" in one} == {"plan", "near"}
+    assert "its first 5 losses differ from ours by up to 2.0e-03 (tolerance 0.001)" in entries["wrong"]["error"]
+    assert entries["near"]["loss_difference"] == pytest.approx(5e-4)
+    assert "Twist" in entries["lacking"]["error"]
+
+
+def test_where_ours_fails_nothing_is_compared(stand_ins, valid):
+    found = stand_ins(rival=({"": acting()}, None))
+    compared = compare(WORK, [stand_in("plan", "die at prepare", ours=True)], found, 0.4, Listener(), limits=QUICK)
+    entry = valid(compared)
+    assert entry["ours"] is None
+    assert [one["status"] for one in entry["candidates"]] == ["failed", "failed"]
+
+
+def test_no_process_is_left_behind(stand_ins):
+    found = stand_ins(rival=({"a": acting(), "b": acting(step=0.001)}, acting()))
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, 0.4, Listener(), limits=QUICK)
+    assert not any(side.alive for side in [*compared.sides, *compared.tries["rival"]])
+
+
+@pytest.fixture
+def zoo(monkeypatch):
+    def dropping(input_shape=(4, 4, 1), classes=10, seed=0):
+        return Model([Flatten(), Dropout(0.5), Dense(classes)], input_shape, seed=seed, name="dropping")
+
+    for model in (tiny, averaged, dropping):
+        monkeypatch.setitem(models.ZOO, model.__name__, model)
+
+
+def ours():
+    return [our_candidate("reference", "cpu", 1)]
+
+
+@pytest.mark.slow
+def test_pytorch_computes_the_same(zoo, valid, monkeypatch):
+    """In float64 there is no rounding to speak of: layouts, the flatten's order, strides, norms, the optimizer."""
+    found = torch_python()
+    monkeypatch.setattr(peers, "TRY_SECONDS", 0.05)
+    work = Workload("tiny", (9, 8, 2), batch_size=16, precision="float64", lr=0.02)
+    entry = valid(compare(work, ours(), found, 0.5, Listener(), compiled=False))
+    for one in entry["candidates"]:
+        assert (one["status"], one["error"]) == ("measured", None)
+    best, default = entry["candidates"][1:]
+    assert {one["variant"] for one in best["tries"]} == {"nchw eager", "channels_last eager"}
+    assert default["variant"] == "default"
+    assert max(best["loss_difference"], default["loss_difference"]) < 1e-12
+    assert "torch" in best["throughput"]["versions"]
+
+
+def test_pytorch_refuses_what_it_cannot_do_alike(zoo, valid, monkeypatch):
+    found = torch_python()
+    monkeypatch.setitem(PEERS, "pytorch", Peer("torch", PEERS["pytorch"].module, {"": peers.DEFAULT}))
+    work = Workload("dropping", (4, 4, 1), batch_size=8)
+    rival = valid(compare(work, ours(), found, 0.2, Listener()))["candidates"][1]
+    assert (rival["status"], rival["error"]) == (
+        "unsupported",
+        "layer type Dropout (layer dropout1) has no counterpart here",
+    )
+
+
+@pytest.mark.parametrize("model", ["tiny", "averaged"])
+def test_dezero_computes_the_same(model, zoo, valid):
+    found = find(["dezero"], None)
+    if found.absent:
+        pytest.skip(f"DeZero is not installed: {found.absent['dezero']}")
+    shape = (9, 8, 2) if model == "tiny" else (6, 6, 1)
+    work = Workload(model, shape, batch_size=16, precision="float64", lr=0.02)
+    rival = valid(compare(work, ours(), found, 0.3, Listener()))["candidates"][1]
+    assert (rival["status"], rival["error"]) == ("measured", None)
+    assert rival["loss_difference"] < 1e-12
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_that_turns_out_not_to_be_there(peer, valid):
+    """The scripts start under any interpreter, bareconv installed or not; what is absent is an answer, not a crash."""
+    if util.find_spec(PEERS[peer].package) is not None:
+        pytest.skip(f"{peer} is there")
+    compared = compare(WORK, ours(), Found({peer: sys.executable}, {}), 0.2, Listener(), compiled=False)
+    rival = valid(compared)["candidates"][1]
+    assert rival["status"] == "failed"
+    assert f"No module named '{PEERS[peer].package}'" in rival["error"]
+
+
+def test_the_peers_scripts_import_nothing_of_ours_that_needs_a_package():
+    code = """
+import sys, types
+package = types.ModuleType("bareconv"); package.__path__ = [sys.argv[1]]; sys.modules["bareconv"] = package
+import bareconv.bench.workers.pytorch, bareconv.bench.workers.dezero
+print(*(name for name in sys.modules if name.startswith("bareconv.")))
+"""
+    folder = os.path.dirname(sys.modules["bareconv"].__file__ or "")
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True, timeout=60)
+    assert set(done.stdout.split()) == {
+        "bareconv.host",
+        "bareconv.bench",
+        *(f"bareconv.bench.workers{name}" for name in ("", ".serving", ".pytorch", ".dezero")),
+    }
