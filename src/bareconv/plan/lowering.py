@@ -259,10 +259,14 @@ class Lowering:
         if tensor not in self._gradient:
             sparse = any(is_sparse(node, self.target) for node in tensor.readers)
             plane = self.tensor(tensor)[1] if sparse else plane_of(tensor.shape)
-            made = self.buffer(f"d {tensor.name}", plane.size)
+            made = self.buffer(f"d {tensor.name}", plane.size + self._beyond(sparse))
             made.rows = len(tensor.shape) == 1
             self._gradient[tensor] = made, plane
         return self._gradient[tensor]
+
+    def _beyond(self, sparse: bool) -> int:
+        """Elements after an image of dX: a sparse backward adds zeros there, where another thread's image must not begin."""
+        return self.target.lanes if sparse else 0
 
     def weight_of(self, name: str) -> Place:
         return Place(self.weight, self.parameters.start[name])
@@ -479,7 +483,7 @@ class Lowering:
         buffer, plane, add = into
         if not add:
             return buffer, plane, lambda: None
-        beside = self.buffer(f"{buffer.name} beside", plane.size)
+        beside = self.buffer(f"{buffer.name} beside", buffer.elements)
 
         def finish() -> None:
             self.record.images(Elementwise(self.target, "add", plane, plane, plane), a=buffer, b=beside, y=buffer)
