@@ -147,8 +147,10 @@ class Program:
         """Go through all stages once, for a batch of that many images."""
         self._header[_IMAGES] = images
         table, waits, function = self._header.ctypes.data, self._waits, self._function
-        self.threads.run(lambda worker: function(table, waits, 0, worker))
-        self._waits += sum(stage.wait for stage in self.stages)
+        try:
+            self.threads.run(lambda worker: function(table, waits, 0, worker))
+        finally:  # Ctrl-C arrives when the machine code is through
+            self._waits += sum(stage.wait for stage in self.stages)
 
     def seconds(self) -> list[float]:
         """Of every call, since the last ``clear_ticks``: the mean over the workers; waiting comes first."""

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from bareconv.errors import BareconvError
+
 
 class Workers:
     """``count`` workers: the caller's thread is number 0, the others wait for work. Machine code runs without the GIL."""
@@ -21,12 +23,27 @@ class Workers:
         self._finalizer = weakref.finalize(self, _stop, self._helpers)
 
     def run(self, work: Callable[[int], object]) -> None:
-        """``work(worker)`` on all workers at once; returns when all have returned."""
+        """``work(worker)`` on all workers at once; returns when all have returned. Raises what one of them has raised."""
+        if not self._finalizer.alive:
+            raise BareconvError("the workers have been closed")
+        errors: list[BaseException] = []
         for helper in self._helpers:
             helper.begin(work)
-        work(0)
-        for helper in self._helpers:
-            helper.join()
+        try:
+            work(0)
+        except BaseException as error:
+            errors.append(error)
+        waiting = list(self._helpers)
+        while waiting:  # for all, whatever happens: the next work must find them idle
+            try:
+                error = waiting[0].join()
+            except KeyboardInterrupt as pressed:
+                errors.append(pressed)
+                continue
+            errors += [] if error is None else [error]
+            del waiting[0]
+        if errors:
+            raise errors[0]
 
     def close(self) -> None:
         """End the threads."""
@@ -48,11 +65,10 @@ class _Helper:
         self._work = work
         self._go.release()
 
-    def join(self) -> None:
+    def join(self) -> BaseException | None:
         self._done.acquire()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        error, self._error = self._error, None
+        return error
 
     def _loop(self) -> None:
         while True:
