@@ -35,6 +35,7 @@ class Parameters:
         self.weight = self._flat()
         self._gradient: NDArray[np.generic] | None = None
         self.states: list[NDArray[np.generic]] = []
+        self._state_views: dict[str, list[NDArray[np.generic]]] = {}
         self.take_over()
 
     def _flat(self) -> NDArray[np.generic]:
@@ -77,6 +78,5 @@ class Parameters:
         """Make the optimizer's state views of ours, with its values, where it is not."""
         if not self.states:
             self.states = [self._flat() for _ in optimizer.slots]
-        optimizer.keep_state_in(
-            {name: [self.view(flat, name) for flat in self.states] for name in self.start}
-        )
+            self._state_views = {name: [self.view(flat, name) for flat in self.states] for name in self.start}
+        optimizer.keep_state_in(self._state_views)
