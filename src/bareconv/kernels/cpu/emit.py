@@ -273,8 +273,8 @@ class Builder:
         return self.intrinsic("fma", a.type, [a.ir, b.ir, c.ir], [a.type])
 
     def maximum(self, a: Value, b: Value) -> Value:
-        """The larger; b where one is NaN (as the machine's own instruction has it, so give b the value to keep)."""
-        return self.select(a > b, a, b)
+        """The larger; a where one is NaN, as the machine's own instruction has it of its second operand."""
+        return self.select(b > a, b, a)
 
     def minimum(self, a: Value, b: Value) -> Value:
         """The smaller of two integers."""
