@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bareconv.errors import UsageError
+from bareconv.errors import ShapeError, UsageError
 from bareconv.host import blas_threads
 from bareconv.kernels.cpu.jit import compile_kernels
 from bareconv.kernels.cpu.kernel import Kernel
@@ -106,6 +106,9 @@ class CpuPlan:
         self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], order: NDArray[np.int64], lr: float, step: int
     ) -> tuple[float, int]:
         images = len(order)
+        self._check(pixels, order)
+        if len(labels) != len(pixels) or labels.dtype != np.int64:
+            raise ShapeError(f"labels {labels.shape} of {labels.dtype}: expected an int64 for each of {len(pixels)} images")
         if images > self.batch_size:
             raise UsageError(f"a batch of {images} images: the plan was made for at most {self.batch_size}")
         self.parameters.take_over()
@@ -117,6 +120,16 @@ class CpuPlan:
         losses = bound.view(bound.lowering.losses, None, images)
         hits = bound.view(bound.lowering.hits, None, images)
         return float(losses.sum()) / images, int(hits.sum())
+
+    def _check(self, pixels: NDArray[Any], order: NDArray[np.int64] | None = None) -> None:
+        """Machine code believes what it is given."""
+        if pixels.shape[1:] != self.model.input_shape or pixels.dtype != np.uint8:
+            raise ShapeError(
+                f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
+                f"got {pixels.dtype} images of {pixels.shape[1:]}"
+            )
+        if order is not None and not (len(order) and 0 <= order.min() and order.max() < len(pixels)):
+            raise ShapeError(f"order of {len(order)} images: expected at least one, each from 0 to {len(pixels) - 1}")
 
     def gradients(self) -> dict[str, NDArray[Any]]:
         """The last step's gradients by parameter, where the plan keeps them: not where it updates at once."""
@@ -132,6 +145,7 @@ class CpuPlan:
                 graph, self.model, self.target, self.parameters, self.rule, self._smoothing, training=False
             )
             self._inference = _Bound(self, lowering, PREDICT_IMAGES, None)
+        self._check(pixels)
         self.parameters.take_over()
         bound = self._inference
         out = np.empty((len(pixels), *self.model.output_shape), self.model.precision)
