@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from bareconv.nn.layer import Layer, Shape
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, Optimizer
-from bareconv.plan import CpuPlan
-from bareconv.training import ReferenceEngine
+from bareconv.plan.cpu import CpuPlan
+from bareconv.training.engine import EngineSettings, ReferenceEngine
 
 MakeLayers = Callable[[], Sequence[Layer]]
 STRICT = 1e-9  # float64: what sums taken in another order leave
@@ -48,7 +48,7 @@ class Reference:
 
     def __init__(self, model: Model, optimizer: Optimizer, **options: Any) -> None:
         self.model, self.optimizer = model, optimizer
-        self.engine = ReferenceEngine(model, optimizer, **options)
+        self.engine = ReferenceEngine(model, optimizer, EngineSettings(1, **options))
 
     def step(
         self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], order: NDArray[np.int64], lr: float, step: int = 0
