@@ -173,6 +173,9 @@ class Pointer:
         at = (self + offset).ir
         if mask is None:
             self.k.ir.store(value.ir, at, align=self._bytes)
+        elif sum(lane.constant for lane in mask.ir.constant) == 1:
+            # By itself: for AVX-512 LLVM makes four bytes of one that was cut off from an integer (LLVM 22).
+            self.k.ir.store(self.k.lane(value, 0).ir, at, align=self._bytes)
         else:
             args = [value.ir, at, I32(self._bytes), mask.ir]
             self.k.intrinsic("masked.store", ir.VoidType(), args, [value.type, PTR])
