@@ -41,6 +41,14 @@ def device(request):
         yield chosen
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory):
+    """Compiled kernels of this session: not the user's, so that tests neither depend on it nor fill it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BARECONV_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        yield
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261122)

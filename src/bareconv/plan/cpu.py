@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bareconv.errors import UsageError
+from bareconv.errors import ShapeError, UsageError
 from bareconv.host import blas_threads
 from bareconv.kernels.cpu.rules import Rule, scalars
 from bareconv.kernels.cpu.target import Target, host_target
@@ -108,6 +108,9 @@ class CpuPlan:
         self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], order: NDArray[np.int64], lr: float, step: int
     ) -> tuple[float, int]:
         images = len(order)
+        self._check(pixels, order)
+        if len(labels) != len(pixels) or labels.dtype != np.int64:
+            raise ShapeError(f"labels {labels.shape} of {labels.dtype}: expected an int64 for each of {len(pixels)} images")
         if images > self.batch_size:
             raise UsageError(f"a batch of {images} images: the plan was made for at most {self.batch_size}")
         self.parameters.take_over()
@@ -119,6 +122,16 @@ class CpuPlan:
             bound.scalars[: len(numbers)] = numbers
         bound.run(pixels, order, labels, step)
         return float(bound.losses[:images].sum()) / images, int(bound.hits[:images].sum())
+
+    def _check(self, pixels: NDArray[Any], order: NDArray[np.int64] | None = None) -> None:
+        """Machine code believes what it is given."""
+        if pixels.shape[1:] != self.model.input_shape or pixels.dtype != np.uint8:
+            raise ShapeError(
+                f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
+                f"got {pixels.dtype} images of {pixels.shape[1:]}"
+            )
+        if order is not None and not (len(order) and 0 <= order.min() and order.max() < len(pixels)):
+            raise ShapeError(f"order of {len(order)} images: expected at least one, each from 0 to {len(pixels) - 1}")
 
     def gradients(self) -> dict[str, NDArray[Any]]:
         """The last step's gradients by parameter, where the plan keeps them: not where it updates at once."""

@@ -29,6 +29,7 @@ class Buffer:
     dtype: str = "float32"
     per: str = "image"
     zeros: bool = False
+    rows: bool = False  # images are rows of a matrix, one right after the other
     kept: bool = False  # someone else reads it after the last stage
     span: tuple[int, int] | None = None  # the first and last stretch between two waits in which it is used
     local: int = 0  # to a stage's call or a segment's round, which alone use it: each worker has ``chunk`` images of it
@@ -41,7 +42,7 @@ class Buffer:
         size = self.elements * np.dtype(self.dtype).itemsize
         if self.per == "image":
             # Rows a multiple of a page apart fall on the same lines of the cache, one after another.
-            return size + LINE if size % PAGE == 0 else size
+            return size + LINE if size % PAGE == 0 and not self.rows else size
         return -(-(size + SLACK) // LINE) * LINE
 
     def bytes(self, images: int, workers: int) -> int:

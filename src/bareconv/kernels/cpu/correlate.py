@@ -79,7 +79,10 @@ class Correlate(Kernel):
         registers = -(-self.filters // self.target.lanes)
         best: tuple[float, Blocking] | None = None
         for vectors in range(1, min(4, registers) + 1):
-            most = max(1, spare_rows(self.target.registers, vectors) // in_cell)
+            most = spare_rows(self.target.registers, vectors) // in_cell
+            if most < 1 and vectors > 1:  # not even one cell stays in registers
+                break
+            most = max(1, most)
             for tall in range(1, min(most, self.cells[0]) + 1):
                 for wide in range(1, min(most // tall, self.cells[1]) + 1):
                     blocking = Blocking(vectors, (tall, wide))

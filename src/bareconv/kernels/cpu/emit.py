@@ -181,6 +181,9 @@ class Pointer:
         at = (self + offset).ir
         if mask is None:
             self.k.ir.store(value.ir, at, align=self._bytes)
+        elif sum(lane.constant for lane in mask.ir.constant) == 1:
+            # By itself: for AVX-512 LLVM makes four bytes of one that was cut off from an integer (LLVM 22).
+            self.k.ir.store(self.k.lane(value, 0).ir, at, align=self._bytes)
         else:
             args = [value.ir, at, I32(self._bytes), mask.ir]
             self.k.intrinsic("masked.store", ir.VoidType(), args, [value.type, PTR])
@@ -287,8 +290,8 @@ class Builder:
         return self.intrinsic("fma", a.type, [a.ir, b.ir, c.ir], [a.type])
 
     def maximum(self, a: Value, b: Value) -> Value:
-        """The larger; b where one is NaN (as the machine's own instruction has it, so give b the value to keep)."""
-        return self.select(a > b, a, b)
+        """The larger; a where one is NaN, as the machine's own instruction has it of its second operand."""
+        return self.select(b > a, b, a)
 
     def minimum(self, a: Value, b: Value) -> Value:
         """The smaller; b where one is NaN."""

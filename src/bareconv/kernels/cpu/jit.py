@@ -6,6 +6,7 @@ names the file. A cache that cannot be written is done without; a file that is d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -176,4 +177,5 @@ def _write(name: str, code: bytes) -> None:
         aside.write_bytes(hashlib.sha256(code).digest() + code)
         aside.replace(folder / f"{name}.o")
     except OSError:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()

@@ -88,6 +88,8 @@ class WaitFor(Kernel):
             with b.when(turns.value > SPINS):
                 b.give_way()
 
+from bareconv.errors import BareconvError
+
 
 class Workers:
     """``count`` workers: the caller's thread is number 0, the others wait for work. Not for several callers at a time."""
