@@ -15,7 +15,7 @@ SUMMED_WEIGHTS = 1 << 14  # of a dense layer: up to here each worker sums up a g
 def has_kernel(node: Node) -> bool:
     """Whether kernels cover that node; the layer itself does it otherwise."""
     layer = node.layers[0]
-    if isinstance(layer, layers.Conv2d):
+    if type(layer) is layers.Conv2d:
         return layer.groups == 1 and (layer.window.stride == (1, 1) or layer.window.dilation == (1, 1))
     if type(layer) in (layers.MaxPool2d, layers.AvgPool2d):
         window = layer.window  # type: ignore[attr-defined]

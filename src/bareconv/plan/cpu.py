@@ -110,7 +110,9 @@ class CpuPlan:
         images = len(order)
         self._check(pixels, order)
         if len(labels) != len(pixels) or labels.dtype != np.int64:
-            raise ShapeError(f"labels {labels.shape} of {labels.dtype}: expected an int64 for each of {len(pixels)} images")
+            raise ShapeError(
+                f"labels {labels.shape} of {labels.dtype}: expected an int64 for each of {len(pixels)} images"
+            )
         if images > self.batch_size:
             raise UsageError(f"a batch of {images} images: the plan was made for at most {self.batch_size}")
         self.parameters.take_over()
@@ -146,6 +148,7 @@ class CpuPlan:
             step = Step(graph, self.model, self.target, self.parameters, self.rule, PREDICT_IMAGES, training=False)
             lowered = lower(step)
             self._inference = self._bound(lowered, PREDICT_IMAGES, None)
+        self._check(pixels)
         self.parameters.take_over()
         bound = self._inference
         out = np.empty((len(pixels), *self.model.output_shape), self.model.precision)

@@ -131,7 +131,9 @@ class Step:
                 if isinstance(layer, layers.Conv2d) and has_kernel(node):
                     border = max(border[0], layer.window.padding[0]), max(border[1], layer.window.padding[1])
             plane = plane_of(tensor.shape, border)
-            self._arrays[tensor] = self.buffer(tensor.name, plane.size, zeros=border != (0, 0)), plane
+            made = self.buffer(tensor.name, plane.size, zeros=border != (0, 0))
+            made.rows = len(tensor.shape) == 1  # as dense kernels have them
+            self._arrays[tensor] = made, plane
         return self._arrays[tensor]
 
     def same_array(self, tensor: Tensor, array: Array) -> None:
@@ -145,7 +147,10 @@ class Step:
         if tensor not in self._gradients:
             sparse = any(is_sparse(node, self.target) for node in tensor.readers)
             plane = self.tensor(tensor)[1] if sparse else plane_of(tensor.shape)
-            self._gradients[tensor] = self.buffer(f"d {tensor.name}", plane.size), plane
+            # A sparse backward adds zeros after an image, where another worker's image must not begin.
+            made = self.buffer(f"d {tensor.name}", plane.size + (self.target.lanes if sparse else 0))
+            made.rows = len(tensor.shape) == 1
+            self._gradients[tensor] = made, plane
         return self._gradients[tensor]
 
     def gradient_with_border(self, tensor: Tensor, border: Pair) -> None:
@@ -179,7 +184,7 @@ class Step:
         buffer, plane, add = into
         if not add:
             return buffer, plane, lambda: None
-        beside = self.buffer(f"{buffer.name} beside", plane.size)
+        beside = self.buffer(f"{buffer.name} beside", buffer.elements)
         kernel = Elementwise(self.target, "add", plane, plane, plane)
         return beside, plane, lambda: self.record.images(kernel, a=buffer, b=beside, y=buffer)
 

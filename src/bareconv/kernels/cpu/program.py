@@ -165,8 +165,8 @@ class Program:
     def run(self, images: int) -> None:
         """Go through all stages once, for a batch of that many images."""
         self._header[_IMAGES] = images
-        self.threads.run(self._function, self._table, self._waits)
-        self._waits += self._waits_of_a_run
+        waits, self._waits = self._waits, self._waits + self._waits_of_a_run
+        self.threads.run(self._function, self._table, waits)
 
     def seconds(self) -> list[float]:
         """Of every call, since the last ``clear_ticks``: the mean over the workers; waiting comes first."""

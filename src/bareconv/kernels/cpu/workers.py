@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bareconv.kernels.cpu.clock import FUNCTION, native, operand
+from bareconv.errors import BareconvError
+from bareconv.kernels.cpu.clock import native, operand
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 
 SPINS = 1000  # turns of waiting before the core is offered to others
@@ -88,74 +89,111 @@ class WaitFor(Kernel):
             with b.when(turns.value > SPINS):
                 b.give_way()
 
-from bareconv.errors import BareconvError
-
 
 class Workers:
     """``count`` workers: the caller's thread is number 0, the others wait for work. Not for several callers at a time."""
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._number = 0  # of pieces of work so far
+        self._mine = _Post(0)
         self._helpers = [_Helper(number) for number in range(1, count)]
         # A program that ends without closing must not wait for threads that wait for it.
         self._finalizer = weakref.finalize(self, _stop, self._helpers)
 
     def run(self, function: int, table: int, first: int) -> None:
         """Machine code at ``function``, called as (table, first, 0, worker, 0) on all workers; returns when all have."""
+        if not self._finalizer.alive:
+            raise BareconvError("the workers have been closed")
+        self._number += 1
+        try:
+            self._take_part(function, table, first)
+        except BaseException:  # Ctrl-C, which waits for machine code but not for Python: no worker may wait for ever
+            self._take_part(function, table, first)
+            raise
+
+    def _take_part(self, function: int, table: int, first: int) -> None:
+        """What is still to be done of the piece of work at hand."""
         for helper in self._helpers:
-            helper.begin(function, table, first)
-        FUNCTION(function)(table, first, 0, 0, 0)
+            helper.begin(self._number, function, table, first)
+        self._mine.announce(self._number, function, table, first)
+        self._mine.serve(lookout=0)
         for helper in self._helpers:
-            helper.join()
+            helper.post.wait_until_done()
 
     def close(self) -> None:
         """End the threads."""
         self._finalizer()
 
 
+class _Post:
+    """Where a worker finds its work, and says that it is done."""
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self.words = np.zeros(16, np.int64)
+        self._table, self._begun, self._done = (operand(self.words[at:]) for at in (0, _BEGUN, _DONE))
+        self._serve, self._announce, self._wait = native(Serve), native(Announce), native(WaitFor)
+
+    def announce(self, number: int, function: int, table: int, first: int) -> None:
+        """Piece of work ``number``, once; 0 for a function: the end."""
+        if self.words[_BEGUN] < number:
+            self.words[_FUNCTION : _FIRST + 1] = function, table, first
+            self._announce(self._begun.ctypes.data, 0, 0, 0, 0)
+
+    def serve(self, lookout: int) -> None:
+        """Do what is announced, and look out for more for so many turns."""
+        self._serve(self._table.ctypes.data, int(self.words[_DONE]) + 1, lookout, self._worker, 0)
+
+    def wait_until_done(self) -> None:
+        """Return when all that was announced is done."""
+        self._wait(self._done.ctypes.data, int(self.words[_BEGUN]), 0, 0, 0)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was announced is done."""
+        return bool(self.words[_BEGUN] == self.words[_DONE])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end was announced, and has come."""
+        return self.idle and bool(self.words[_BEGUN] > 0) and bool(self.words[_FUNCTION] == 0)
+
+
 class _Helper:
     """A thread that serves: in machine code as long as there is work, then asleep until there is more."""
 
     def __init__(self, number: int) -> None:
-        self._number = number
-        self._words = np.zeros(16, np.int64)
-        self._all, self._done = operand(self._words), operand(self._words[_DONE:])
-        self._serve, self._announce, self._wait = native(Serve), native(Announce), native(WaitFor)
+        self.post = _Post(number)
         self._asleep: list[bool] = []  # not empty: it sleeps, or is about to; whoever empties it says what happens
         self._wake = threading.Lock()
         self._wake.acquire()
         threading.Thread(target=self._loop, name=f"bareconv worker {number}", daemon=True).start()
 
-    def begin(self, function: int, table: int, first: int) -> None:
-        """Announce a piece of work; 0 for a function: the end."""
-        self._words[_FUNCTION : _FIRST + 1] = function, table, first
-        self._announce(self._all.ctypes.data, 0, 0, 0, 0)
+    def begin(self, number: int, function: int, table: int, first: int) -> None:
+        """Announce a piece of work, and see that someone is awake to do it."""
+        self.post.announce(number, function, table, first)
         if self._taken():
             self._wake.release()
 
-    def join(self) -> None:
-        """Return when all that was announced is done."""
-        self._wait(self._done.ctypes.data, int(self._words[_BEGUN]), 0, 0, 0)
-
     def _taken(self) -> bool:
-        """Whether the note of being asleep was there, and is now ours: one operation of the interpreter, for one thread."""
+        """Whether the note of being asleep was there, and is now ours: one operation of Python's, for one thread."""
         try:
             return self._asleep.pop()
         except IndexError:
             return False
 
     def _loop(self) -> None:
-        while True:
-            number = int(self._words[_DONE]) + 1
-            self._serve(self._all.ctypes.data, number, LOOKOUT, self._number, 0)
-            if self._words[_FUNCTION] == 0 and self._words[_DONE] == self._words[_BEGUN] > 0:
+        while not self.post.ended:
+            self.post.serve(LOOKOUT)
+            if self.post.ended:
                 return
             self._asleep.append(True)
             # Either work has come by now, and the note is still there to take back, or someone will wake us.
-            if self._words[_BEGUN] == self._words[_DONE] or not self._taken():
+            if self.post.idle or not self._taken():
                 self._wake.acquire()
 
 
 def _stop(helpers: list[_Helper]) -> None:
     for helper in helpers:
-        helper.begin(0, 0, 0)
+        helper.begin(int(helper.post.words[_BEGUN]) + 1, 0, 0, 0)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bareconv.kernels.cpu.correlate import Correlate
+from bareconv.kernels.cpu.elementwise import Elementwise
 from bareconv.kernels.cpu.gradient import Spread, WeightGradient
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.sparse import SparseBackward
@@ -81,7 +82,9 @@ class ConvRelu(Fused):
         (dy, dy_plane), (y, y_plane) = step.gradient(self.node.output), step.tensor(self.node.output)
         border = gradient_border(layer) if step.trains(self.node.inputs[0]) else (0, 0)
         out_plane = plane_of(layer.out_shape, border)
-        if self.node.relu or self.pool or border != dy_plane.border or layer.bias:
+        # A sparse backward leaves anything in the border, which is to be zeros here.
+        spoilt = border != (0, 0) and any(is_sparse(reader, self.target) for reader in self.node.output.readers)
+        if self.node.relu or self.pool or layer.bias or border != dy_plane.border or spoilt:
             covered = out_plane.height % self.cells[0] == 0 and out_plane.width % self.cells[1] == 0
             out = step.buffer(f"d {layer.name}", out_plane.size, zeros=border != (0, 0) or not covered)
             self.images(
@@ -101,8 +104,10 @@ class ConvRelu(Fused):
         if into is None:
             return
         dx, dx_plane, add = into
-        # Where the stride is larger than the kernel, some pixels take part in nothing.
-        dx.zeros |= any(u > size for u, size in zip(self.window.stride, self.window.kernel, strict=True))
+        if not add and any(u > size for u, size in zip(self.window.stride, self.window.kernel, strict=True)):
+            # Pixels that no window covers: zeros each time anew, for others may add to them afterwards.
+            nothing = self.step.buffer(f"{dx.name} zeros", dx_plane.size, zeros=True)
+            self.images(Elementwise(self.target, "copy", dx_plane, dx_plane, dx_plane), a=nothing, y=dx)
         for kernel, rows, columns in input_gradients(self.layer, self.target, dy_plane, dx_plane, add):
             places = packing.turned_round(self.places, rows, columns)
             shape = (kernel.taps, kernel.size, kernel.step, kernel.dilation)

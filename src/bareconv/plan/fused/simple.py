@@ -12,6 +12,7 @@ from bareconv.kernels.cpu.elementwise import Elementwise
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.pool import PoolBackward, PoolForward
 from bareconv.nn import layers
+from bareconv.plan.covers import has_kernel
 from bareconv.plan.memory import Buffer
 from bareconv.plan.step import Fused, plane_of
 
@@ -70,10 +71,13 @@ class AddRelu(Fused):
             y, y_plane = self.step.tensor(self.node.output)
             self.images(Elementwise(self.target, "gate", plane, y_plane, plane), a=dy, b=y, y=dy)
         body, beside = self.node.inputs
-        # The body's last operation reads dY before anything is added to the other's gradient: both can be dY itself.
-        alone = body is not beside and body.producer is not None and len(body.readers) == 1
-        for tensor in (body, beside):
-            if not (alone and self.step.same_gradient(tensor, (dy, plane))):
+        # Both can be dY itself where the body's last operation only reads it, before anything adds to the other's
+        # gradient. What has only the body's gradient to wait for may do with dY what it likes.
+        last = body.producer
+        reads = last is not None and len(body.readers) == 1 and last.inputs[0] is not beside and has_kernel(last)
+        only_reads = reads and last is not None and last.kind in ("Conv2d", "BatchNorm")
+        for tensor, shares in ((body, only_reads), (beside, body is not beside)):
+            if not (shares and self.step.same_gradient(tensor, (dy, plane))):
                 self.step.pass_on(tensor, dy, plane)
 
 
