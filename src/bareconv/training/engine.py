@@ -56,11 +56,19 @@ class Engine(Protocol):
     name: str
     model: Model
     optimizer: Optimizer
-    compiled: int  # kernels so far, of those that were in no cache
-    compile_seconds: float  # spent so far on machine code, apart from training
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def compiled(self) -> int:
+        """Kernels so far, of those that were in no cache."""
+        ...
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent so far on machine code, apart from training."""
+        ...
 
     @property
     def threads(self) -> int | None:
@@ -222,11 +230,15 @@ class TunedEngine(ReferenceEngine):
             )
 
     def train(self, batch: Batch, lr: float) -> tuple[Array, Array]:
-        self.prepare()
-        x, labels = self.inputs(batch)
-        loss, hits = self._made.forward_backward(x, labels, batch.step)
+        result = self.gradients(*self.inputs(batch), batch.step)
         self.update(lr)
-        return np.float64(loss), np.int64(hits)
+        return result
+
+    def gradients(self, x: Array, labels: Array, step: int) -> tuple[Array, Array]:
+        """Forward and backward of prepared images: (mean loss, number of correct predictions)."""
+        self.prepare()
+        loss, hits = self._made.forward_backward(x, labels, step)
+        return np.asarray(loss, np.float64), np.asarray(hits, np.int64)
 
     def predict(self, images: Array) -> Array:
         self.prepare()
@@ -262,11 +274,11 @@ class PlanEngine:
         return f"plan ({self.plan.target.name}, {_threads(self.threads)})"
 
     @property
-    def compiled(self) -> int:  # type: ignore[override]
+    def compiled(self) -> int:
         return self.plan.compiled if self._plan is not None else 0
 
     @property
-    def compile_seconds(self) -> float:  # type: ignore[override]
+    def compile_seconds(self) -> float:
         return self.plan.compile_seconds if self._plan is not None else 0.0
 
     @property
@@ -292,7 +304,7 @@ class PlanEngine:
             self._labels = batch.labels, np.ascontiguousarray(batch.labels, np.int64)
         chosen = np.arange(len(batch)) if batch.chosen is None else batch.chosen
         loss, hits = self.plan.step(np.ascontiguousarray(batch.images), self._labels[1], chosen, lr, batch.step)
-        return np.float64(loss), np.int64(hits)
+        return np.asarray(loss, np.float64), np.asarray(hits, np.int64)
 
     def predict(self, images: Array) -> Array:
         if images.shape[1:] != self.model.input_shape:
