@@ -122,7 +122,7 @@ class SoftmaxCrossEntropy(Layer):
 
 
 class ReferenceEngine:
-    """The model's own layers, called one after another. ``forward``, ``backward`` and ``update`` are its step in parts."""
+    """The model's own layers, one after another. ``forward``, ``backward`` and ``update`` are its step in parts."""
 
     name = "reference"
     compiled, compile_seconds = 0, 0.0

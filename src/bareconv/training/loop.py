@@ -342,8 +342,9 @@ def train(
     """Train ``model`` in place and return what happened.
 
     ``optimizer``: SGD(0.05, momentum=0.9) unless given; ``schedule``: OneCycle(). ``device``: "auto", "cpu", "cuda",
-    "cuda:1". ``engine``: "plan", "tuned" or "reference", and ``threads`` of the first two. After every epoch ``data.evaluation`` is evaluated. Raises UsageError where things do not fit,
-    NotFiniteError where the loss explodes.
+    "cuda:1". ``engine``: "plan", "tuned" or "reference"; ``threads`` of the first two, by default as many as there are
+    cores for this process. After every epoch ``data.evaluation`` is evaluated. Raises UsageError where things do not
+    fit, NotFiniteError where the loss explodes.
     """
     settings = Settings(
         epochs=epochs,
