@@ -188,7 +188,7 @@ class Correlate(Kernel):
         if bias is not None:
             value = value + bias.vector(0, mask)
         if self.relu:
-            value = b.maximum(value, b.zero)
+            value = b.maximum(b.zero, value)
         if self.add:
             value = value + y.vector(0, mask)
         y.store(value, 0, mask)

@@ -76,7 +76,7 @@ class DenseForward(Kernel):
             for row in b.range(0, count):
                 for column, mask in columns(b, self.units):
                     at = row * self.units + column
-                    y.store(b.maximum(y.vector(at, mask), b.zero), at, mask)
+                    y.store(b.maximum(b.zero, y.vector(at, mask)), at, mask)
 
 
 @dataclass(frozen=True)

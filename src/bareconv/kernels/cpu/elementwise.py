@@ -46,5 +46,5 @@ class Elementwise(Kernel):
                         else:
                             value = b.select(other > b.zero, value, b.zero)
                     if self.operation.endswith("relu"):
-                        value = b.maximum(value, b.zero)
+                        value = b.maximum(b.zero, value)
                     y.store(value, row * self.y.row + self.y.at(0, 0) + column, mask)

@@ -166,7 +166,7 @@ class NormApply(Kernel):
                             position = b.select(larger, b.constant(float(i)), position)
                         assert value is not None and position is not None
                         if self.relu:
-                            value = b.maximum(value, b.zero)
+                            value = b.maximum(b.zero, value)
                         y.store(value, p * self.y.row + q * C + column, mask)
                         if where is not None:
                             where.store(b.convert(position, I8), (p * self.y.width + q) * C + column, mask)
