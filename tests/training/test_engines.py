@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_who_takes_the_place_of_whom(make_model, monkeypatch):
     monkeypatch.setattr("bareconv.training.engine.why_no_plan", lambda: "llvmlite is not there")
     assert type(make_engine("plan", model, rule)) is TunedEngine
     for name in ENGINES:
-        elsewhere: object = object()
+        elsewhere: Any = object()
         assert type(make_engine(name, model, rule, EngineSettings(), elsewhere)) is ReferenceEngine
     with pytest.raises(UsageError, match="^engine 'steam': expected plan, tuned, reference$"):
         make_engine("steam", model, rule)

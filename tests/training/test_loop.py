@@ -202,9 +202,10 @@ def test_full_batch_is_prepared_once_and_computes_the_same(make_model, squares, 
     assert parts.data_bytes() == 103 * 64 + 103 * 4
     for step in range(4):
         chosen = parts.order(step)
-        loss, _ = parts.engine.forward(parts.model.prepare(parts.images[chosen]), parts.labels[chosen], step)
-        parts.engine.backward()
-        parts.engine.update(parts.learning_rate(step))
+        engine = parts.reference()
+        loss, _ = engine.forward(parts.model.prepare(parts.images[chosen]), parts.labels[chosen], step)
+        engine.backward()
+        engine.update(parts.learning_rate(step))
         assert float(loss) == pytest.approx(full.history.loss[step], rel=1e-10)
     for key, value in parts.model.state().items():
         np.testing.assert_allclose(full.model.state()[key], value, rtol=1e-8, atol=1e-12)

@@ -22,7 +22,7 @@ def planting(optimizer: Any, parameter, at, value=np.inf):
 
 def trainer_of(model, data, optimizer, device="cpu", **settings):
     wanted = Settings(**{"batch_size": 16, "epochs": 60, "seed": 3, "schedule": Constant(), **settings})
-    trainer = Trainer(model, data, optimizer, wanted, device)
+    trainer: Any = Trainer(model, data, optimizer, wanted, device)
     train = trainer.engine.train
 
     def planted(batch, lr):
