@@ -156,7 +156,8 @@ def _joined(measured: list[dict[str, Times]]) -> dict[str, list[Times | None]]:
             groups.append(layers)
             continue
         first, *others = touched
-        first += [layer for group in [*others, layers] for layer in group if layer not in first]
+        together = dict.fromkeys(layer for group in [first, *others, layers] for layer in group)
+        first[:] = together
         groups = [group for group in groups if group not in others]
     return {JOIN.join(group): [_of(group, run) for run in measured] for group in groups}
 
