@@ -240,6 +240,16 @@ def test_a_plans_phases_are_a_step(trainer_of, monkeypatch):
 
 
 @planned
+def test_what_has_no_kernel_has_no_time_of_its_own(trainer_of):
+    layers = [nn.Flatten(), nn.Dense(8), nn.GELU(), nn.Dense(10)]
+    trainer = trainer_of(nn.Model(layers, (28, 28, 1)), engine="plan")
+    phases, operations = profile(trainer, 2)
+    assert [operation["name"] for operation in operations] == ["dense1", "dense2", "loss"]
+    assert phases["other"] > 0
+    assert "no kernel for gelu1:" in (remark(trainer) or "")
+
+
+@planned
 @pytest.mark.parametrize("more", [{"clip_norm": 1.0}, {"optimizer": RMSprop(0.01, momentum=0.5)}])
 def test_an_update_beside_the_plan(trainer_of, more):
     trainer = trainer_of("mlp", engine="plan", **more)

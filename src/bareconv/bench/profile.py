@@ -42,6 +42,10 @@ def remark(trainer: Trainer) -> str | None:
     """What a reader of a run's profile should know of it."""
     if isinstance(trainer.engine, TunedEngine):
         return "The tuned engine goes forward and backward slice by slice on every thread: there are no times of each."
+    if isinstance(trainer.engine, PlanEngine):
+        names = dict.fromkeys(row.node for row in trainer.engine.explain().fallbacks)
+        if names:
+            return f"The plan has no kernel for {', '.join(names)}: what these took is in the time of other things."
     return None
 
 
@@ -67,7 +71,9 @@ def _profile_plan(trainer: Trainer, engine: PlanEngine, steps: int) -> tuple[dic
     fused = {row.node.split(" + ")[0]: row.node for row in explained.rows if row.phase == "forward"}
     leaves = {leaf.name: leaf for leaf in [*trainer.model.leaves(), trainer.reference().loss]}
     for row in explained.rows:
-        seconds = (row.seconds or 0.0) * scale
+        if row.seconds is None:  # Python's
+            continue
+        seconds = row.seconds * scale
         phase = "forward" if row.phase == "prepare" else row.phase
         phases["batch" if row.node == IMAGES else phase] += seconds
         if row.node == IMAGES or phase == "update":
