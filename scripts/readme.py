@@ -15,6 +15,7 @@ from typing import Any
 from bareconv.bench.results import read
 from bareconv.report import ladder_bars, png
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
+from bareconv.training import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,7 +48,7 @@ def main_table(name: str) -> str:
     lines = [
         f"`{first['model']}` ({first['parameters']:,} parameters, {first['flops_per_image'] / 1e6:.1f} MFLOP an image "
         f"and step), {first['epochs']:g} epochs of {first['train_images']:,} images, batches of {first['batch_size']}, "
-        f"{first['precision']}, the readable reference engine:",
+        f"{first['precision']}, {engines([run for _, run in runs])}:",
         "",
         "| | " + " | ".join(name for name, _ in runs) + " |",
         "| --- |" + " ---: |" * len(runs),
@@ -62,6 +63,16 @@ def main_table(name: str) -> str:
         "`bareconv train`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def engines(runs: list[dict[str, Any]]) -> str:
+    """Which engine the figures are of."""
+    names = {"reference": "the readable reference engine"}
+    by_engine = {run["engine"]: [other for other in runs if other["engine"] == run["engine"]] for run in runs}
+    if len(by_engine) == 1:
+        return names.get(runs[0]["engine"], f"engine {runs[0]['engine']}")
+    kinds = {name: "the GPU" if members[0]["device"] != "cpu" else "the CPU" for name, members in by_engine.items()}
+    return ", ".join(f"engine {name} on {kind}" for name, kind in kinds.items())
 
 
 def one_epoch(name: str) -> str:
@@ -96,7 +107,7 @@ def original_table(name: str) -> str:
         "| machine | program | precision | whole process | training loop | accuracy |",
         "| --- | --- | --- | ---: | ---: | ---: |",
     ]
-    names = {"write-up": "plain, as the write-up describes it", "reference": "`bareconv train`"}
+    names = {"write-up": "plain, as the write-up describes it", **dict.fromkeys(ENGINES, "`bareconv train`")}
     for file in ("original-2-cores", "original-h200"):
         result = read(RESULTS / f"{file}.json")
         for run in result["runs"]:

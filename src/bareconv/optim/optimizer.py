@@ -97,7 +97,7 @@ class Optimizer:
         self._state = states
 
     def keep_state_in(self, arrays: Mapping[str, tuple[Array, ...]]) -> None:
-        """Hold the state in ``arrays``, by parameter in the order of ``slots``, from now on; what there was moves there."""
+        """Hold the state in ``arrays``, by parameter in the order of ``slots``, from now on; what was moves there."""
         if self.step and self.slots and self._state.keys() != arrays.keys():
             raise UsageError(f"{type(self).__name__}: after {self.step} steps the parameters must stay the same")
         for name, places in arrays.items():
