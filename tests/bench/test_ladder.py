@@ -13,7 +13,8 @@ from bareconv.bench import results
 from bareconv.bench.ceilings import Peak, measured_peak
 from bareconv.bench.ladder import climb, ladder, measure_peaks, relative_error
 from bareconv.bench.problems import ConvProblem, StepProblem, Task
-from bareconv.bench.rungs import CONV_RUNGS, Rung, step_rungs
+from bareconv.bench.rungs import CONV_RUNGS, Rung
+from bareconv.bench.step_rungs import step_rungs
 from bareconv.device import get_device
 from bareconv.errors import BareconvError, UsageError
 from bareconv.ops.windows import Window
