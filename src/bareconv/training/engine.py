@@ -54,10 +54,14 @@ class Engine(Protocol):
     name: str
     model: Model
     optimizer: Optimizer
-    compile_seconds: float  # spent so far on machine code, apart from training
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent so far on machine code, apart from training."""
+        ...
 
     def prepare(self, on_compile: OnCompile | None = None) -> None:
         """Do now what the first step would have to do: compile, lay out memory."""
@@ -101,7 +105,7 @@ class SoftmaxCrossEntropy(Layer):
 
 
 class ReferenceEngine:
-    """The model's own layers, called one after another. ``forward``, ``backward`` and ``update`` are its step in parts."""
+    """The model's own layers, called one after another: ``forward``, ``backward``, ``update`` are its step in parts."""
 
     name = "reference"
     compile_seconds = 0.0
@@ -197,7 +201,7 @@ class TunedEngine(ReferenceEngine):
         x, labels = self.inputs(batch)
         loss, hits = self._made.forward_backward(x, labels, batch.step)
         self.update(lr)
-        return np.float64(loss), np.int64(hits)
+        return np.array(loss, np.float64), np.array(hits, np.int64)
 
     def predict(self, images: Array) -> Array:
         self.prepare()
@@ -219,7 +223,7 @@ class PlanEngine:
         return self.model.device
 
     @property
-    def compile_seconds(self) -> float:  # type: ignore[override]
+    def compile_seconds(self) -> float:
         return self.plan.compile_seconds if self._plan is not None else 0.0
 
     @property
@@ -245,7 +249,7 @@ class PlanEngine:
             self._labels = batch.labels, np.ascontiguousarray(batch.labels, np.int64)
         chosen = np.arange(len(batch)) if batch.chosen is None else batch.chosen
         loss, hits = self.plan.step(np.ascontiguousarray(batch.images), self._labels[1], chosen, lr, batch.step)
-        return np.float64(loss), np.int64(hits)
+        return np.array(loss, np.float64), np.array(hits, np.int64)
 
     def predict(self, images: Array) -> Array:
         if images.shape[1:] != self.model.input_shape:
