@@ -30,8 +30,9 @@ class CpuPlan:
     """A training step and a prediction, planned for batches of up to ``batch_size`` images.
 
     ``threads``: workers, by default as many as there are cores for this process. The model's parameters and the
-    optimizer's state become views of the plan's memory: both stay what they are, and may be read and written between steps.
-    ``clip_norm`` and an optimizer that has no kernel are applied by the reference, to gradients that the plan made.
+    optimizer's state become views of the plan's memory: both stay what they are, and may be read and written between
+    steps. ``clip_norm`` and an optimizer that has no kernel are applied by the reference, to gradients that the plan
+    made.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class CpuPlan:
         self._prepared().clear_times()
 
     def kept_bytes(self) -> dict[str, int]:
-        """What the plan has allocated: activations with their gradients and scratch memory, and gradients of parameters."""
+        """What the plan has allocated: activations with their gradients and scratch memory; gradients of parameters."""
         bound = [one for one in (self._training, self._inference) if one is not None]
         gradients = sum(one.partial.nbytes for one in bound)
         if self._update_on_host:
