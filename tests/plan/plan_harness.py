@@ -17,6 +17,7 @@ from bareconv.training.engine import EngineSettings, ReferenceEngine
 
 MakeLayers = Callable[[], Sequence[Layer]]
 STRICT = 1e-9  # float64: what sums taken in another order leave
+DRAWN = 1e-7  # of models at random: a norm of numbers that hardly differ multiplies rounding by a million
 UNSTEADY = 1e-6  # smaller than this, a relative error says nothing: the exact one is zero
 CANCELLED = 1e-2  # of the largest array's norm: what is smaller is a difference of larger numbers, and is off by their rounding
 
@@ -86,7 +87,16 @@ def assert_same(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]
     assert not wrong, f"{what}: {', '.join(f'{name} is off by {error:.1e}' for name, error in wrong.items())}"
 
 
-def compare_step(make: MakeLayers, shape: Shape, classes: int, *, batch: int = 5, short: int = 3, **options: Any) -> None:
+def compare_step(
+    make: MakeLayers,
+    shape: Shape,
+    classes: int,
+    *,
+    batch: int = 5,
+    short: int = 3,
+    tolerance: float = STRICT,
+    **options: Any,
+) -> None:
     """Loss, hits, every gradient, running statistics and the prediction of a plan are the reference's, in float64:
     of a full batch, and of a short one after it."""
     pixels, labels = data_of(shape, classes)
@@ -98,9 +108,9 @@ def compare_step(make: MakeLayers, shape: Shape, classes: int, *, batch: int = 5
             loss, hits = plan.step(pixels, labels, order, 0.05, step)
             expected_loss, expected_hits = reference.step(pixels, labels, order, 0.05, step)
             where = f"step {step}, {len(order)} images"
-            assert abs(loss - expected_loss) <= STRICT * max(1.0, abs(expected_loss)), where
+            assert abs(loss - expected_loss) <= tolerance * max(1.0, abs(expected_loss)), where
             assert hits == expected_hits, where
-            assert_same(plan.gradients(), other.gradients(), STRICT, f"{where}, gradients")
-            assert_same(model.state(), other.state(), STRICT, f"{where}, parameters and statistics")
+            assert_same(plan.gradients(), other.gradients(), tolerance, f"{where}, gradients")
+            assert_same(model.state(), other.state(), tolerance, f"{where}, parameters and statistics")
         few = pixels[:7]
-        assert off(plan.predict(few), reference.engine.predict(few)) <= STRICT, "prediction"
+        assert off(plan.predict(few), reference.engine.predict(few)) <= tolerance, "prediction"

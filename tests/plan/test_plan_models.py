@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from drawn_models import CLASSES, Drawn, models
 from hypothesis import given, settings
-from plan_harness import Reference, compare_step, data_of, model_of, orders, planned
+from plan_harness import DRAWN, Reference, compare_step, data_of, model_of, orders, planned
 
 from bareconv.errors import UsageError
 from bareconv.kernels.cpu.target import host_target
@@ -40,7 +40,7 @@ from bareconv.optim import SGD
 @given(drawn=models())
 def test_any_model(drawn: Drawn) -> None:
     """Losses, gradients, statistics and predictions, of full and of short batches, on two threads."""
-    compare_step(drawn.make, drawn.shape, CLASSES, threads=2)
+    compare_step(drawn.make, drawn.shape, CLASSES, tolerance=DRAWN, threads=2)
 
 
 @pytest.mark.parametrize("unit", ["AVX2", "SSE2"])
@@ -53,7 +53,7 @@ def test_any_model_with_narrower_vectors(unit: str) -> None:
     @settings(max_examples=12)
     @given(drawn=models())
     def same(drawn: Drawn) -> None:
-        compare_step(drawn.make, drawn.shape, CLASSES, threads=3, simd=unit)
+        compare_step(drawn.make, drawn.shape, CLASSES, tolerance=DRAWN, threads=3, simd=unit)
 
     same()
 
