@@ -65,7 +65,9 @@ def test_arrays_in_use_at_one_time_lie_apart(data: st.DataObject, images: int, w
         for b in buffers[:i]:
             at_once = a.span[0] <= b.span[1] and b.span[0] <= a.span[1]  # type: ignore[index]
             if at_once or a.zeros or b.zeros or a.kept or b.kept:
-                apart = a.offset + a.bytes(images, workers) <= b.offset or b.offset + b.bytes(images, workers) <= a.offset
+                apart = (
+                    a.offset + a.bytes(images, workers) <= b.offset or b.offset + b.bytes(images, workers) <= a.offset
+                )
                 assert apart
 
 

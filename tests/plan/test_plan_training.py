@@ -1,4 +1,4 @@
-"""Training by a plan: whole runs beside the reference, every optimizer, threads, memory, and going on from a checkpoint."""
+"""Training by a plan: runs beside the reference, every optimizer, threads, memory, going on from a checkpoint."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_an_optimizer_that_someone_else_wrote() -> None:
 
 def test_thread_counts_agree_and_each_repeats_itself() -> None:
     """To rounding between counts; bit by bit for the same count."""
-    states = {}
+    states: dict[int, tuple[list[float], dict[str, NDArray[Any]]]] = {}
     for threads in (1, 2, 3, 3, 2, 1, 11):
         model = mixed()
         losses = run(model, SGD(0.05, momentum=0.9), threads=threads)
@@ -310,7 +310,8 @@ def test_what_does_not_fit() -> None:
             plan.step(pixels, labels, np.array([], np.int64), 0.05)
         with pytest.raises(ShapeError, match="expected an int64 for each of 40 images"):
             plan.step(pixels, labels.astype(np.int32), np.arange(8), 0.05)
-        for wrong in (pixels[:, 1:], pixels.astype(np.float32)):
+        wrongs: list[Any] = [pixels[:, 1:], pixels.astype(np.float32)]
+        for wrong in wrongs:
             with pytest.raises(ShapeError, match=r"uint8 images of \(12, 12, 2\)"):
                 plan.step(wrong, labels, np.arange(8), 0.05)
             with pytest.raises(ShapeError, match=r"uint8 images of \(12, 12, 2\)"):

@@ -19,14 +19,16 @@ MakeLayers = Callable[[], Sequence[Layer]]
 STRICT = 1e-9  # float64: what sums taken in another order leave
 DRAWN = 1e-7  # of models at random: a norm of numbers that hardly differ multiplies rounding by a million
 UNSTEADY = 1e-6  # smaller than this, a relative error says nothing: the exact one is zero
-CANCELLED = 1e-2  # of the largest array's norm: what is smaller is a difference of larger numbers, and is off by their rounding
+CANCELLED = (
+    1e-2  # of the largest array's norm: what is smaller is a difference of larger numbers, and is off by their rounding
+)
 
 
 def model_of(layers: Sequence[Layer], shape: Shape, precision: str = "float64", **options: Any) -> Model:
     """The model on the CPU; its batch norms do not start from 1 and 0, nor its biases from 0."""
     model = Model(list(layers), shape, **options).to("cpu", precision)
     drawn = np.random.default_rng(99)
-    for name, array in model.parameters().items():
+    for array in model.parameters().values():
         if array.ndim == 1:
             array += (0.2 * drawn.standard_normal(array.shape)).astype(precision)
     return model
@@ -72,7 +74,7 @@ def planned(model: Model, optimizer: Optimizer, batch: int, **options: Any) -> I
 
 
 def off(found: NDArray[Any], expected: NDArray[Any], least: float = 0.0) -> float:
-    """The relative error in the 2-norm, of a norm of ``least`` or more; of what is as good as zero, the error itself."""
+    """The relative error in the 2-norm, of at least ``least``; of what is as good as zero, the error itself."""
     scale = max(least, float(np.linalg.norm(expected.astype(np.float64))))
     difference = float(np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64)))
     return difference / scale if scale > UNSTEADY else difference

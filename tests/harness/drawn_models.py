@@ -23,10 +23,13 @@ from bareconv.nn.layers import (
     MaxPool2d,
     ReLU,
 )
+from bareconv.ops.windows import Pair
 
 CLASSES = 5
 FILTERS = st.sampled_from((1, 2, 4, 6, 8, 17))
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
+SMALL: tuple[int | Pair, ...] = (1, 3, (2, 3))
+POOLS: tuple[int | Pair, ...] = (2, 3, (1, 2))
 ACTIVATIONS = st.sampled_from((ReLU, ReLU, ReLU, LeakyReLU, GELU))
 
 
@@ -127,8 +130,8 @@ def models(draw: st.DrawFn) -> Drawn:
         if kind == "conv":
             add(draw(convs(shape[2])), *draw(trail()))
         elif kind == "conv and pool":
-            conv = Conv2d(draw(FILTERS), draw(st.sampled_from([1, 3, (2, 3)])), padding=draw(st.integers(0, 1)))
-            add(conv, *draw(trail()), MaxPool2d(draw(st.sampled_from([2, 3, (1, 2)]))))
+            conv = Conv2d(draw(FILTERS), draw(st.sampled_from(SMALL)), padding=draw(st.integers(0, 1)))
+            add(conv, *draw(trail()), MaxPool2d(draw(st.sampled_from(POOLS))))
         elif kind == "pool":
             add(draw(pools()))
         elif kind == "residual":
@@ -138,6 +141,12 @@ def models(draw: st.DrawFn) -> Drawn:
     add(draw(st.sampled_from((Flatten, Flatten, GlobalAvgPool, GlobalMaxPool)))())
     for _ in range(draw(st.integers(0, 2))):
         kind = draw(st.sampled_from(("dense", "residual")))
-        add(*([Dense(draw(FILTERS), draw(st.booleans())), *draw(trail())] if kind == "dense" else [draw(residuals(shape, 0))]))
+        add(
+            *(
+                [Dense(draw(FILTERS), draw(st.booleans())), *draw(trail())]
+                if kind == "dense"
+                else [draw(residuals(shape, 0))]
+            )
+        )
     add(Dense(CLASSES))
     return Drawn(start, layers)
