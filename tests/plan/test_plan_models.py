@@ -36,7 +36,8 @@ from bareconv.nn.layers import (
 from bareconv.optim import SGD
 
 
-@settings(max_examples=60)
+@pytest.mark.slow
+@settings(max_examples=40)
 @given(drawn=models())
 def test_any_model(drawn: Drawn) -> None:
     """Losses, gradients, statistics and predictions, of full and of short batches, on two threads."""
@@ -50,7 +51,7 @@ def test_any_model_with_narrower_vectors(unit: str) -> None:
     except UsageError as error:
         pytest.skip(str(error))
 
-    @settings(max_examples=12)
+    @settings(max_examples=8)
     @given(drawn=models())
     def same(drawn: Drawn) -> None:
         compare_step(drawn.make, drawn.shape, CLASSES, tolerance=DRAWN, threads=3, simd=unit)
@@ -58,7 +59,7 @@ def test_any_model_with_narrower_vectors(unit: str) -> None:
     same()
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(drawn=models())
 def test_any_model_in_single_precision(drawn: Drawn) -> None:
     """The first step, against float64: as good as the reference in float32 is, and better than 1e-3 where that is."""

@@ -108,7 +108,9 @@ class CpuPlan:
         images = len(order)
         self._check(pixels, order)
         if len(labels) != len(pixels) or labels.dtype != np.int64:
-            raise ShapeError(f"labels {labels.shape} of {labels.dtype}: expected an int64 for each of {len(pixels)} images")
+            raise ShapeError(
+                f"labels {labels.shape} of {labels.dtype}: expected an int64 for each of {len(pixels)} images"
+            )
         if images > self.batch_size:
             raise UsageError(f"a batch of {images} images: the plan was made for at most {self.batch_size}")
         self.parameters.take_over()
@@ -128,7 +130,7 @@ class CpuPlan:
                 f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
                 f"got {pixels.dtype} images of {pixels.shape[1:]}"
             )
-        if order is not None and not (len(order) and 0 <= order.min() and order.max() < len(pixels)):
+        if order is not None and not (len(order) and order.min() >= 0 and order.max() < len(pixels)):
             raise ShapeError(f"order of {len(order)} images: expected at least one, each from 0 to {len(pixels) - 1}")
 
     def gradients(self) -> dict[str, NDArray[Any]]:

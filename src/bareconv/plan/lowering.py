@@ -265,7 +265,7 @@ class Lowering:
         return self._gradient[tensor]
 
     def _beyond(self, sparse: bool) -> int:
-        """Elements after an image of dX: a sparse backward adds zeros there, where another thread's image must not begin."""
+        """Elements after an image of dX: a sparse backward adds zeros there; no other thread's image may begin there."""
         return self.target.lanes if sparse else 0
 
     def weight_of(self, name: str) -> Place:
@@ -720,11 +720,12 @@ class Lowering:
             y, y_plane = self.tensor(node.output)
             self.record.images(Elementwise(self.target, "gate", plane, y_plane, plane), a=dy, b=y, y=dy)
         body, beside = node.inputs
-        # Both can be dY itself where the body's last operation only reads it, before anything adds to the other's gradient.
+        # Both can be dY itself where the body's last operation only reads it, before anything is added to the other's.
         # What has only the body's gradient to wait for may do with dY what it likes.
         last = body.producer
         reads = last is not None and len(body.readers) == 1 and last.inputs[0] is not beside and has_kernel(last)
-        shares = {body: reads and last.kind in ("Conv2d", "BatchNorm"), beside: body is not beside}  # type: ignore[union-attr]
+        kept = reads and last is not None and last.kind in ("Conv2d", "BatchNorm")
+        shares = {body: kept, beside: body is not beside}
         for tensor in (body, beside):
             alone = tensor not in self._gradient and plane == plane_of(tensor.shape)
             sparse = any(is_sparse(reader, self.target) for reader in tensor.readers)

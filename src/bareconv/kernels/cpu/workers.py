@@ -14,7 +14,7 @@ from bareconv.errors import BareconvError
 
 
 class Workers:
-    """``count`` workers: the caller's thread is number 0, the others wait for work. Machine code runs without the GIL."""
+    """``count`` workers: the caller's thread is number 0, others wait for work. Machine code runs without the GIL."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -23,7 +23,7 @@ class Workers:
         self._finalizer = weakref.finalize(self, _stop, self._helpers)
 
     def run(self, work: Callable[[int], object]) -> None:
-        """``work(worker)`` on all workers at once; returns when all have returned. Raises what one of them has raised."""
+        """``work(worker)`` on all workers at once; returns when all have returned, and raises what one has raised."""
         if not self._finalizer.alive:
             raise BareconvError("the workers have been closed")
         errors: list[BaseException] = []
@@ -36,11 +36,11 @@ class Workers:
         waiting = list(self._helpers)
         while waiting:  # for all, whatever happens: the next work must find them idle
             try:
-                error = waiting[0].join()
+                theirs = waiting[0].join()
             except KeyboardInterrupt as pressed:
                 errors.append(pressed)
                 continue
-            errors += [] if error is None else [error]
+            errors += [] if theirs is None else [theirs]
             del waiting[0]
         if errors:
             raise errors[0]
