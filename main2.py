@@ -1,4 +1,4 @@
-"""Train the convolutional network on the CPU, with NumPy; show what it says of four images, and print the time."""
+"""Train the convolutional network on the CPU, by the plan; show what it says of four images, and print the time."""
 
 import sys
 

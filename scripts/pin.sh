@@ -12,8 +12,8 @@ resolve() {
     uv pip compile pyproject.toml - --quiet --no-header --no-annotate --python-version 3.11 --python-platform linux \
         --only-binary :all: "$@" <<<'setuptools>=77'
 }
-thirteen=$(resolve --extra test --extra peers --extra cuda13)
-twelve=$(resolve --extra test --extra cuda12)
+thirteen=$(resolve --extra test --extra peers --extra numba --extra cuda13)
+twelve=$(resolve --extra test --extra numba --extra cuda12)
 toolkit() { sed -n 's/^cuda-toolkit==//p' <<<"$1"; }
 
 {

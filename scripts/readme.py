@@ -15,6 +15,7 @@ from typing import Any
 from bareconv.bench.results import read
 from bareconv.report import ladder_bars, png
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
+from bareconv.training import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,10 +33,18 @@ def filled(text: str, blocks: Blocks) -> str:
 
 
 def main_table(name: str) -> str:
-    """basic, three epochs, on two machines; and the parity proofs of the one with a GPU."""
-    gpu, cpu = read(RESULTS / "basic-h200.json"), read(RESULTS / "basic-2-cores.json")
-    runs = [(machine(cpu, run), run) for run in cpu["runs"]] + [(machine(gpu, run), run) for run in gpu["runs"]]
+    """basic, three epochs, on two machines by both engines; and the parity proofs of the one with a GPU."""
+    files = ("basic-reference-2-cores", "basic-2-cores", "basic-reference-h200", "basic-h200")
+    found = {file: read(RESULTS / f"{file}.json") for file in files}
+    # Of the machine with the GPU the reference on the GPU is in both of its files: the newer counts.
+    runs = [
+        (machine(result, run), run)
+        for file, result in found.items()
+        for run in result["runs"]
+        if run["device"] == "cpu" or file == "basic-h200"
+    ]
     rows: list[tuple[str, Any]] = [
+        ("engine", lambda run: f"`{run['engine']}`"),
         ("training time", lambda run: seconds(run["train_seconds"])),
         ("total time", lambda run: seconds(run["total_seconds"])),
         ("one step (forward, backward, update)", step),
@@ -47,42 +56,106 @@ def main_table(name: str) -> str:
     lines = [
         f"`{first['model']}` ({first['parameters']:,} parameters, {first['flops_per_image'] / 1e6:.1f} MFLOP an image "
         f"and step), {first['epochs']:g} epochs of {first['train_images']:,} images, batches of {first['batch_size']}, "
-        f"{first['precision']}, the readable reference engine:",
+        f"{first['precision']}:",
         "",
         "| | " + " | ".join(name for name, _ in runs) + " |",
         "| --- |" + " ---: |" * len(runs),
         *(f"| {label} | " + " | ".join(cell(run) for _, run in runs) + " |" for label, cell in rows),
-        "| accuracy when trained for one epoch | " + " | ".join(one_epoch(name) for name, _ in runs) + " |",
+        "| accuracy when trained for one epoch | " + " | ".join(one_epoch(*run) for run in runs) + " |",
         "",
-        parity_text(gpu),
+        parity_text(found["basic-h200"], found["basic-reference-h200"]),
         "",
-        f"From [basic-2-cores.json](benchmarks/results/basic-2-cores.json) (commit {cpu['commit'][:10]}) and "
-        f"[basic-h200.json](benchmarks/results/basic-h200.json) (commit {gpu['commit'][:10]}), both written by "
-        "`bareconv compare`; the one epoch from one-epoch-2-cores.json and one-epoch-h200.json beside them, by "
-        "`bareconv train`.",
+        "From "
+        + ", ".join(f"[{file}.json](benchmarks/results/{file}.json) ({found[file]['commit'][:10]})" for file in files)
+        + ", all written by `bareconv compare`; the one epoch from one-epoch-2-cores.json and one-epoch-h200.json "
+        "beside them, by `bareconv train`.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def one_epoch(name: str) -> str:
-    """The accuracy of ``bareconv train`` as it is set, on that machine; a dash where it was not run."""
+def peers_table(name: str) -> str:
+    """Our plan beside other libraries, by turns, on the machine with two cores."""
+    files = sorted(RESULTS.glob("peers*-2-cores.json"))
+    results = [read(file) for file in files]
+    lines = [
+        "| model | batch | bareconv `plan`, images/s | candidate | images/s | plan is faster by | peak memory |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    versions: dict[str, str] = {}
+    for group in [group for result in results for group in result["peers"]]:
+        ours = next(one for one in group["candidates"] if one["name"] == group["ours"])
+        mine = ours["throughput"]
+        for other in group["candidates"]:
+            if other is ours:
+                continue
+            label = " ".join(filter(None, ("our" if other["ours"] else "", other["name"], other["variant"])))
+            head = f"| `{group['model']}` | {group['batch_size']} | {rate(mine['images_per_second'])} | {label} | "
+            if other["status"] != "measured":
+                lines.append(f"{head}{other['status']} | | |")
+                continue
+            theirs, times = other["throughput"], other["ratio"]
+            versions |= theirs["versions"]
+            lines.append(
+                f"{head}{rate(theirs['images_per_second'])} | **{times['value']:.2f}×** ({times['low']:.2f} to "
+                f"{times['high']:.2f}) | {bytes_(mine['peak_memory_bytes'])} against "
+                f"{bytes_(theirs['peak_memory_bytes'])} |"
+            )
+    cpu = results[0]["environment"]["cpu"]
+    made = ", ".join(f"{library} {version}" for library, version in sorted(versions.items()))
+    lines += [
+        "",
+        f"Training steps on {cpu['cores_allowed']} cores of {cpu['model']}, float32, all candidates by turns in one go, each "
+        "in a process of its own with the same weights and batches, their first losses compared; median of the blocks, "
+        f"in brackets the 95% interval. {made}. PyTorch's tuned row is the fastest of its layouts and modes there (eager and "
+        "compiled, fused SGD, memory kept); its default row is as it comes. From "
+        + ", ".join(
+            f"[{file.name}](benchmarks/results/{file.name}) ({result['commit'][:10]})"
+            for file, result in zip(files, results, strict=True)
+        )
+        + ", by `bareconv bench peers`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def batches_table(name: str) -> str:
+    """Throughput over batch sizes."""
+    result = read(RESULTS / "batches-2-cores.json")
+    runs = sorted(result["runs"], key=lambda run: run["batch_size"])
+    best = max(run["images_per_second"] for run in runs)
+    lines = [
+        "| batch | " + " | ".join(f"{run['batch_size']:,}" for run in runs) + " |",
+        "| --- |" + " ---: |" * len(runs),
+        "| images/s | " + " | ".join(rate(run["images_per_second"]).removesuffix("/s") for run in runs) + " |",
+        "| of the best | " + " | ".join(percent(run["images_per_second"] / best, 0) for run in runs) + " |",
+        "",
+        f"`{runs[0]['model']}`, {runs[0]['precision']}, engine {runs[0]['engine']}: "
+        "[batches-2-cores.json](benchmarks/results/batches-2-cores.json), by `bareconv bench run`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def one_epoch(name: str, like: dict[str, Any]) -> str:
+    """The accuracy of ``bareconv train`` as it is set, on that machine by that engine; a dash where it was not run."""
     for file in ("one-epoch-2-cores", "one-epoch-h200"):
         result = read(RESULTS / f"{file}.json")
         (run,) = result["runs"]
-        if machine(result, run) == name:
+        if machine(result, run) == name and run["engine"] == like["engine"]:
             return percent(run["test_accuracy"])
     return "–"
 
 
-def parity_text(result: dict[str, Any]) -> str:
-    """The proofs in a sentence each, and the speed-up."""
+def parity_text(result: dict[str, Any], reference: dict[str, Any]) -> str:
+    """The speed-ups, and the proofs in a sentence each."""
     cpu, gpu = result["runs"]
+    plain = next(run for run in reference["runs"] if run["device"] == "cpu")
     text = (
-        f"On the machine with the H200 the GPU trains {ratio(cpu['train_seconds'] / gpu['train_seconds'])} faster than "
-        f"its {result['environment']['cpu']['cores_allowed']}-core CPU. Parity"
+        f"On the machine with the H200 the GPU, which runs the reference, trains "
+        f"{ratio(plain['train_seconds'] / gpu['train_seconds'])} as fast as the same program on its "
+        f"{result['environment']['cpu']['cores_allowed']} CPU cores, and {ratio(cpu['train_seconds'] / gpu['train_seconds'])} as "
+        f"fast as the {cpu['engine']} engine on them. Parity"
     )
     proofs = [
-        f"over {proof['steps']} steps in {proof['precision']} the losses of the two differ by at most "
+        f"{proof['candidate']} against {proof['reference']}, over {proof['steps']} steps: losses differ by at most "
         f"{scientific(proof['max_loss_difference'])} (tolerance {scientific(proof['tolerance'])}), the final weights "
         f"by {scientific(proof['final_weight_difference'])}"
         for proof in result["parity"]
@@ -96,7 +169,7 @@ def original_table(name: str) -> str:
         "| machine | program | precision | whole process | training loop | accuracy |",
         "| --- | --- | --- | ---: | ---: | ---: |",
     ]
-    names = {"write-up": "plain, as the write-up describes it", "reference": "`bareconv train`"}
+    names = {"write-up": "plain, as the write-up describes it", **dict.fromkeys(ENGINES, "`bareconv train`")}
     for file in ("original-2-cores", "original-h200"):
         result = read(RESULTS / f"{file}.json")
         for run in result["runs"]:
@@ -176,7 +249,10 @@ def ladder_table(name: str) -> str:
 
 
 PAGES: dict[str, Blocks] = {
-    "README.md": {"main": main_table, "original": original_table, "quick": printed, "test": printed},
+    "README.md": {
+        **{"main": main_table, "peers": peers_table, "batches": batches_table},
+        **{"original": original_table, "quick": printed, "test": printed},
+    },
     "docs/ladder.md": {"ladder machine": ladder_machine, "ladder layer": ladder_table, "ladder step": ladder_table},
 }
 

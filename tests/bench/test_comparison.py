@@ -17,7 +17,7 @@ from bareconv.device import CpuDevice, get_device, why_no_cuda
 from bareconv.errors import NotFiniteError
 from bareconv.nn import models
 from bareconv.optim import SGD
-from bareconv.training import Settings, Trainer
+from bareconv.training import ENGINES, ReferenceEngine, Settings, Trainer, why_no_plan
 from bareconv.training.checkpoint import load
 
 
@@ -45,8 +45,8 @@ class Second(CpuDevice):
         self.name, self.description = "cuda:0", "a second CPU"
 
 
-def a_job(model="mlp", epochs=2, **more):
-    settings = Settings(epochs=epochs, batch_size=16, seed=5)
+def a_job(model="mlp", epochs=2, engine="reference", **more):
+    settings = Settings(epochs=epochs, batch_size=16, seed=5, engine=engine)
     optimizer = SGD(0.1, momentum=0.9).config()
     return Job(model, settings, optimizer, **{"parity_steps": 3, "profile_steps": 2, **more})
 
@@ -126,9 +126,43 @@ def test_the_result(few, cpu, described, tmp_path):
     assert proof["passed"]
 
 
-def test_the_training_is_the_plain_one(few, cpu, tmp_path):
+@pytest.mark.parametrize("engine", ["plan", "tuned"])
+def test_another_engine_is_proved_against_the_reference(few, cpu, described, engine):
+    comparison = compare(a_job(engine=engine), few, [cpu])
+    result = valid(comparison, described)
+    (run,) = result["runs"]
+    name = run["engine"]
+    assert name in ((engine,) if why_no_plan() is None else ("tuned",))
+    assert run["threads"] >= 1
+    assert (run["compile_seconds"] > 0) == (name == "plan")
+    assert [(proof["reference"], proof["candidate"]) for proof in result["parity"]] == [
+        (f"cpu float64 {name}", f"cpu float32 {name}"),
+        ("cpu float64 reference", f"cpu float64 {name}"),
+        ("cpu float32 reference", f"cpu float32 {name}"),
+    ]
+    assert all(proof["passed"] for proof in result["parity"])
+    in_double = result["parity"][1]
+    assert max(in_double["max_loss_difference"], in_double["final_weight_difference"]) < 1e-12
+    assert in_double["learning_rate"] == pytest.approx(0.1 / 25)  # the training as it is set
+    assert any("tuned engine" in note for note in result["notes"]) == (name == "tuned")
+
+
+def test_what_is_compiled_is_in_no_other_figure(few, cpu, monkeypatch):
+    """An engine that compiles for an hour when it is prepared, in the warm-up as in the run."""
+    monkeypatch.setattr(ReferenceEngine, "compiled", 3)
+    monkeypatch.setattr(ReferenceEngine, "compile_seconds", 3600.0)
+    (run,) = compare(a_job(), few, [cpu]).runs
+    assert run["compile_seconds"] == 2 * 3600
+    assert run["compiled"] == 6
+    assert run["total_seconds"] < -3500  # the hour was none by the clock, but it was taken off
+    assert run["warm_up_seconds"] < -3500
+    assert run["train_seconds"] > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_training_is_the_plain_one(few, cpu, tmp_path, engine):
     """No step of the warm-up, the profile or the proof has touched it; the checkpoint is of its end."""
-    job = a_job()
+    job = a_job(engine=engine)
     plain = new_trainer(job, few, cpu, "float32")
     plain.run()
     (run,) = compare(job, few, [cpu], checkpoint=tmp_path / "model.safetensors").runs
@@ -186,7 +220,7 @@ def test_no_more_proof_than_training(few, cpu):
 
 
 def test_full_batch(few, cpu, described):
-    job = dataclasses.replace(a_job(), settings=Settings(epochs=3, batch_size=10**6))
+    job = dataclasses.replace(a_job(), settings=Settings(epochs=3, batch_size=10**6, engine="reference"))
     (run,) = valid(compare(job, few, [cpu]), described)["runs"]
     assert (run["batch_size"], run["iterations"]) == (70, 3)
     assert run["memory"]["data"] == 70 * (784 + 4) + 40 * 784 + 70 * 784 * 4

@@ -11,7 +11,7 @@ from bareconv.bench import environment, results
 from bareconv.bench.parity import TOLERANCE, parity
 from bareconv.nn import models
 from bareconv.optim import SGD, Constant
-from bareconv.training import Settings, Trainer
+from bareconv.training import ENGINES, Settings, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,9 @@ def side(digits):
     """A new trainer; ten steps an epoch, two epochs."""
 
     def make(precision="float32", model="mlp", device="cpu", seed=0, lr=0.05, **settings):
-        wanted = Settings(precision=precision, batch_size=32, epochs=2, seed=seed, **settings)
+        wanted = Settings(
+            precision=precision, batch_size=32, epochs=2, seed=seed, **{"engine": "reference", **settings}
+        )
         data = digits if model == "mlp" else digits.take(64)
         network = models.by_name(model, (28, 28, 1), 10, seed)
         return Trainer(network, data, SGD(lr, momentum=0.9), wanted, device)
@@ -217,3 +219,22 @@ def test_coarser_products_get_their_own_tolerance(side, monkeypatch):
     proof = parity(reference, candidate, 2)
     assert proof["candidate"] == "cpu tf32"
     assert (proof["precision"], proof["tolerance"]) == ("tf32", 5e-2)
+
+
+@pytest.mark.parametrize("engine", ENGINES[:-1])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_engines_are_named_where_one_is_not_the_reference(side, described, engine, precision):
+    other = side(precision, engine=engine, lr=0.05 / 200)
+    proof = parity(side(precision, lr=0.05 / 200), other, 10)
+    assert proof["reference"] == f"cpu {precision} reference"
+    assert proof["candidate"] == f"cpu {precision} {other.engine.name}"
+    assert proof["passed"]
+    assert_valid(proof, described)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_that_is_wrong_fails(side, engine):
+    """A hundredth more of the learning rate is a gradient that is wrong by that."""
+    wrong = side("float64", engine=engine)
+    wrong.optimizer.lr *= 1.01
+    assert not parity(side("float64"), wrong, 10)["passed"]

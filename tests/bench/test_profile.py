@@ -1,18 +1,19 @@
-"""Profiles and memory: against a clock and a model of which everything is known."""
+"""Profiles and memory of the reference: against a clock and a model of which everything is known; and of the others."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from bareconv import nn
-from bareconv.bench.profile import WARM_UP, memory, profile
+from bareconv.bench.profile import WARM_UP, memory, profile, remark
 from bareconv.device import CpuDevice
 from bareconv.nn import models
-from bareconv.optim import SGD, Adam
-from bareconv.training import Settings, Trainer
+from bareconv.optim import SGD, Adam, RMSprop
+from bareconv.training import ENGINES, Settings, Trainer, why_no_plan
 
 LENET5 = ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "flatten1"]
 LENET5 += ["dense1", "relu3", "dense2", "relu4", "dense3", "loss"]
@@ -20,9 +21,9 @@ LENET5 += ["dense1", "relu3", "dense2", "relu4", "dense3", "loss"]
 
 @pytest.fixture
 def trainer_of(digits):
-    def make(model="lenet5", device="cpu", batch_size=20, images=50, optimizer=None, precision="float32"):
+    def make(model="lenet5", device="cpu", batch_size=20, images=50, optimizer=None, precision="float32", **more):
         model = models.by_name(model, (28, 28, 1), 10, 0) if isinstance(model, str) else model
-        settings = Settings(batch_size=batch_size, precision=precision)
+        settings = Settings(batch_size=batch_size, precision=precision, **{"engine": "reference", **more})
         return Trainer(model, digits.take(images, 30), optimizer or SGD(0.05, momentum=0.9), settings, device)
 
     return make
@@ -140,9 +141,10 @@ def test_shortcuts_and_sums_are_told_apart(trainer_of):
     assert phases["forward"] == 8
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("rule", [lambda: SGD(0.1), lambda: SGD(0.1, momentum=0.9), lambda: Adam(0.1)])
-def test_parameters_stay_as_they_are(trainer_of, rule, device):
-    trainer = trainer_of("mlp", device, optimizer=rule())
+def test_parameters_stay_as_they_are(trainer_of, rule, device, engine):
+    trainer = trainer_of("mlp", device, optimizer=rule(), engine=engine)
     trainer.run()
     before = {key: device.to_host(value).copy() for key, value in trainer.model.parameters().items()}
     loss, seconds = list(trainer.history.loss), trainer.history.train_seconds
@@ -191,3 +193,89 @@ def test_a_prepared_batch_that_a_layer_keeps_counts_once(trainer_of):
     parts = memory(trainer_of(nn.Model(layers, (28, 28, 1)), batch_size=50, optimizer=SGD(0.1)), 0)
     assert parts["data"] == 50 * (784 + 4) + 30 * 784 + 50 * 784 * 4
     assert parts["activations"] == 4 * 50 * 10  # the relu's output, which the second dense keeps too
+
+
+# --- The other engines ------------------------------------------------------------------------------------------------
+
+planned = pytest.mark.skipif(why_no_plan() is not None, reason="there is no plan on this machine")
+
+
+@planned
+def test_a_plans_operations_are_what_runs_as_one(trainer_of):
+    """Names are those of the layers, in their order; pixels are the batch's, and updates nobody's."""
+    phases, operations = profile(trainer_of(engine="plan"), 2)
+    names = ["conv1 + relu1 + pool1", "conv2 + relu2 + pool2", "dense1 + relu3", "dense2 + relu4", "dense3", "loss"]
+    assert [operation["name"] for operation in operations] == names
+    assert operations[0]["type"] == "Conv2d + ReLU + MaxPool2d"
+    assert operations[-1]["type"] == "SoftmaxCrossEntropy"
+    assert [operation["output_shape"] for operation in operations[:3]] == [[14, 14, 6], [5, 5, 16], [120]]
+    assert all(operation["forward_seconds"] > 0 for operation in operations)
+    assert all(operation["backward_seconds"] > 0 for operation in operations[:-1])
+    assert operations[0]["forward_flops"] == 20 * 2 * 28 * 28 * 6 * 25
+    assert phases["profiled_steps"] == 2
+
+
+@planned
+def test_a_plans_phases_are_a_step(trainer_of, monkeypatch):
+    """Phases hold their operations, and with what is left over they are the median step, by the clock."""
+    ticks = iter([0.0, 0.1] * WARM_UP + [0.0, 3.0, 0.0, 9.0, 0.0, 2.0])
+    trainer = trainer_of(engine="plan")
+    trainer.engine.prepare()
+    monkeypatch.setattr("bareconv.bench.profile.time.perf_counter", lambda: next(ticks))
+    explain = trainer.engine.plan.explain
+
+    def explained():
+        """As if its calls had taken 11.2 of the 14 s."""
+        found = explain()
+        share = 11.2 / sum(row.seconds for row in found.rows)
+        rows = tuple(dataclasses.replace(row, seconds=row.seconds * share) for row in found.rows)
+        return dataclasses.replace(found, rows=rows)
+
+    trainer.engine.plan.explain = explained
+    phases, operations = profile(trainer, 3)
+    assert phases["other"] == pytest.approx(3.0 * 0.2)
+    assert sum(phases[name] for name in ("batch", "forward", "backward", "update", "other")) == pytest.approx(3.0)
+    for phase in ("forward", "backward"):
+        assert sum(operation[f"{phase}_seconds"] for operation in operations) == pytest.approx(phases[phase])
+
+
+@planned
+def test_what_has_no_kernel_has_no_time_of_its_own(trainer_of):
+    layers = [nn.Flatten(), nn.Dense(8), nn.GELU(), nn.Dense(10)]
+    trainer = trainer_of(nn.Model(layers, (28, 28, 1)), engine="plan")
+    phases, operations = profile(trainer, 2)
+    assert [operation["name"] for operation in operations] == ["dense1", "dense2", "loss"]
+    assert phases["other"] > 0
+    assert "no kernel for gelu1:" in (remark(trainer) or "")
+
+
+@planned
+@pytest.mark.parametrize("more", [{"clip_norm": 1.0}, {"optimizer": RMSprop(0.01, momentum=0.5)}])
+def test_an_update_beside_the_plan(trainer_of, more):
+    trainer = trainer_of("mlp", engine="plan", **more)
+    trainer.run()
+    phases, _ = profile(trainer, 2)
+    assert phases["update"] > 0
+
+
+def test_the_tuned_engine_has_no_times_of_forward_and_backward(trainer_of):
+    trainer = trainer_of(engine="tuned")
+    phases, operations = profile(trainer, 2)
+    assert set(phases) == {"batch", "forward_backward", "update", "profiled_steps"}
+    assert all(seconds > 0 for seconds in phases.values())
+    assert operations == []
+    assert "no times of each" in (remark(trainer) or "")
+    assert remark(trainer_of()) is None
+
+
+@pytest.mark.parametrize("engine", ["plan", "tuned"])
+@pytest.mark.parametrize("batch_size", [20, 50])
+def test_memory_of_an_engine_is_what_it_says(trainer_of, engine, batch_size):
+    trainer = trainer_of(engine=engine, batch_size=batch_size)
+    trainer.run()
+    parts, kept = memory(trainer, 10**9), trainer.engine.kept_bytes()
+    assert parts["activations"] == kept["activations"] > batch_size * 14 * 14 * 6 * 4
+    assert parts["gradients"] == kept["gradients"] > 0
+    assert parts["parameters"] == parts["optimizer"] == 4 * trainer.model.body.parameter_count()
+    assert parts["data"] == 50 * (784 + 4) + 30 * 784 + kept.get("data", 0)
+    assert sum(parts.values()) == 10**9

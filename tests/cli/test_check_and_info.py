@@ -6,8 +6,15 @@ import re
 
 import pytest
 
-from bareconv.bench import environment, gradients
+from bareconv.bench import engines, environment, gradients
 from bareconv.device import all_devices, get_device, why_no_cuda
+from bareconv.training import TunedEngine, why_no_plan
+
+
+@pytest.fixture(autouse=True)
+def fewer_engines(monkeypatch):
+    """Of the models on which engines are checked, only the one asked for."""
+    monkeypatch.setattr(engines, "FURTHER", {})
 
 
 def test_every_layer_and_a_model_on_every_device(run, here, listing):
@@ -29,7 +36,50 @@ def test_the_table(run, here):
     assert re.fullmatch(r"gradient of +device +derivatives +largest error", lines[0])
     assert all(re.fullmatch(r"\S.* +cpu +\d+ +(\d\.\d×)?10⁻[⁰¹²³⁴-⁹]+ +ok", line) for line in lines[1:28])
     assert lines[28] == "27 of 27 within the tolerance of 10⁻⁶"
-    assert max(map(len, lines)) <= 80
+    assert lines[30] == "In lockstep with the reference, in the same precision:"
+    assert re.fullmatch(r"model +images +engine +steps +losses differ by +weights differ by", lines[31])
+    names = engines.candidates()
+    wanted = [(precision, name) for name in names for precision in ("float64", "float32")]
+    for line, (precision, name) in zip(lines[32:], wanted, strict=False):
+        number = r"(0|(\d\.\d×)?10⁻[⁰¹²³⁴-⁹]+)"
+        assert re.fullmatch(rf"mlp +28 x 28 x 1 +cpu {precision} {name} +6 +{number} +{number} +ok", line)
+    assert lines[-1] == f"{len(wanted)} of {len(wanted)} within the tolerance of 10⁻⁹ in float64, 10⁻³ in float32"
+    assert max(map(len, lines)) <= 100
+
+
+def test_every_engine_is_held_against_the_reference(run, here):
+    outcome = run("check", "--model", "lenet5", "--device", "cpu", "--threads", "2", "--json")
+    assert outcome.code == 0
+    proofs = outcome.result()["parity"]
+    assert [(proof["reference"], proof["candidate"]) for proof in proofs] == [
+        (f"cpu {precision} reference", f"cpu {precision} {name}")
+        for name in engines.candidates()
+        for precision in ("float64", "float32")
+    ]
+    assert all(proof["model"] == "lenet5" and proof["steps"] == 6 for proof in proofs)
+    for proof in proofs:
+        assert max(proof["max_loss_difference"], proof["final_weight_difference"]) < 1e-3
+        if proof["precision"] == "float64":
+            assert max(proof["max_loss_difference"], proof["final_weight_difference"]) < 1e-9
+
+
+def test_further_models():
+    """Of every kind that the zoo has, on images that do not take long; and the one asked for on its own size."""
+    assert engines.cases("basic")[0] == ("basic", (28, 28, 1))
+    assert engines.cases("resnet18") == [("resnet18", (16, 16, 3))]
+    assert engines.count("mlp") == 2 * len(engines.candidates())
+
+
+def test_an_engine_that_is_wrong(run, here, monkeypatch):
+    """Exit 1: a rate that is larger by a millionth, in one engine."""
+    train = TunedEngine.train
+    monkeypatch.setattr(TunedEngine, "train", lambda self, batch, lr: train(self, batch, lr * (1 + 1e-6)))
+    monkeypatch.setattr("bareconv.cli.check.check_all", lambda *_: [gradients.Check("conv", "cpu", 0.0, 3)])
+    outcome = run("check", "--model", "mlp", "--device", "cpu", "--json")
+    assert outcome.code == 1
+    passed = {proof["candidate"]: proof["passed"] for proof in outcome.result()["parity"]}
+    assert [name for name, right in passed.items() if not right] == ["cpu float64 tuned"]
+    assert re.search(r"^mlp .* cpu float64 tuned .* WRONG$", outcome.err, re.MULTILINE)
 
 
 def test_a_wrong_gradient(run, here, monkeypatch):
@@ -85,9 +135,20 @@ def test_info(run, here, listing):
     assert f"numpy {found['packages']['numpy']}" in said["Packages"]
     device = get_device("auto")
     assert f"\nWill be used: {device.name} ({device.description})\n" in outcome.err
+    if why_no_plan() is None:
+        assert re.search(
+            r"^Engine on the CPU: plan \(\S+, \d+ numbers of float32 at a time, \d+ threads?\)$", outcome.err, re.M
+        )
     if why_no_cuda() is not None:
         assert said["CUDA"] == f"not used: {why_no_cuda()}"
     assert listing() == []
+
+
+def test_info_says_why_there_is_no_plan(run, here, monkeypatch):
+    monkeypatch.setattr("bareconv.cli.info.why_no_plan", lambda: "llvmlite is not there")
+    assert re.search(
+        r"^Engine on the CPU: tuned \(.*\); no plan: llvmlite is not there$", run("info").out, re.MULTILINE
+    )
 
 
 def machine(monkeypatch, **changes):

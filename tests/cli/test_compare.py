@@ -16,10 +16,11 @@ from bareconv.bench.compare import Comparison
 from bareconv.cli import tables
 from bareconv.cli.screen import Screen
 from bareconv.device import CpuDevice, get_device, why_no_cuda
-from bareconv.training import Trainer
+from bareconv.training import Trainer, make_engine, why_no_plan
 
 compare = importlib.import_module("bareconv.cli.compare")
-QUICK = ("compare", "--model", "mlp", "--limit", "128", "--epochs", "2", "--parity-steps", "3", "--device", "cpu")
+PLAIN = ("compare", "--model", "mlp", "--limit", "128", "--epochs", "2", "--parity-steps", "3")
+QUICK = (*PLAIN, "--engine", "reference", "--device", "cpu")
 COMPONENTS = ["parameters", "gradients", "optimizer", "activations", "data", "overhead"]
 
 
@@ -92,6 +93,57 @@ def test_what_it_prints(run, here, listing):
     (page,) = re.findall(r"^Wrote (results/\S+/report.html) \(also results/latest/report.html\)$", out, re.MULTILINE)
     assert Path(page).is_file()
     assert Path("results/latest/report.html").samefile(page)
+
+
+@pytest.mark.parametrize("engine", ["plan", "tuned"])
+def test_another_engine(run, here, engine):
+    """Its name where it runs, its operations as it runs them, and proofs that it computes what the reference does."""
+    ours = engine if why_no_plan() is None else "tuned"
+    outcome = run(*PLAIN, "--engine", engine, "--threads", "1", "--device", "cpu", "--json")
+    assert outcome.code == 0
+    result = outcome.result()
+    (record,) = result["runs"]
+    assert (record["engine"], record["threads"]) == (ours, 1)
+    assert re.search(rf"^cpu \(.*\), float32, engine {ours} \(.*1 thread\):$", outcome.err, re.MULTILINE)
+    names = [operation["name"] for operation in record["operations"]]
+    assert names == (["dense1 + relu1", "dense2", "loss"] if ours == "plan" else [])
+    for name in names:
+        assert re.search(rf"^{re.escape(name)} +[\d.]+ \S+ +[\d.]+ \S+$", outcome.err, re.MULTILINE), name
+    phase = "other" if ours == "plan" else "forward and backward"
+    assert re.search(rf"^  {phase} +[\d.]+ (s|ms|µs)$", outcome.err, re.MULTILINE)
+    assert [(proof["reference"], proof["candidate"]) for proof in result["parity"]] == [
+        (f"cpu float64 {ours}", f"cpu float32 {ours}"),
+        ("cpu float64 reference", f"cpu float64 {ours}"),
+        ("cpu float32 reference", f"cpu float32 {ours}"),
+    ]
+    assert Path("results/latest/report.html").is_file()
+
+
+@pytest.mark.skipif(why_no_plan() is not None, reason="there is no plan on this machine")
+def test_two_engines_are_told_apart(run, here, two_devices, monkeypatch):
+    """The plan on the CPU beside the reference on a GPU: named in headings, speed-up and proofs; operations that one of
+    them runs as one are compared as one."""
+
+    def no_plan_there(name, model, optimizer, settings=None, device=None):
+        return make_engine("reference" if device.name == "cuda:0" else name, model, optimizer, settings, device)
+
+    monkeypatch.setattr("bareconv.training.loop.make_engine", no_plan_there)
+    outcome = run(*PLAIN, "--json")
+    assert outcome.code == 0
+    result = outcome.result()
+    assert [record["engine"] for record in result["runs"]] == ["plan", "reference"]
+    assert re.search(r"^Speed-up of cuda:0 float32 reference over cpu float32 plan: ", outcome.err, re.MULTILINE)
+    assert re.search(r"^ +plan +reference\b", outcome.err, re.MULTILINE)
+    time = r"[\d.]+ \S+"
+    assert re.search(
+        rf"^dense1 \+ relu1 +{time} +{time} +[\d.]+× +{time} +{time} +[\d.]+× *$", outcome.err, re.MULTILINE
+    )
+    assert not re.search("^(flatten1|relu1|dense1 )  ", outcome.err, re.MULTILINE)
+    assert ("cpu float64 plan", "cuda:0 float64 reference") in [
+        (proof["reference"], proof["candidate"]) for proof in result["parity"]
+    ]
+    page = Path("results/latest/report.html").read_text(encoding="utf-8")
+    assert "The GPU ran the engine reference, the CPU the engine plan" in page
 
 
 def test_no_gpu_is_said_with_the_reason(run, here):
@@ -277,7 +329,8 @@ def test_names_too_long_for_one_table(capsys):
     """A residual network's operations: forward and backward go below each other where both are too wide."""
     names = [f"residual{i}.body.residual1.conv2" for i in range(3)]
     operations = [{"name": name, "forward_seconds": 1e-3, "backward_seconds": 2e-3} for name in names]
-    common = {"precision": "float32", "model": "m", "batch_size": 1, "images_per_second": 1.0, "iterations": 1}
+    common = {"precision": "float32", "model": "m", "engine": "e", "batch_size": 1}
+    common |= {"images_per_second": 1.0, "iterations": 1}
     runs = [{**common, "device": device, "operations": operations} for device in ("cpu", "cuda:0")]
     screen = Screen({}, False)
     for width, number in ((80, 2), (140, 1)):

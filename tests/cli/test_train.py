@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from bareconv.device import get_device
-from bareconv.training import Trainer
+from bareconv.training import Trainer, why_no_plan
 
 MLP = ("train", "--model", "mlp", "--limit", "200", "--device", "cpu")
 
@@ -39,7 +39,8 @@ def test_it_says_what_it_does(run, here, listing):
     assert lines[0] == f"Device: cpu ({cpu.description})"
     assert re.search(r"\d+ threads?\)$", lines[0])
     assert "Data: MNIST (embedded), 200 training images, 10,000 test images" in lines
-    assert "Model: mlp, 7,960 parameters; float32, engine reference" in lines
+    engine = r"plan \(\S+, \d+ threads?\)" if why_no_plan() is None else r"tuned \(NumPy, \d+ threads?\)"
+    assert re.search(rf"^Model: mlp, 7,960 parameters; float32, engine {engine}$", outcome.out, re.MULTILINE)
     number = r"\d+\.\d{4}"
     for epoch in (1, 2):
         pattern = rf"Epoch {epoch}/2, .*s: loss {number}, accuracy [\d.]+%; held out: {number}, [\d.]+%"
@@ -47,6 +48,35 @@ def test_it_says_what_it_does(run, here, listing):
     assert re.search(r"^8 steps in .*s, [\d,]+ images/s; saved mlp.safetensors$", outcome.out, re.MULTILINE)
     assert lines[-1].startswith("Accuracy on the 10,000 test images: ")
     assert listing() == ["mlp.safetensors"]
+
+
+@pytest.mark.skipif(why_no_plan() is not None, reason="there is no plan on this machine")
+def test_compiling_is_told_apart(run, here, tmp_path, monkeypatch):
+    """In a cache that is empty everything is compiled, with images that no other test has; then nothing is."""
+    monkeypatch.setenv("BARECONV_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("bareconv.kernels.cpu.jit._loaded", {})
+    outcome = run(*MLP, "--json")
+    (record,) = outcome.result()["runs"]
+    assert record["compiled"] >= 5
+    assert record["compile_seconds"] > 0.01
+    said = re.search(
+        r"^Before it, and in no other figure: compiled (\d+) kernels in \S+ \S+$", outcome.err, re.MULTILINE
+    )
+    assert said is not None
+    assert int(said[1]) == record["compiled"]
+    again = run(*MLP, "--json")
+    assert again.result()["runs"][0]["compiled"] == 0
+    assert "compiled" not in again.err
+
+
+def test_no_plan_is_said_with_the_reason(run, here, monkeypatch):
+    """The tuned engine takes its place, and the result says so."""
+    for place in ("engine", ""):
+        monkeypatch.setattr(f"bareconv.training{'.' * bool(place)}{place}.why_no_plan", lambda: "llvmlite is not there")
+    outcome = run(*MLP, "--json")
+    assert outcome.code == 0
+    assert outcome.result()["runs"][0]["engine"] == "tuned"
+    assert re.search(r"^Warning: no plan here \(llvmlite is not there\): the engine is tuned \(", outcome.err, re.M)
 
 
 def test_json_of_the_requirement(run, here, listing, train_csv):
@@ -90,13 +120,15 @@ def test_every_option_arrives(run, here):
         *("train", "--model", "mlp", "--limit", "90", "--validation", "0.5", "--epochs", "3", "--batch-size", "30"),
         *("--optimizer", "adamw", "--lr", "0.002", "--weight-decay", "0.01", "--schedule", "cosine", "--warmup", "0.2"),
         *("--clip-norm", "1.5", "--label-smoothing", "0.1", "--seed", "7", "--precision", "float64", "--json"),
-        *("--device", "cpu", "--checkpoint", "new/folder/x.safetensors"),
+        *("--device", "cpu", "--threads", "1", "--engine", "tuned", "--checkpoint", "new/folder/x.safetensors"),
     )
     (record,) = outcome.result()["runs"]
     kept = about("new/folder/x.safetensors")
     settings, optimizer, schedule = kept["settings"], kept["optimizer"], kept["settings"]["schedule"]
     assert (settings["epochs"], settings["batch_size"], settings["seed"]) == (3, 30, 7)
     assert (settings["clip_norm"], settings["label_smoothing"], settings["precision"]) == (1.5, 0.1, "float64")
+    assert (settings["threads"], settings["engine"]) == (1, "tuned")
+    assert (record["threads"], record["engine"], record["compile_seconds"]) == (1, "tuned", 0)
     assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("AdamW", 0.002, 0.01)
     assert (schedule["type"], schedule["warmup"]) == ("Cosine", 0.2)
     assert (record["precision"], record["iterations"], record["train_images"]) == ("float64", 9, 90)

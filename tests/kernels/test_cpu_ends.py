@@ -62,7 +62,8 @@ def test_loss(target: Target, N: int, K: int, smoothing: float, scale: float) ->
     blocks = loss_blocks(target, logits, labels, order)
     call(SoftmaxCrossEntropy(target, K, smoothing), blocks, ["dlogits", "losses", "hits"], range(N))
     loss, p, t = ops.softmax_cross_entropy_forward(logits, labels[order], smoothing)
-    assert np.isclose(blocks["losses"].data.sum() / N, loss, rtol=1e-12, atol=1e-12)
+    near = 1e-12 if target.dtype == "float64" else 1e-6  # differences of logits are rounded in the target's precision
+    assert np.isclose(blocks["losses"].data.sum() / N, loss, rtol=near, atol=near)
     assert_close(blocks["dlogits"].data, ops.softmax_cross_entropy_backward(p, t), target)
     assert blocks["hits"].data.sum() == (logits.argmax(axis=1) == labels[order]).sum()
 

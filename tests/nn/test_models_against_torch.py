@@ -13,7 +13,7 @@ import pytest
 
 from bareconv.nn import models
 from bareconv.optim import SGD, Constant
-from bareconv.training import Settings, Trainer, make_engine
+from bareconv.training import EngineSettings, ReferenceEngine, Settings, Trainer
 
 torch: Any = pytest.importorskip("torch", reason='PyTorch is not installed: pip install "bareconv[peers]"')
 tn: Any = torch.nn
@@ -159,7 +159,7 @@ def test_one_step(name, layers, shape, N, smoothing, rng):
     x = model.prepare(images)
     x_t, labels_t = their_batch(x, labels)
 
-    engine = make_engine("reference", model, SGD(0.1), smoothing)
+    engine = ReferenceEngine(model, SGD(0.1), EngineSettings(label_smoothing=smoothing))
     seen = []
     loss, correct = engine.forward(x, labels, 0, watch=lambda phase, leaf, result: seen.append(result))
     engine.backward()

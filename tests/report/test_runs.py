@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import report_samples as samples
 
 from bareconv.report.runs import (
     Pair,
+    engines_differ,
     images_tested,
     labels,
     main_pair,
     main_ratio,
     operation_seconds,
+    operations,
     over,
     pairs,
     per_iteration,
@@ -115,3 +119,54 @@ def test_quotients_that_say_nothing_are_none() -> None:
         assert over(a, b) is None
     assert per_iteration(samples.minimal()["runs"][0]) is None
     assert per_iteration(samples.run(seconds_per_iteration=..., train_seconds=10.0, iterations=4)) == 2.5
+
+
+def operation(name: str, forward: float, backward: float) -> dict[str, Any]:
+    return {"name": name, "type": "", "forward_seconds": forward, "backward_seconds": backward}
+
+
+APART = [
+    operation(n, f, 2 * f) for n, f in (("conv1", 1.0), ("relu1", 2.0), ("pool1", 4.0), ("flat", 8.0), ("loss", 16.0))
+]
+FUSED = [operation("conv1 + relu1 + pool1", 0.5, 0.25), operation("loss", 0.125, 0.0)]
+
+
+def test_operations_that_one_run_fuses_are_added_up_for_the_other() -> None:
+    """In either order of the runs; what one of them does not have at all, such as a view, is the other's alone."""
+    fused, apart = samples.run(operations=FUSED), samples.run("cuda:0", operations=APART)
+    expected = {"conv1 + relu1 + pool1": [(0.5, 0.25), (7.0, 14.0)], "loss": [(0.125, 0.0), (16.0, 32.0)]}
+    assert operations([fused, apart]) == {**expected, "flat": [None, (8.0, 16.0)]}
+    turned = operations([apart, fused])
+    assert list(turned) == ["conv1 + relu1 + pool1", "flat", "loss"]
+    assert turned["conv1 + relu1 + pool1"] == [(7.0, 14.0), (0.5, 0.25)]
+
+
+def test_operations_of_one_engine_stay_as_they_are() -> None:
+    found = operations([samples.run(operations=APART), samples.run("cuda:0", operations=APART)])
+    assert list(found) == [o["name"] for o in APART]
+    assert found["relu1"] == [(2.0, 4.0), (2.0, 4.0)]
+
+
+def test_operations_that_overlap_or_are_incomplete_are_not_compared() -> None:
+    """Two ways to fuse: the smallest whole that both have. A run that lacks a layer of it has no time."""
+    left = samples.run(operations=[operation("a + b", 1.0, 1.0), operation("c", 2.0, 2.0), operation("d", 4.0, 4.0)])
+    right = samples.run("cuda:0", operations=[operation("a", 1.0, 0.0), operation("b + c", 1.0, 0.0)])
+    assert operations([left, right]) == {"a + b + c": [(3.0, 3.0), (2.0, 0.0)], "d": [(4.0, 4.0), None]}
+    lacking = samples.run("cuda:0", operations=[operation("a", 1.0, 1.0)])
+    assert operations([left, lacking])["a + b"] == [(1.0, 1.0), None]
+
+
+def test_operations_of_several_models_do_not_join() -> None:
+    one = samples.run(model="one", operations=FUSED)
+    other = samples.run(model="other", operations=APART)
+    found = operations([one, other])
+    assert found["conv1 + relu1 + pool1"] == [(0.5, 0.25), None]
+    assert found["conv1"] == [None, (1.0, 2.0)]
+
+
+def test_speedups_of_operations_across_engines() -> None:
+    cpu, gpu = samples.run(operations=APART, engine="reference"), samples.run("cuda:0", operations=FUSED, engine="plan")
+    found = {s.name: s.ratio for s in speedups([cpu, gpu], pairs([cpu, gpu])[0]) if s.group == "operation"}
+    assert found == {"conv1 + relu1 + pool1": 21.0 / 0.75, "loss": 48.0 / 0.125}
+    assert engines_differ([cpu, gpu])
+    assert not engines_differ([cpu, cpu])

@@ -7,6 +7,7 @@ import pytest
 
 from bareconv import nn
 from bareconv.data import Dataset, Split
+from bareconv.training import ENGINES, why_no_plan
 
 
 def drawn(rng, count, classes=4):
@@ -24,6 +25,14 @@ def squares():
     """103 images to train on: batches of 16 make seven steps, the last of 7 images."""
     rng = np.random.default_rng(7)
     return Dataset("squares", drawn(rng, 103), None, drawn(rng, 37), 4)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    """Every engine of the CPU; the reference is the one that also runs elsewhere."""
+    if request.param == "plan" and why_no_plan() is not None:
+        pytest.skip(f"no plan: {why_no_plan()}")
+    return request.param
 
 
 @pytest.fixture

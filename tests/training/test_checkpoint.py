@@ -39,7 +39,7 @@ RULES = {
 
 
 def trainer_of(model, data, optimizer=None, device="cpu", **settings):
-    wanted = Settings(**{"batch_size": 16, "seed": 3, "epochs": 3, **settings})
+    wanted = Settings(**{"batch_size": 16, "seed": 3, "epochs": 3, "engine": "reference", **settings})
     return Trainer(model, data, optimizer or SGD(0.05, momentum=0.9), wanted, device)
 
 
@@ -99,8 +99,10 @@ def test_every_model_comes_back(name, rng, tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_everything_comes_back(make_model, squares, rule, precision, tmp_path, device):
-    settings = {"label_smoothing": 0.1, "clip_norm": 2.0, "evaluate_every": 2, "precision": precision}
+@pytest.mark.parametrize("clip_norm", [None, 2.0])
+def test_everything_comes_back(make_model, squares, rule, precision, clip_norm, tmp_path, device, engine):
+    settings = {"label_smoothing": 0.1, "clip_norm": clip_norm, "evaluate_every": 2, "precision": precision}
+    settings |= {"engine": engine, "threads": 2}
     trainer = trainer_of(make_model(), squares, rule(), device, schedule=Cosine(final=0.1, warmup=0.2), **settings)
     run_to(trainer, 10)
     save(tmp_path / "new" / "folder" / "a.safetensors", trainer)
@@ -121,9 +123,9 @@ def test_everything_comes_back(make_model, squares, rule, precision, tmp_path, d
             np.testing.assert_array_equal(value, device.to_host(theirs[key]), key)
 
 
-def test_saving_changes_nothing(make_model, squares, tmp_path):
+def test_saving_changes_nothing(make_model, squares, tmp_path, engine):
     """A training that saves after every epoch is the one that does not."""
-    quiet, saving = (trainer_of(make_model(), squares, Adam(0.01)) for _ in range(2))
+    quiet, saving = (trainer_of(make_model(), squares, Adam(0.01), engine=engine) for _ in range(2))
     quiet.run()
     saving.run(on_epoch=lambda record: save(tmp_path / "a.safetensors", saving))
     assert_same_training(saving, quiet)
@@ -134,11 +136,11 @@ def test_saving_changes_nothing(make_model, squares, tmp_path):
 
 @pytest.mark.parametrize("stops", [(1,), (6,), (7,), (8,), (10,), (14,), (20,), (2, 7, 8, 19)])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_a_resumed_run_equals_the_unbroken_one(make_model, squares, rule, stops, tmp_path):
+def test_a_resumed_run_equals_the_unbroken_one(make_model, squares, rule, stops, tmp_path, engine):
     """Stopped within an epoch, at its end, several times; with running statistics, dropout and a schedule."""
-    unbroken = trainer_of(make_model(), squares, rule())
+    unbroken = trainer_of(make_model(), squares, rule(), engine=engine)
     unbroken.run()
-    trainer = trainer_of(make_model(), squares, rule())
+    trainer = trainer_of(make_model(), squares, rule(), engine=engine)
     for stop in stops:
         run_to(trainer, stop)
         assert trainer.history.stopped
@@ -153,9 +155,9 @@ def test_a_resumed_run_equals_the_unbroken_one(make_model, squares, rule, stops,
     assert trainer.evaluation.accuracy == unbroken.evaluation.accuracy
 
 
-def test_a_real_network_resumed(digits, tmp_path):
+def test_a_real_network_resumed(digits, tmp_path, engine):
     data = digits.take(70, 30)
-    unbroken, trainer = (trainer_of(models.lenet5(), data, batch_size=30, epochs=2) for _ in range(2))
+    unbroken, trainer = (trainer_of(models.lenet5(), data, batch_size=30, epochs=2, engine=engine) for _ in range(2))
     unbroken.run()
     run_to(trainer, 2)
     save(tmp_path / "a.safetensors", trainer)
@@ -178,13 +180,13 @@ def test_resumed_on_the_other_device(make_model, squares, tmp_path):
         np.testing.assert_allclose(resumed.history.loss, unbroken.history.loss, rtol=1e-9)
 
 
-def test_an_optimizer_that_has_steps_behind_it(make_model, squares, tmp_path):
+def test_an_optimizer_that_has_steps_behind_it(make_model, squares, tmp_path, engine):
     """Adam counts its own steps: those of an earlier training of the same model are not lost."""
 
     def second_training():
         model, optimizer = make_model(), Adam(0.01)
-        trainer_of(model, squares, optimizer, epochs=1).run()
-        return trainer_of(model, squares, optimizer)
+        trainer_of(model, squares, optimizer, epochs=1, engine=engine).run()
+        return trainer_of(model, squares, optimizer, engine=engine)
 
     unbroken, trainer = second_training(), second_training()
     unbroken.run()

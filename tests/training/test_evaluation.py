@@ -23,8 +23,8 @@ def judged():
     )  # no image of class 3
 
 
-def engine_of(model, device="cpu", precision="float64"):
-    return make_engine("reference", model.to(device, precision), optim.SGD(0.1))
+def engine_of(model, device="cpu", precision="float64", engine="reference"):
+    return make_engine(engine, model.to(device, precision), optim.SGD(0.1))
 
 
 def test_accuracy_and_confusion(judged):
@@ -51,7 +51,7 @@ def test_most_confidently_wrong(judged):
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 37, 1000])
-def test_figures_by_hand(squares, chunk, monkeypatch, device):
+def test_figures_by_hand(squares, chunk, monkeypatch, device, engine):
     """A dense layer in float64: logits, softmax, loss and classes written out, whatever the chunks."""
     monkeypatch.setattr(evaluation, "CHUNK", chunk)
     model = nn.Model([nn.Flatten(), nn.Dense(4, init="uniform(0.5)")], (8, 8, 1), seed=5, mean=30.0, std=100.0)
@@ -66,7 +66,7 @@ def test_figures_by_hand(squares, chunk, monkeypatch, device):
         predicted.append(p.index(max(p)))
         confidence.append(max(p) / sum(p))
 
-    engine = engine_of(model, device)
+    engine = engine_of(model, device, engine=engine)
     result = evaluate(engine, split)
     assert result.loss == pytest.approx(loss, rel=1e-12)
     np.testing.assert_array_equal(result.predicted, predicted)
@@ -87,9 +87,9 @@ def test_figures_by_hand(squares, chunk, monkeypatch, device):
     np.testing.assert_allclose(shares, confidence, rtol=1e-12)
 
 
-def test_running_statistics_and_no_dropout(squares, rng):
+def test_running_statistics_and_no_dropout(squares, rng, engine):
     model = nn.Model([nn.Flatten(), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(4)], (8, 8, 1))
-    engine = engine_of(model)
+    engine = engine_of(model, engine=engine)
     state = {key: rng.uniform(0.5, 2.0, value.shape) for key, value in model.state().items()}
     model.load_state(state)
     x = squares.test.images.reshape(37, 64) / 255.0
@@ -116,16 +116,16 @@ def test_leaves_the_model_as_it_was(squares, make_model):
     assert engine.optimizer.step == 0
 
 
-def test_one_image(squares, make_model):
+def test_one_image(squares, make_model, engine):
     split = Split(squares.test.images[:1], squares.test.labels[:1])
-    assert evaluate(engine_of(make_model()), split).predicted.shape == (1,)
+    assert evaluate(engine_of(make_model(), engine=engine), split).predicted.shape == (1,)
 
 
-def test_the_largest_logit_wins_even_where_probabilities_tie():
+def test_the_largest_logit_wins_even_where_probabilities_tie(engine):
     """In float32 exp(-3e-8) is 1: the probabilities are equal, the logits are not."""
     model = nn.Model([nn.Flatten(), nn.Dense(2)], (1, 1, 1))
     model.load_state({"dense1.weight": np.zeros((1, 2)), "dense1.bias": np.array([0.25, 0.25 + 2.0**-25])})
-    engine = engine_of(model, precision="float32")
+    engine = engine_of(model, precision="float32", engine=engine)
     logits = engine.predict(np.zeros((1, 1, 1, 1), np.uint8))
     assert logits[0, 1] > logits[0, 0]
     split = Split(np.zeros((3, 1, 1, 1), np.uint8), np.ones(3, np.int32))

@@ -15,11 +15,11 @@ from bareconv.device import CpuDevice
 from bareconv.errors import BareconvError, UsageError
 from bareconv.nn import models
 from bareconv.optim import SGD, Adam, Constant
-from bareconv.training import Settings, Trainer, evaluate, loop, train
+from bareconv.training import ReferenceEngine, Settings, Trainer, evaluate, loop, train
 
 
 def trainer_of(make_model, data, device="cpu", optimizer=None, seed=3, **settings):
-    wanted = Settings(**{"batch_size": 16, "seed": seed, **settings})
+    wanted = Settings(**{"batch_size": 16, "seed": seed, "engine": "reference", **settings})
     return Trainer(make_model(seed), data, optimizer or SGD(0.05, momentum=0.9), wanted, device)
 
 
@@ -42,14 +42,14 @@ def assert_same(ours, theirs):
 # --- The same again, and another -------------------------------------------------------------------------------------
 
 
-def test_it_learns(make_model, squares, device):
-    history = trainer_of(make_model, squares, device, epochs=12).run()
+def test_it_learns(make_model, squares, device, engine):
+    history = trainer_of(make_model, squares, device, epochs=12, engine=engine).run()
     assert history.test_accuracy > 0.9
     assert history.epochs[-1].train_loss < 0.5 * history.epochs[0].train_loss
 
 
-def test_the_same_seed_gives_the_same_history(make_model, squares):
-    first, again, other = (trainer_of(make_model, squares, seed=seed, epochs=2) for seed in (3, 3, 4))
+def test_the_same_seed_gives_the_same_history(make_model, squares, engine):
+    first, again, other = (trainer_of(make_model, squares, seed=seed, epochs=2, engine=engine) for seed in (3, 3, 4))
     for trainer in (first, again, other):
         trainer.run()
     assert timeless(first.history) == timeless(again.history)
@@ -65,12 +65,12 @@ def test_model_and_order_have_seeds_of_their_own(make_model, squares):
     assert losses(1, 1)[0] != losses(1, 2)[0]
 
 
-def test_how_often_losses_are_read_changes_nothing(make_model, squares, monkeypatch):
-    expected = timeless(trainer_of(make_model, squares, epochs=2).run())
+def test_how_often_losses_are_read_changes_nothing(make_model, squares, monkeypatch, engine):
+    expected = timeless(trainer_of(make_model, squares, epochs=2, engine=engine).run())
     for seconds, steps in ((0.0, 64), (1e9, 64), (1e9, 3)):
         monkeypatch.setattr(loop, "REPORT_SECONDS", seconds)
         monkeypatch.setattr(loop, "SNAPSHOT_STEPS", steps)
-        assert timeless(trainer_of(make_model, squares, epochs=2).run()) == expected
+        assert timeless(trainer_of(make_model, squares, epochs=2, engine=engine).run()) == expected
 
 
 # --- Batches ---------------------------------------------------------------------------------------------------------
@@ -86,7 +86,9 @@ def numbered(count):
 @pytest.mark.parametrize(("count", "size"), [(301, 64), (300, 100), (300, 1), (7, 6), (5, 5), (5, 800)])
 def test_each_image_exactly_once_an_epoch(count, size, device):
     model = nn.Model([nn.Flatten(), nn.Dense(5, init="zeros")], (1, 2, 1), std=1.0)
-    trainer: Any = Trainer(model, numbered(count), SGD(1e-9), Settings(epochs=3, batch_size=size), device)
+    trainer: Any = Trainer(
+        model, numbered(count), SGD(1e-9), Settings(epochs=3, batch_size=size, engine="reference"), device
+    )
     batches, forward = [], trainer.engine.forward
 
     def watched(x, labels, step, watch=None):
@@ -116,8 +118,8 @@ def test_the_order_is_the_same_on_every_device(make_model, squares, device):
         np.testing.assert_array_equal(here.order(epoch), reference.order(epoch))
     with device.activate():
         for step in (0, 6, 7):
-            x, labels = (device.to_host(array) for array in here.batch(step))
-            expected, expected_labels = reference.batch(step)
+            x, labels = (device.to_host(array) for array in here.reference().inputs(here.batch(step)))
+            expected, expected_labels = reference.reference().inputs(reference.batch(step))
             np.testing.assert_allclose(x, expected, rtol=1e-6)
             np.testing.assert_array_equal(labels, expected_labels)
 
@@ -128,7 +130,7 @@ def test_a_batch_is_the_next_part_of_the_order(make_model, squares):
     for step in (8, 0, 6, 13, 7):
         epoch, index = divmod(step, 7)
         chosen = trainer.order(epoch)[16 * index : 16 * (index + 1)]
-        x, labels = trainer.batch(step)
+        x, labels = trainer.reference().inputs(trainer.batch(step))
         np.testing.assert_allclose(x, squares.train.images[chosen] / np.float32(255), rtol=1e-6)
         np.testing.assert_array_equal(labels, squares.train.labels[chosen])
 
@@ -136,13 +138,13 @@ def test_a_batch_is_the_next_part_of_the_order(make_model, squares):
 # --- One step, written out -------------------------------------------------------------------------------------------
 
 
-def test_steps_of_the_perceptron_by_hand(digits, device):
+def test_steps_of_the_perceptron_by_hand(digits, device, engine):
     """mlp in float64: five steps of SGD with momentum, the last of a short batch, in plain NumPy.
 
     The gradient is that of the mean: divided by N once, in dz.
     """
     data = digits.take(70)
-    settings = Settings(batch_size=16, schedule=Constant(), precision="float64", seed=11)
+    settings = Settings(batch_size=16, schedule=Constant(), precision="float64", seed=11, engine=engine)
     trainer = Trainer(models.mlp(seed=2), data, SGD(0.1, momentum=0.8), settings, device)
     w1, b1, w2, b2 = (array.astype(np.float64) for array in models.mlp(seed=2).parameters().values())
     velocity = [np.zeros_like(w) for w in (w1, b1, w2, b2)]
@@ -189,7 +191,7 @@ def test_full_batch_is_prepared_once_and_computes_the_same(make_model, squares, 
             nn.Model.from_config(config),
             data,
             SGD(0.1, momentum=0.9),
-            Settings(epochs=4, batch_size=103, precision="float64"),
+            Settings(epochs=4, batch_size=103, precision="float64", engine="reference"),
             "cpu",
         )
         for _ in range(2)
@@ -200,34 +202,35 @@ def test_full_batch_is_prepared_once_and_computes_the_same(make_model, squares, 
     assert parts.data_bytes() == 103 * 64 + 103 * 4
     for step in range(4):
         chosen = parts.order(step)
-        loss, _ = parts.engine.forward(parts.model.prepare(parts.images[chosen]), parts.labels[chosen], step)
-        parts.engine.backward()
-        parts.engine.update(parts.learning_rate(step))
+        engine = parts.reference()
+        loss, _ = engine.forward(parts.model.prepare(parts.images[chosen]), parts.labels[chosen], step)
+        engine.backward()
+        engine.update(parts.learning_rate(step))
         assert float(loss) == pytest.approx(full.history.loss[step], rel=1e-10)
     for key, value in parts.model.state().items():
         np.testing.assert_allclose(full.model.state()[key], value, rtol=1e-8, atol=1e-12)
 
 
-def test_learning_rate_follows_the_schedule(make_model, squares):
+def test_learning_rate_follows_the_schedule(make_model, squares, engine):
     """A line from 1 to 0.5 over the steps of both epochs; with plain SGD an update is rate times gradient."""
     schedule = optim.schedule_from_name("one-cycle", warmup=0.0, final=0.5, shape="linear")
-    trainer = trainer_of(make_model, squares, optimizer=SGD(0.2), schedule=schedule, epochs=2)
-    rates, update = [], trainer.engine.update
+    trainer = trainer_of(make_model, squares, optimizer=SGD(0.2), schedule=schedule, epochs=2, engine=engine)
+    rates, train_ = [], trainer.engine.train
 
-    def watched(lr):
+    def watched(batch, lr):
         rates.append(lr)
-        update(lr)
+        return train_(batch, lr)
 
-    trainer.engine.update = watched
+    trainer.engine.train = watched
     history = trainer.run()
     np.testing.assert_allclose(rates, np.linspace(0.2, 0.1, 14), rtol=1e-12)
     assert [epoch.learning_rate for epoch in history.epochs] == [rates[6], rates[13]]
 
 
-def test_label_smoothing(squares):
+def test_label_smoothing(squares, engine):
     """Equal logits lose log 4 whatever the target; the first update's direction is that of the smoothed target."""
     model = nn.Model([nn.Flatten(), nn.Dense(4, init="zeros")], (8, 8, 1))
-    settings = Settings(batch_size=103, label_smoothing=0.2, schedule=Constant(), precision="float64")
+    settings = Settings(batch_size=103, label_smoothing=0.2, schedule=Constant(), precision="float64", engine=engine)
     history = Trainer(model, squares, SGD(1.0), settings, "cpu").run()
     assert history.loss == pytest.approx([np.log(4)])
     targets = 0.8 * np.eye(4)[squares.train.labels] + 0.05
@@ -235,9 +238,9 @@ def test_label_smoothing(squares):
     assert history.test_loss != history.loss[0]
 
 
-def test_label_smoothing_is_not_in_the_evaluation(squares, make_model):
+def test_label_smoothing_is_not_in_the_evaluation(squares, make_model, engine):
     """It is a target of the training; what is reported of held-out images is the plain loss."""
-    trainer = trainer_of(make_model, squares, label_smoothing=0.5)
+    trainer = trainer_of(make_model, squares, label_smoothing=0.5, engine=engine)
     trainer.run()
     logits = trainer.engine.predict(squares.test.images).astype(np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -246,11 +249,10 @@ def test_label_smoothing_is_not_in_the_evaluation(squares, make_model):
 
 
 @pytest.mark.parametrize("share", [0.25, 2.0])
-def test_clipping_shortens_the_step_and_keeps_its_direction(make_model, squares, share, device):
+def test_clipping_shortens_the_step_and_keeps_its_direction(make_model, squares, share, device, engine):
     def change(clip_norm):
-        trainer = trainer_of(
-            make_model, squares, device, SGD(1.0), schedule=Constant(), clip_norm=clip_norm, precision="float64"
-        )
+        settings = {"clip_norm": clip_norm, "precision": "float64", "engine": engine}
+        trainer = trainer_of(make_model, squares, device, SGD(1.0), schedule=Constant(), **settings)
         before = weights(trainer)
         with device.activate():
             trainer.train_step(0)
@@ -278,12 +280,14 @@ def test_dropout_draws_by_the_step(make_model, squares, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_the_optimizer_follows_the_model(make_model, squares, precision, device):
+def test_the_optimizer_follows_the_model(make_model, squares, precision, device, engine):
     """A second training of the same model, on another device or in another precision, goes on with its velocity."""
     model, optimizer = make_model(), SGD(0.05, momentum=0.5)
-    Trainer(model, squares, optimizer, Settings(batch_size=16), "cpu").run()
+    Trainer(model, squares, optimizer, Settings(batch_size=16, engine=engine), "cpu").run()
     before = {key: value.copy() for key, value in optimizer.state().items()}
-    trainer = Trainer(model, squares, optimizer, Settings(batch_size=16, precision=precision), device)
+    trainer = Trainer(
+        model, squares, optimizer, Settings(batch_size=16, precision=precision, engine="reference"), device
+    )
     with device.activate():
         trainer.train_step(0)
     assert optimizer.step == 8
@@ -296,16 +300,16 @@ def test_the_optimizer_follows_the_model(make_model, squares, precision, device)
 # --- Figures ---------------------------------------------------------------------------------------------------------
 
 
-def test_epoch_records(make_model, squares):
-    trainer = trainer_of(make_model, squares, epochs=2)
-    met, forward = [], trainer.engine.forward
+def test_epoch_records(make_model, squares, engine):
+    trainer = trainer_of(make_model, squares, epochs=2, engine=engine)
+    met, train_ = [], trainer.engine.train
 
-    def watched(x, labels, step, watch=None):
-        loss, correct = forward(x, labels, step, watch)
-        met.append((float(loss), int(correct), len(labels)))
+    def watched(batch, lr):
+        loss, correct = train_(batch, lr)
+        met.append((float(loss), int(correct), len(batch)))
         return loss, correct
 
-    trainer.engine.forward = watched
+    trainer.engine.train = watched
     told: list[Any] = []
     history = trainer.run(on_epoch=told.append)
     assert told == history.epochs
@@ -404,6 +408,38 @@ def test_what_is_evaluated(make_model, squares):
     assert history.evaluate_seconds == 0
 
 
+def test_compiling_is_before_the_clock(make_model, squares, monkeypatch):
+    """An engine that compiles for 500 s when it is prepared, and 30 s more when it first predicts."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    told: list[Any] = []
+
+    class Compiling(ReferenceEngine):
+        compile_seconds = 0.0
+
+        def spend(self, seconds):
+            clock.now += seconds
+            self.compile_seconds += seconds
+
+        def prepare(self, on_compile=None):
+            self.spend(500)
+            on_compile(1, 2)
+
+        def predict(self, images):
+            if self.compile_seconds == 500:
+                self.spend(30)
+            clock.now += 1
+            return super().predict(images)
+
+    monkeypatch.setattr(loop, "make_engine", lambda name, model, optimizer, *_: Compiling(model, optimizer))
+    trainer = trainer_of(make_model, squares)
+    history = trainer.run(on_compile=lambda done, total: told.append((done, total)))
+    assert told == [(1, 2)]
+    assert history.train_seconds == 0
+    assert history.evaluate_seconds == 1
+    assert clock.now == 531
+
+
 def test_progress(make_model, squares, monkeypatch):
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     trainer = trainer_of(make_model, squares, epochs=2)
@@ -439,10 +475,10 @@ def stop_after(steps):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 6, 8, 10])
-def test_stop_within_an_epoch(make_model, squares, steps):
+def test_stop_within_an_epoch(make_model, squares, steps, engine):
     """Exactly so many steps, those of the unbroken run, and no evaluation of a part of an epoch."""
-    unbroken = trainer_of(make_model, squares, epochs=3).run()
-    trainer = trainer_of(make_model, squares, epochs=3)
+    unbroken = trainer_of(make_model, squares, epochs=3, engine=engine).run()
+    trainer = trainer_of(make_model, squares, epochs=3, engine=engine)
     told: list[Any] = []
     history = trainer.run(told.append, should_stop=stop_after(steps + steps // 7))  # asked after each epoch too
     assert history.stopped
@@ -478,7 +514,7 @@ def test_train_is_the_short_form(squares, make_model):
     """Its defaults: SGD(0.05, momentum=0.9), one epoch of batches of 64, one cycle."""
     model = make_model()
     history = train(model, squares, device="cpu", seed=3)
-    trainer = trainer_of(make_model, squares, batch_size=64)
+    trainer = trainer_of(make_model, squares, batch_size=64, engine=Settings.engine)
     assert timeless(trainer.run()) == timeless(history)
     assert_same(model.state(), weights(trainer))
 
@@ -508,10 +544,11 @@ def relabelled(data, part, label):
         ({"batch_size": -3}, "^batch size -3: expected at least 1$"),
         ({"evaluate_every": 0}, "^evaluate every 0: expected at least 1$"),
         ({"precision": "float16"}, "^precision 'float16': expected float32 or float64$"),
-        ({"engine": "steam"}, "^engine 'steam': expected reference"),
+        ({"engine": "steam"}, "^engine 'steam': expected plan, tuned, reference"),
         ({"label_smoothing": 1.0}, "^label smoothing 1.0: expected at least 0 and less than 1$"),
         ({"label_smoothing": -0.1}, "^label smoothing -0.1: expected"),
         ({"label_smoothing": float("nan")}, "^label smoothing nan: expected"),
+        ({"threads": 0}, "^threads 0: expected at least 1$"),
         ({"clip_norm": 0.0}, "^gradient norm to clip at, 0.0: expected more than 0$"),
     ],
 )
@@ -542,8 +579,8 @@ def test_the_model_stays_where_it_was_when_refused(make_model, squares):
     assert model.precision == "float32"
 
 
-def test_optimizer_of_another_model(make_model, squares, digits):
+def test_optimizer_of_another_model(make_model, squares, digits, engine):
     optimizer = Adam()
-    trainer_of(make_model, squares, optimizer=optimizer).run()
+    trainer_of(make_model, squares, optimizer=optimizer, engine=engine).run()
     with pytest.raises(BareconvError, match="Adam: after 7 steps the parameters must stay the same"):
-        Trainer(models.mlp(), digits, optimizer, Settings(), "cpu").run()
+        Trainer(models.mlp(), digits, optimizer, Settings(engine=engine), "cpu").run()

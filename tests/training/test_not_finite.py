@@ -11,25 +11,29 @@ import pytest
 from bareconv import nn, optim
 from bareconv.errors import BareconvError, NotFiniteError
 from bareconv.optim import SGD, Adam, Constant
-from bareconv.training import Settings, Trainer, loop
+from bareconv.training import ReferenceEngine, Settings, Trainer, loop
 
 
 def planting(optimizer: Any, parameter, at, value=np.inf):
-    """The optimizer, which with its ``at``-th update sets the first number of ``parameter`` to ``value``."""
-    update = optimizer.update
-
-    def planted(params, grads, lr):
-        update(params, grads, lr)
-        if optimizer.step == at:
-            params[parameter].reshape(-1)[0] = value
-
-    optimizer.update = planted
+    """The optimizer; with its ``at``-th update ``trainer_of`` sets the first number of ``parameter`` to ``value``."""
+    optimizer.planted = parameter, at, value
     return optimizer
 
 
 def trainer_of(model, data, optimizer, device="cpu", **settings):
     wanted = Settings(**{"batch_size": 16, "epochs": 60, "seed": 3, "schedule": Constant(), **settings})
-    return Trainer(model, data, optimizer, wanted, device)
+    trainer: Any = Trainer(model, data, optimizer, wanted, device)
+    train = trainer.engine.train
+
+    def planted(batch, lr):
+        result = train(batch, lr)
+        parameter, at, value = getattr(optimizer, "planted", ("", 0, 0))
+        if optimizer.step == at:
+            model.parameters()[parameter].reshape(-1)[0] = value
+        return result
+
+    trainer.engine.train = planted
+    return trainer
 
 
 def failing(trainer):
@@ -56,9 +60,9 @@ def one_window_an_epoch(monkeypatch):
 )
 @pytest.mark.parametrize("rule", [lambda: SGD(0.05), lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.01)])
 @pytest.mark.usefixtures("one_window_an_epoch")
-def test_the_layer_is_named(make_model, squares, parameter, layer, rule, device):
+def test_the_layer_is_named(make_model, squares, parameter, layer, rule, device, engine):
     optimizer = planting(rule(), parameter, at=9)
-    error = failing(trainer_of(make_model(), squares, optimizer, device))
+    error = failing(trainer_of(make_model(), squares, optimizer, device, engine=engine))
     assert (error.step, error.layer) == (9, layer)
     assert "at step 9 (epoch 2): the first output that is not finite is that of layer " + layer in str(error)
 
@@ -67,11 +71,11 @@ def test_the_layer_is_named(make_model, squares, parameter, layer, rule, device)
 @pytest.mark.parametrize(("size", "per_epoch"), [(16, 7), (1, 103), (103, 1)])
 @pytest.mark.parametrize("at", [1, 6, 7, 8, 63, 64, 65, 69, 70, 71, 102, 103, 104, 128, 190])
 @pytest.mark.usefixtures("one_window_an_epoch")
-def test_the_step_is_named(make_model, squares, size, per_epoch, at):
+def test_the_step_is_named(make_model, squares, size, per_epoch, at, engine):
     """Around the ends of windows, of snapshots and of epochs."""
     optimizer = planting(SGD(0.001, momentum=0.9), "dense1.bias", at=at)
     data = dataclasses.replace(squares, test=None)  # or the evaluation after an epoch notices first
-    trainer = trainer_of(make_model(), data, optimizer, epochs=200, batch_size=size)
+    trainer = trainer_of(make_model(), data, optimizer, epochs=200, batch_size=size, engine=engine)
     error = failing(trainer)
     assert (error.step, error.layer) == (at, "dense1")
     assert f"at step {at} (epoch {at // per_epoch + 1})" in str(error)
@@ -83,7 +87,7 @@ def test_the_step_is_named(make_model, squares, size, per_epoch, at):
 def test_the_state_is_kept_every_64_steps(make_model, squares, monkeypatch, report_seconds):
     """Copying it costs time; more often would slow every training down, less often the explanation."""
     monkeypatch.setattr(loop, "REPORT_SECONDS", report_seconds)
-    trainer: Any = trainer_of(make_model(), squares, SGD(0.01), batch_size=1, epochs=2)
+    trainer: Any = trainer_of(make_model(), squares, SGD(0.01), batch_size=1, epochs=2, engine="reference")
     kept, keep = [], trainer._take_snapshot
 
     def watched(step):
@@ -100,13 +104,13 @@ def test_the_state_is_kept_every_64_steps(make_model, squares, monkeypatch, repo
     "rule", [lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.01), lambda: optim.RMSprop(0.001, momentum=0.5)]
 )
 @pytest.mark.usefixtures("one_window_an_epoch")
-def test_the_way_back_is_exact(make_model, squares, rule, at):
+def test_the_way_back_is_exact(make_model, squares, rule, at, engine, monkeypatch):
     """When the culprit's forward is watched, weights, running statistics and the optimizer's state are, bit for bit,
     those of a training that took these steps and no more."""
 
     def planted():
         optimizer = planting(rule(), "dense2.bias", at=at, value=np.nan)
-        return trainer_of(make_model(), squares.take(96), optimizer, batch_size=3)
+        return trainer_of(make_model(), squares.take(96), optimizer, batch_size=3, engine=engine)
 
     def state(trainer):
         arrays = {**trainer.model.state(), **trainer.optimizer.state()}
@@ -118,14 +122,14 @@ def test_the_way_back_is_exact(make_model, squares, rule, at):
     expected = state(reference)
 
     trainer, seen = planted(), []
-    forward = trainer.engine.forward
+    forward = ReferenceEngine.forward
 
-    def watched(x, labels, step, watch=None):
+    def watched(self, x, labels, step, watch=None):
         if watch is not None:
             seen.append((step, trainer.optimizer.step, state(trainer)))
-        return forward(x, labels, step, watch)
+        return forward(self, x, labels, step, watch)
 
-    trainer.engine.forward = watched
+    monkeypatch.setattr(ReferenceEngine, "forward", watched)
     failing(trainer)
     ((step, updates, found),) = seen
     assert step == updates == at
@@ -136,23 +140,23 @@ def test_the_way_back_is_exact(make_model, squares, rule, at):
 
 
 @pytest.mark.usefixtures("one_window_an_epoch")
-def test_an_optimizer_that_has_steps_behind_it(make_model, squares):
+def test_an_optimizer_that_has_steps_behind_it(make_model, squares, engine):
     """A second training goes on with Adam's own count of steps, also on the way back."""
     optimizer = Adam(0.01)
     model = make_model()
-    trainer_of(model, squares, optimizer, epochs=1).run()
+    trainer_of(model, squares, optimizer, epochs=1, engine=engine).run()
     optimizer = planting(optimizer, "conv1.weight", at=7 + 5)
-    error = failing(trainer_of(model, squares, optimizer))
+    error = failing(trainer_of(model, squares, optimizer, engine=engine))
     assert (error.step, error.layer) == (5, "conv1")
     assert optimizer.step == 12
 
 
-def test_exploding(make_model, squares, device):
+def test_exploding(make_model, squares, device, engine):
     """The step of the error is the first whose loss, read step by step, is not finite."""
 
     def exploding(place):
         model = nn.Model([nn.Flatten(), nn.Dense(8), nn.Dense(8), nn.Dense(4)], (8, 8, 1))  # no relus to die
-        return trainer_of(model, squares, SGD(1e4), place)
+        return trainer_of(model, squares, SGD(1e4), place, engine=engine)
 
     reference = exploding("cpu")
     losses = [float(reference.train_step(step)[0]) for step in range(21)]
@@ -169,34 +173,37 @@ def test_exploding(make_model, squares, device):
     assert error.exit_code == 1
 
 
-def test_a_block_names_its_inner_layer(squares):
+def test_a_block_names_its_inner_layer(squares, engine):
     def conv():
         return nn.Conv2d(4, 3, padding=1, bias=False)
 
     block = nn.Residual(nn.Sequential([conv(), nn.BatchNorm(), nn.ReLU(), conv(), nn.BatchNorm()]))
     model = nn.Model([conv(), block, nn.GlobalAvgPool(), nn.Dense(4)], (8, 8, 1))
     optimizer = planting(SGD(0.01), "residual1.body.norm2.gamma", at=2)
-    error = failing(trainer_of(model, squares, optimizer))
+    error = failing(trainer_of(model, squares, optimizer, engine=engine))
     assert (error.step, error.layer) == (2, "residual1.body.norm2")
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_the_last_update_of_an_epoch(make_model, squares, epochs):
+def test_the_last_update_of_an_epoch(make_model, squares, epochs, engine):
     """All losses are finite; what the last update left is not. The evaluation notices, not the result's reader."""
     optimizer = planting(SGD(0.05), "dense1.weight", at=7)
-    error = failing(trainer_of(make_model(), squares, optimizer, epochs=epochs))
+    error = failing(trainer_of(make_model(), squares, optimizer, epochs=epochs, engine=engine))
     assert (error.step, error.layer) == (6, "dense1")
     message = "the loss on the test images became nan after step 6 (epoch 1): the first output that is not finite is "
     assert str(error).startswith(message + "that of layer dense1; a smaller learning rate (now 0.05)")
 
 
-def test_nothing_in_the_outputs(make_model, squares):
+def test_nothing_in_the_outputs(make_model, squares, engine):
     """A loss that only once was not finite cannot be explained, and is not blamed on a layer."""
-    trainer = trainer_of(make_model(), squares, SGD(0.01))
-    forward = trainer.engine.forward
-    trainer.engine.forward = lambda x, labels, step, watch=None: (
-        (np.float32("nan"), forward(x, labels, step)[1]) if step == 2 and not watch else forward(x, labels, step, watch)
-    )
+    trainer = trainer_of(make_model(), squares, SGD(0.01), engine=engine)
+    train = trainer.engine.train
+
+    def once(batch, lr):
+        loss, hits = train(batch, lr)
+        return (loss * np.float32("nan") if batch.step == 2 else loss), hits
+
+    trainer.engine.train = once
     error = failing(trainer)
     assert (error.step, error.layer) == (2, "loss")
     assert "at step 2 (epoch 1): all outputs are finite" in str(error)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from bareconv.device import CpuDevice, Device
+from bareconv.training import why_no_plan
 
 SIZE, GPU_SIZE = 1536, 8192  # of the square matrices; on a CPU they just do not fit its second-level caches
 
@@ -21,10 +22,17 @@ class Peak:
 
 
 def measured_peak(device: Device, precision: str, threads: int, seconds: float = 0.4) -> Peak:
-    """The best of several large matrix products within ``seconds``: close to, and below, what the processor can do."""
+    """The best of several runs within ``seconds``: of multiply-adds and nothing else, on a CPU with a compiler for them.
+
+    Elsewhere of large matrix products: close to, and below, what the processor can do.
+    """
     from threadpoolctl import threadpool_limits
 
     on_cpu = isinstance(device, CpuDevice)
+    if on_cpu and why_no_plan() is None:
+        from bareconv.kernels.cpu.alone import peak_flops
+
+        return Peak(device.name, threads, peak_flops(precision, threads, seconds), "multiply-adds and nothing else")
     size = SIZE if on_cpu else GPU_SIZE
     with device.activate(), threadpool_limits(threads):
         a = device.xp.ones((size, size), dtype=precision)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bareconv import optim
-from bareconv.bench.parity import GENTLE, parity
-from bareconv.bench.profile import memory, profile
+from bareconv.bench.parity import GENTLE, parity, side_names
+from bareconv.bench.profile import memory, profile, remark
 from bareconv.bench.runs import run_record
 from bareconv.data import Dataset
-from bareconv.device import Array, Device, why_no_cuda
+from bareconv.device import Array, CpuDevice, Device, why_no_cuda
 from bareconv.errors import NotFiniteError
 from bareconv.nn import Conv2d, MaxPool2d, ReLU, models
 from bareconv.nn.layer import Layer
@@ -48,6 +49,9 @@ class Listener:
 
     def run_begins(self, trainer: Trainer) -> None:
         """A timed training begins."""
+
+    def compiling(self, done: int, total: int) -> None:
+        """So many of the kernels that have to be compiled are."""
 
     def progress(self, progress: Progress) -> None:
         """A training has come that far."""
@@ -96,18 +100,19 @@ def compare(
     """
     listener = listener or Listener()
     runs: list[dict[str, Any]] = []
+    remarks: list[str | None] = []
     gallery = None
     for precision in job.precisions:
         for device in devices:
             if listener.should_stop():
                 break
-            warm_up = _warm_up(job, data, device, precision, listener)
+            warm_up, compiled = _warm_up(job, data, device, precision, listener)
             device.reset_peak_memory()
             begun = time.perf_counter()
             trainer = new_trainer(job, data, device, precision)
             listener.run_begins(trainer)
             try:
-                trainer.run(listener.progress, listener.epoch, listener.should_stop)
+                trainer.run(listener.progress, listener.epoch, listener.should_stop, listener.compiling)
             except NotFiniteError as error:
                 if not runs:
                     raise
@@ -121,52 +126,74 @@ def compare(
             listener.stage(f"Profiling {job.profile_steps} steps on {device.description}")
             record = run_record(trainer, peak_memory=peak, total_seconds=total, warm_up_seconds=warm_up)
             record["memory"] = memory(trainer, peak)
+            record["compiled"] += compiled.kernels
+            record["compile_seconds"] += compiled.seconds
             record["phases"], record["operations"] = profile(trainer, job.profile_steps)
+            remarks.append(remark(trainer))
             runs.append(record)
             listener.run_ends(record)
             del trainer  # its arrays must not count in the next run's memory
+            gc.collect()  # a plan and what it has laid out know each other
     proofs = _proofs(job, data, devices, listener)
-    return Comparison(runs, proofs, _notes(data, devices, listener), gallery)
+    notes = [*_notes(data, devices, listener), *dict.fromkeys(filter(None, remarks))]
+    return Comparison(runs, proofs, notes, gallery)
 
 
-def new_trainer(job: Job, data: Dataset, device: Device, precision: str) -> Trainer:
-    """A trainer of the job's model, newly drawn from its seed."""
+def new_trainer(job: Job, data: Dataset, device: Device, precision: str, engine: str | None = None) -> Trainer:
+    """A trainer of the job's model, newly drawn from its seed; ``engine``: another than the job's."""
     model = models.by_name(job.model, data.image_shape, data.classes, job.settings.seed)
-    settings = dataclasses.replace(job.settings, precision=precision)
+    settings = dataclasses.replace(job.settings, precision=precision, engine=engine or job.settings.engine)
     return Trainer(model, data, optim.from_config(job.optimizer), settings, device)
 
 
-def _warm_up(job: Job, data: Dataset, device: Device, precision: str, listener: Listener) -> float:
-    """A few steps on a model of its own; returns their seconds."""
+class _Compiled(NamedTuple):
+    kernels: int
+    seconds: float
+
+
+def _warm_up(job: Job, data: Dataset, device: Device, precision: str, listener: Listener) -> tuple[float, _Compiled]:
+    """A few steps on a model of its own; returns their seconds, and apart from them what was compiled."""
     listener.stage(f"Warming up {device.description}")
     begun = time.perf_counter()
     # Two full batches and a short one, as in an epoch, and the evaluation after it.
     few = data.take(2 * job.settings.batch_size + job.settings.batch_size // 2 + 1)
     trainer = new_trainer(job, few, device, precision)
     with device.activate():
+        trainer.engine.prepare(listener.compiling)
         for step in range(min(WARM_UP_STEPS, trainer.total_steps)):
             trainer.train_step(step)
         evaluate(trainer.engine, trainer.data.train.part(slice(0, 2 * CHUNK)))
         device.synchronize()
-    return time.perf_counter() - begun
+    compiled = _Compiled(trainer.engine.compiled, trainer.engine.compile_seconds)
+    return time.perf_counter() - begun - compiled.seconds, compiled
 
 
 def _proofs(job: Job, data: Dataset, devices: Sequence[Device], listener: Listener) -> list[dict[str, Any]]:
-    """CPU against GPU in float32 and float64; with one device only, its float32 against its own float64."""
+    """CPU against GPU in float32 and float64; with one device only, its float32 against its own float64.
+
+    And on the CPU, where the job's engine is not the reference, the engine against the reference in both.
+    """
     if job.parity_steps < 1:
         return []
+    engine = job.settings.engine
     if len(devices) > 1:
         pairs = [((devices[0], p), (other, p)) for other in devices[1:] for p in ("float32", "float64")]
     else:
         pairs = [((devices[0], "float64"), (devices[0], "float32"))]
+    sides = [((*a, engine), (*b, engine)) for a, b in pairs]
+    if engine != "reference":
+        cpus = [device for device in devices if isinstance(device, CpuDevice)]
+        sides += [((cpu, p, "reference"), (cpu, p, engine)) for cpu in cpus for p in ("float64", "float32")]
     proofs = []
-    for reference, candidate in pairs:
+    for reference, candidate in sides:
         if listener.should_stop():
             break
-        sides = [f"{device.name} {precision}" for device, precision in (reference, candidate)]
-        listener.stage(f"Parity proof: {sides[0]} against {sides[1]}, {job.parity_steps} steps in lockstep")
         in_double = reference[1] == candidate[1] == "float64"
         trainers = [new_trainer(job if in_double else _gently(job), data, *side) for side in (reference, candidate)]
+        names = side_names(trainers[0], trainers[1])
+        listener.stage(f"Parity proof: {names[0]} against {names[1]}, {job.parity_steps} steps in lockstep")
+        for trainer in trainers:
+            trainer.engine.prepare(listener.compiling)
         steps = min(job.parity_steps, trainers[0].total_steps)
 
         def tell(done: int, steps: int = steps) -> None:

@@ -29,6 +29,14 @@ U = TypeVar("U")
 
 TORCH = "torch==2.13.0"  # the release that the comparisons are made with; also in pyproject.toml
 
+LIBRARIES = (
+    "llvmlite",
+    "numba",
+    "torch",
+    "scipy",
+    "threadpoolctl",
+)  # whose versions a result names, besides NumPy's and CuPy's
+
 # What the CPU says (x86: flags, Arm: Features, in /proc/cpuinfo) and what people call it, the widest last.
 SIMD = {
     "sse4_2": "SSE4.2",
@@ -57,7 +65,7 @@ NARROW_KERNELS = {
 
 # Variables that change how fast or how exactly NumPy, CuPy or PyTorch compute. Paths stay out: they tell of the user.
 SPEED_VARIABLES = re.compile(
-    r"(OPENBLAS|GOTO|OMP|KMP|MKL|BLIS|VECLIB|NUMBA|CUPY|MALLOC|CUBLAS|CUDNN|NPY|TORCH|PYTORCH)_\w+"
+    r"BARECONV_SIMD|(OPENBLAS|GOTO|OMP|KMP|MKL|BLIS|VECLIB|NUMBA|CUPY|MALLOC|CUBLAS|CUDNN|NPY|TORCH|PYTORCH)_\w+"
     r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|CACHE_DISABLE)"
     r"|NVIDIA_TF32_OVERRIDE|GLIBC_TUNABLES|LD_PRELOAD|PYTHONMALLOC|PYTHON_GIL"
 )
@@ -255,10 +263,10 @@ def _gpus() -> list[dict[str, Any]]:
 def _packages() -> dict[str, str | None]:
     """Versions of what computes; null where it is not installed. CuPy's has the name of its CUDA version."""
     cupy = ["cupy", *(f"cupy-cuda{major}x" for major in range(11, 17))]
-    versions = {name: _version(name) for name in ["numpy", *cupy, "numba", "torch", "scipy", "threadpoolctl"]}
+    versions = {name: _version(name) for name in ["numpy", *cupy, *LIBRARIES]}
     wheel = next((name for name in cupy if versions[name] is not None), "cupy")
     found = {"numpy": versions["numpy"], "cupy": versions[wheel], wheel: versions[wheel]}
-    return found | {name: versions[name] for name in ("numba", "torch", "scipy", "threadpoolctl")}
+    return found | {name: versions[name] for name in LIBRARIES}
 
 
 def _version(distribution: str) -> str | None:

@@ -56,9 +56,10 @@ def parity(
         if should_stop() or not np.isfinite(losses).all():
             break
     tolerance = TOLERANCE[precision]
+    names = side_names(reference, candidate)
     return {
-        "reference": f"{reference.device.name} {precisions[0]}",
-        "candidate": f"{candidate.device.name} {precisions[1]}",
+        "reference": names[0],
+        "candidate": names[1],
         "model": reference.model.name,
         "precision": precision,
         "learning_rate": candidate.learning_rate(0),
@@ -71,6 +72,23 @@ def parity(
         "tolerance": tolerance,
         "passed": max(loss_differences) < tolerance and (precision != "float64" or weight_differences[-1] < tolerance),
     }
+
+
+def side_names(reference: Trainer, candidate: Trainer) -> tuple[str, str]:
+    """What tells the two apart: device and precision, and the engines unless both are the reference."""
+    sides = reference, candidate
+    plain = all(side.engine.name == "reference" for side in sides)
+    first, second = (
+        " ".join(
+            [
+                side.device.name,
+                side.device.effective_precision(side.settings.precision),
+                *([] if plain else [side.engine.name]),
+            ]
+        )
+        for side in sides
+    )
+    return first, second
 
 
 @np.errstate(over="ignore", invalid="ignore")

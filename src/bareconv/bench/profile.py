@@ -1,50 +1,163 @@
 """Where the time of a training step goes: its phases, and each operation forward and backward.
 
-Profiled steps are taken apart from the timed training: the marks between operations cost a little themselves.
+Profiled steps are taken apart from the timed training: the marks between operations cost a little themselves. What an
+operation is depends on the engine: a layer of the reference, several layers that a plan runs as one ("conv1 + relu1").
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from typing import Any
 
+import numpy as np
+
 from bareconv.device import Array
+from bareconv.errors import UsageError
 from bareconv.nn.layer import Layer
-from bareconv.training import Trainer
+from bareconv.optim import clip_grad_norm
+from bareconv.plan.explain import Explanation
+from bareconv.training import PlanEngine, ReferenceEngine, Trainer, TunedEngine
 
 WARM_UP = 2
+IMAGES = "images"  # what a plan calls the gathering and normalising of a batch
 
 
 def profile(trainer: Trainer, steps: int = 20) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(phases, operations) of a result's run: medians over ``steps`` steps, in seconds.
 
     The steps repeat the first batch at a learning rate of 0: the parameters stay as they are; the optimizer's state and
-    the running statistics do not, so that a trainer is profiled when it is done.
+    the running statistics do not, so that a trainer is profiled when it is done. The tuned engine goes forward and
+    backward slice by slice, on several threads: what belongs to which is not known, and there are no operations.
     """
-    device, engine = trainer.device, trainer.engine
+    engine = trainer.engine
+    if isinstance(engine, PlanEngine):
+        return _profile_plan(trainer, engine, steps)
+    if isinstance(engine, TunedEngine):
+        return _profile_tuned(trainer, engine, steps)
+    return _profile_reference(trainer, trainer.reference(), steps)
+
+
+def remark(trainer: Trainer) -> str | None:
+    """What a reader of a run's profile should know of it."""
+    if isinstance(trainer.engine, TunedEngine):
+        return "The tuned engine goes forward and backward slice by slice on every thread: there are no times of each."
+    if isinstance(trainer.engine, PlanEngine):
+        names = dict.fromkeys(row.node for row in trainer.engine.explain().fallbacks)
+        if names:
+            return f"The plan has no kernel for {', '.join(names)}: what these took is in the time of other things."
+    return None
+
+
+def _profile_plan(trainer: Trainer, engine: PlanEngine, steps: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """From the clocks within the plan: the mean over its threads of the seconds that each call took.
+
+    They are scaled from the mean step to the median one. What they leave of it is "other": threads that wait for each
+    other, what has no kernel, and Python, which starts the step.
+    """
+    plan, batch = engine.plan, trainer.batch(0)
+    whole = []
+    for repeat in range(WARM_UP + steps):
+        if repeat == WARM_UP:
+            plan.clear_times()
+        begun = time.perf_counter()
+        engine.train(batch, 0.0)
+        whole.append(time.perf_counter() - begun)
+    step = statistics.median(whole[WARM_UP:])
+    scale = step / sum(whole[WARM_UP:])
+    explained: Explanation = plan.explain()
+    phases = dict.fromkeys(("batch", "forward", "backward", "update"), 0.0)
+    nodes: dict[str, dict[str, Any]] = {}
+    fused = {row.node.split(" + ")[0]: row.node for row in explained.rows if row.phase == "forward"}
+    leaves = {leaf.name: leaf for leaf in [*trainer.model.leaves(), trainer.reference().loss]}
+    for row in explained.rows:
+        if row.seconds is None:  # Python's
+            continue
+        seconds = row.seconds * scale
+        phase = "forward" if row.phase == "prepare" else row.phase
+        phases["batch" if row.node == IMAGES else phase] += seconds
+        if row.node == IMAGES or phase == "update":
+            continue
+        name = fused.get(row.node, row.node)
+        operation = nodes.setdefault(name, _fused(name, leaves))
+        operation[f"{phase}_seconds"] += seconds
+        operation[f"{phase}_flops"] += row.flops * len(batch)
+    phases["update"] += _update_by_reference(trainer, engine, steps)
+    other = max(0.0, step - sum(phases.values()))
+    return {**phases, "other": other, "profiled_steps": steps}, list(nodes.values())
+
+
+def _fused(name: str, leaves: dict[str, Layer]) -> dict[str, Any]:
+    """The beginning of an operation of several layers."""
+    parts = [leaves[part] for part in name.split(" + ") if part in leaves]
+    return {
+        "name": name,
+        "type": " + ".join(type(part).__name__ for part in parts),
+        "output_shape": list(parts[-1].out_shape) if parts else [],
+        **{f"{way}_seconds": 0.0 for way in ("forward", "backward")},
+        **{f"{way}_flops": 0 for way in ("forward", "backward")},
+    }
+
+
+def _update_by_reference(trainer: Trainer, engine: PlanEngine, steps: int) -> float:
+    """Seconds of an update that the plan leaves to the optimizer; 0 where it updates by itself."""
+    try:
+        gradients = engine.plan.gradients()
+    except UsageError:
+        return 0.0
+    samples = []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        if trainer.settings.clip_norm is not None:
+            clip_grad_norm(gradients, trainer.settings.clip_norm)
+        trainer.optimizer.update(trainer.model.parameters(), gradients, 0.0)
+        samples.append(time.perf_counter() - begun)
+    return statistics.median(samples)
+
+
+def _profile_tuned(trainer: Trainer, engine: TunedEngine, steps: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The batch, forward and backward as one, and the update."""
+    samples = []
+    for _ in range(WARM_UP + steps):
+        begun = time.perf_counter()
+        x, labels = engine.inputs(trainer.batch(0))
+        prepared = time.perf_counter()
+        engine.gradients(x, labels, trainer.step)
+        done = time.perf_counter()
+        engine.update(0.0)
+        samples.append((prepared - begun, done - prepared, time.perf_counter() - done))
+    batch, both, update = np.median(samples[WARM_UP:], axis=0).tolist()
+    return {"batch": batch, "forward_backward": both, "update": update, "profiled_steps": steps}, []
+
+
+def _profile_reference(
+    trainer: Trainer, engine: ReferenceEngine, steps: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """From marks between the layers."""
+    device = trainer.device
     samples: dict[tuple[str, str], list[float]] = {}
     has_dx: set[str] = set()
     with device.activate():
         for repeat in range(WARM_UP + steps):
             marks, names = [device.mark()], [("", "")]
 
-            def note(phase: str, name: str, marks: list[Any] = marks, names: list[tuple[str, str]] = names) -> None:
+            def tell(phase: str, name: str, marks: list[Any] = marks, names: list[tuple[str, str]] = names) -> None:
                 marks.append(device.mark())
                 names.append((phase, name))
 
-            def watch(phase: str, layer: Layer, result: Array | None, note: Any = note) -> None:
-                note(phase, layer.name)
+            def watch(phase: str, layer: Layer, result: Array | None, tell: Any = tell) -> None:
+                tell(phase, layer.name)
                 if phase == "backward" and result is not None:
                     has_dx.add(layer.name)
 
-            x, labels = trainer.batch(0)
-            note("batch", "")
+            x, labels = engine.inputs(trainer.batch(0))
+            tell("batch", "")
             engine.forward(x, labels, trainer.step, watch=watch)
-            note("forward", "")
+            tell("forward", "")
             engine.backward(watch=watch)
-            note("backward", "")
+            tell("backward", "")
             engine.update(0.0)
-            note("update", "")
+            tell("update", "")
             if repeat < WARM_UP:
                 device.synchronize()
                 continue
@@ -80,22 +193,31 @@ def _operation(leaf: Layer, median: dict[tuple[str, str], float], batch: int, ha
 def memory(trainer: Trainer, peak: int) -> dict[str, int]:
     """Bytes by component; ``overhead`` is what ``peak`` has beyond the named ones.
 
-    Activations are what a training forward keeps for backward, im2col matrices among them.
+    Activations are what an engine keeps of a step from its forward to its backward, and what it works in: of the
+    reference im2col matrices among them, of a plan the gradients of activations.
     """
-    with trainer.device.activate():
-        x, labels = trainer.batch(0)
-        trainer.engine.forward(x, labels, trainer.step)
-        kept_anyway = x if trainer.history.steps_per_epoch == 1 else None  # it counts as data
-        activations = trainer.model.activation_bytes(kept_anyway)
-        trainer.engine.backward()
+    measured = 0 if isinstance(trainer.engine, PlanEngine | TunedEngine) else _activations(trainer)
+    kept = {"activations": measured, **trainer.engine.kept_bytes()}
     named = {
         "parameters": _bytes(trainer.model.state()),
-        "gradients": _bytes(trainer.model.gradients()),
+        "gradients": kept["gradients"],
         "optimizer": _bytes(trainer.optimizer.state()),
-        "activations": activations,
+        "activations": kept["activations"],
         "data": trainer.data_bytes(),
     }
     return {**named, "overhead": max(0, peak - sum(named.values()))}
+
+
+def _activations(trainer: Trainer) -> int:
+    """Of the reference, which keeps nothing between steps: what it has after a forward."""
+    engine = trainer.reference()
+    with trainer.device.activate():
+        x, labels = engine.inputs(trainer.batch(0))
+        engine.forward(x, labels, trainer.step)
+        kept_anyway = x if trainer.history.steps_per_epoch == 1 else None  # it counts as data
+        activations = trainer.model.activation_bytes(kept_anyway)
+        engine.backward()
+    return activations
 
 
 def _bytes(arrays: dict[str, Array]) -> int:

@@ -43,6 +43,7 @@ def new(
     predictions: Mapping[str, Any] | None = None,
     ladder: Mapping[str, Any] | None = None,
     peers: Iterable[Mapping[str, Any]] | None = None,
+    plan: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A result of ``command`` (the verb with its arguments) run with ``settings`` (every option, with its value).
@@ -61,6 +62,7 @@ def new(
         "predictions": predictions,
         "ladder": ladder,
         "peers": peers,
+        "plan": plan,
     }
     head = {
         "schema": SCHEMA,

@@ -1,4 +1,4 @@
-"""The rungs of the ladder. To add one: a function from the problem to a ``Task``, and a ``Rung`` in the list below.
+"""The rungs of one convolution. To add one: a function from the problem to a ``Task``, and a ``Rung`` in ``CONV_RUNGS``.
 
 A rung is checked against the problem's reference in float64 before it is timed.
 """
@@ -15,15 +15,13 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from bareconv import ops
-from bareconv.bench.problems import ConvProblem, StepProblem, Task, gradient_of_first_step
+from bareconv.bench.problems import ConvProblem, Task
 from bareconv.device import Array, get_device, why_no_cuda
 from bareconv.kernels.slices import slices
 from bareconv.kernels.tuned import ConvBlock
 from bareconv.ops.conv import conv2d_naive
 from bareconv.ops.windows import Window
-from bareconv.optim import SGD
-from bareconv.plan.tuned import TunedNumpyStep
-from bareconv.training import ENGINES
+from bareconv.training import why_no_plan
 
 P = TypeVar("P")
 
@@ -44,9 +42,6 @@ class Rung(Generic[P]):
     prepare: Callable[[P], Task]
     available: Callable[[P], str | None] = always
     device: str = "cpu"
-
-
-# --- One convolution ---
 
 
 def naive(problem: ConvProblem) -> Task:
@@ -77,16 +72,19 @@ def im2col(problem: ConvProblem) -> Task:
 def shifted(problem: ConvProblem) -> Task:
     """One product for each tap, of the image shifted by it; added up."""
     x, w, b = problem.arrays
-    window, (P, Q, K) = problem.window, problem.out_shape
+    return kept(lambda: shifted_forward(x, w, b, problem.window))
 
-    def run() -> Array:
-        padded = window.pad(x)
-        y = np.broadcast_to(b, (len(x) * P * Q, K)).copy()
-        for r, s in window.taps:
-            y += padded[window.tap(r, s, (P, Q))].reshape(len(y), -1) @ w[r, s]
-        return y.reshape(len(x), P, Q, K)
 
-    return kept(run)
+def shifted_forward(x: Array, w: Array, b: Array | None, window: Window) -> Array:
+    """One product for each tap, of the image shifted by it; added up."""
+    (P, Q), K = window.output_size(x.shape[1:3]), w.shape[3]
+    padded = window.pad(x)
+    y = np.zeros((len(x) * P * Q, K), x.dtype)
+    if b is not None:
+        y += b
+    for r, s in window.taps:
+        y += padded[window.tap(r, s, (P, Q))].reshape(len(y), -1) @ w[r, s]
+    return y.reshape(len(x), P, Q, K)
 
 
 def fft(problem: ConvProblem) -> Task:
@@ -155,6 +153,28 @@ def why_no_numba(problem: object) -> str | None:
     return None if importlib.util.find_spec("numba") else "Numba is not installed: pip install numba"
 
 
+def simd(problem: ConvProblem) -> Task:
+    """A tile of outputs in registers."""
+    return _alone(problem, winograd=False)
+
+
+def simd_winograd(problem: ConvProblem) -> Task:
+    """The transforms in registers, the products in cache."""
+    return _alone(problem, winograd=True)
+
+
+def _alone(problem: ConvProblem, *, winograd: bool) -> Task:
+    from bareconv.kernels.cpu.alone import Conv2dAlone
+
+    conv = Conv2dAlone(*problem.arrays, problem.window, problem.threads, winograd=winograd)
+    return Task(conv.run, lambda: conv.y, flops=float(conv.kernel.flops * problem.batch_size))
+
+
+def why_no_simd(problem: object) -> str | None:
+    """The reason that the plan gives."""
+    return why_no_plan()
+
+
 def im2col_cuda(problem: ConvProblem) -> Task:
     """The same program as on the CPU, on the GPU's arrays."""
     device = get_device("cuda")
@@ -172,64 +192,6 @@ def why_no_gpu(problem: object) -> str | None:
     return why_no_cuda()
 
 
-CONV_RUNGS: list[Rung[ConvProblem]] = [
-    Rung("naive loops", "the definition: one multiply-add at a time, in Python", naive),
-    Rung("im2col", "all that an output pixel sees in a row; one matrix product", im2col),
-    Rung("shifted", "a product for each tap; nothing is copied out R x S times", shifted),
-    Rung("FFT", "products of spectra instead of sums over taps", fft),
-    Rung("Winograd", "16 products for four outputs instead of 36", winograd, why_no_winograd),
-    Rung("tuned NumPy", "chunks that stay in the cache, buffers made once, threads over slices", tuned),
-    Rung("Numba loops", "plain loops, compiled; threads over slices", loops, why_no_numba),
-    Rung("im2col, CuPy", "the same program on a GPU", im2col_cuda, why_no_gpu, "cuda:0"),
-]
-
-
-# --- One training step ---
-
-ENGINE_CHANGES = {"reference": "the readable path, layer by layer"}
-
-
-def engine_step(engine: str, device: str = "cpu") -> Callable[[StepProblem], Task]:
-    """A training step as the engine of that name does it."""
-
-    def prepare(problem: StepProblem) -> Task:
-        trainer = problem.trainer(engine, device)
-        state = trainer.optimizer.state
-        return Task(lambda: trainer.train_step(0), lambda: gradient_of_first_step(state(), trainer.device))
-
-    return prepare
-
-
-def tuned_step(problem: StepProblem) -> Task:
-    """Loss and gradients by the tuned kernels, the update by the optimizer itself."""
-    device, model, optimizer = get_device("cpu"), problem.make_model(), SGD(0.0, momentum=0.9)
-    model.to(device, problem.precision)
-    step = TunedNumpyStep(model, problem.batch_size, threads=problem.threads)
-    x, labels = model.prepare(problem.dataset.train.images), problem.dataset.train.labels
-
-    def run() -> None:
-        step.forward_backward(x, labels, 0)
-        optimizer.update(model.parameters(), model.gradients(), 0.0)
-
-    return Task(run, lambda: gradient_of_first_step(optimizer.state(), device))
-
-
-def step_rungs() -> list[Rung[StepProblem]]:
-    """Every engine on the CPU, the tuned kernels, and the engines on the GPU."""
-
-    def change(name: str) -> str:
-        return ENGINE_CHANGES.get(name, f"the engine {name}")
-
-    return [
-        *(Rung(f"{name} engine", change(name), engine_step(name)) for name in ENGINES),
-        Rung("tuned NumPy", "fused operations over slices of the batch, buffers made once", tuned_step),
-        *(
-            Rung(f"{name} engine, CuPy", f"{change(name)}, on a GPU", engine_step(name, "cuda:0"), why_no_gpu, "cuda:0")
-            for name in ENGINES
-        ),
-    ]
-
-
 def kept(
     function: Callable[[], Array],
     share: float = 1.0,
@@ -243,3 +205,17 @@ def kept(
         made[:] = [function()]
 
     return Task(run, lambda: made[0], share, part, flops)
+
+
+CONV_RUNGS: list[Rung[ConvProblem]] = [
+    Rung("naive loops", "the definition: one multiply-add at a time, in Python", naive),
+    Rung("im2col", "all that an output pixel sees in a row; one matrix product", im2col),
+    Rung("shifted", "a product for each tap; nothing is copied out R x S times", shifted),
+    Rung("FFT", "products of spectra instead of sums over taps", fft),
+    Rung("Winograd", "16 products for four outputs instead of 36", winograd, why_no_winograd),
+    Rung("tuned NumPy", "chunks that stay in the cache, buffers made once, threads over slices", tuned),
+    Rung("Numba loops", "plain loops, compiled; threads over slices", loops, why_no_numba),
+    Rung("SIMD", "a tile of outputs that never leaves the registers", simd, why_no_simd),
+    Rung("SIMD Winograd", "and 16 products for four outputs, transformed where they are", simd_winograd, why_no_simd),
+    Rung("im2col, CuPy", "the same program on a GPU", im2col_cuda, why_no_gpu, "cuda:0"),
+]

@@ -8,13 +8,17 @@ from bareconv.training import Trainer
 
 
 def run_record(trainer: Trainer, *, peak_memory: int, total_seconds: float, **more: Any) -> dict[str, Any]:
-    """The ``run`` object of the schema. ``more`` are further keys of it (memory, phases, checkpoint, ...)."""
-    history, settings, data = trainer.history, trainer.settings, trainer.data
+    """The ``run`` object of the schema. ``more`` are further keys of it (memory, phases, checkpoint, ...).
+
+    ``total_seconds``: as the clock says; what the trainer's engine compiled within them is taken off here.
+    """
+    history, settings, data, engine = trainer.history, trainer.settings, trainer.data, trainer.engine
     held_out, evaluation = data.evaluation, trainer.evaluation
     record = {
         "device": trainer.device.name,
         "device_description": trainer.device.description,
-        "engine": trainer.engine.name,
+        "engine": engine.name,
+        "threads": engine.threads,
         "model": trainer.model.name,
         "precision": trainer.device.effective_precision(settings.precision),
         "batch_size": history.batch_size,
@@ -27,7 +31,9 @@ def run_record(trainer: Trainer, *, peak_memory: int, total_seconds: float, **mo
         "seed": settings.seed,
         "optimizer": repr(trainer.optimizer),
         "schedule": repr(settings.schedule),
-        "total_seconds": total_seconds,
+        "total_seconds": total_seconds - engine.compile_seconds,
+        "compile_seconds": engine.compile_seconds,
+        "compiled": engine.compiled,
         "train_seconds": history.train_seconds,
         "evaluate_seconds": history.evaluate_seconds,
         "seconds_per_iteration": history.train_seconds / max(history.iterations, 1),

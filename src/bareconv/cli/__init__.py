@@ -22,8 +22,9 @@ VERBS = {
     "predict": "Predict a Kaggle test.csv or drawn digits.",
     "compare": "The same training on the CPU and on the GPU, compared.",
     "ladder": "From naive loops up: one convolution and one step, in every way.",
+    "explain": "What the plan of a training step consists of, and its time.",
     "bench": "How fast training steps are, alone and beside other libraries.",
-    "check": "Check every gradient against a numerical one.",
+    "check": "Check every gradient, and every engine against the reference.",
     "info": "What this machine is and what will be used.",
 }
 

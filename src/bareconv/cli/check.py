@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import click
 from rich.text import Text
 
+from bareconv.bench.engines import check_engines
+from bareconv.bench.engines import count as engine_count
 from bareconv.bench.gradients import Check, check_all, layer_cases
-from bareconv.cli.options import devices_option, model_option, seed_option
+from bareconv.cli.options import devices_option, model_option, seed_option, threads_option
 from bareconv.cli.screen import Bar, Screen, on_screen
-from bareconv.device import all_devices, get_device, why_no_cuda
-from bareconv.report.format import scientific
+from bareconv.device import CpuDevice, all_devices, get_device, why_no_cuda
+from bareconv.report.format import count, scientific
+from bareconv.training import why_no_plan
 
 EPILOG = """\b
 Examples:
@@ -20,15 +24,18 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG, short_help="Check every gradient against a numerical one.")
+@click.command(epilog=EPILOG, short_help="Check every gradient, and every engine against the reference.")
 @model_option
 @devices_option
+@threads_option
 @seed_option
 @on_screen
-def check(screen: Screen, model: str, device: str, seed: int) -> int:
+def check(screen: Screen, model: str, device: str, threads: int | None, seed: int) -> int:
     """Check the gradients of every layer and of a whole model, in float64, on every device there is.
 
-    Each derivative is compared with a central difference. Exit code 1 if one is out of tolerance.
+    Each derivative is compared with a central difference. Then, on the CPU, every engine trains the model, and a few
+    others on small images, in lockstep with the reference, in float64 and in float32: losses and weights must agree.
+    Exit code 1 if something is out of tolerance.
     """
     devices = all_devices() if device == "all" else [get_device(device)]
     table = screen.table("gradient of", "device", "derivatives", "largest error", "")
@@ -64,5 +71,38 @@ def check(screen: Screen, model: str, device: str, seed: int) -> int:
         }
         for one in checks
     ]
-    screen.finish(screen.result(gradient_checks=records))
-    return 1 if wrong else 0
+    proofs = _engines(screen, model, seed, threads) if any(isinstance(d, CpuDevice) for d in devices) else []
+    screen.finish(screen.result(gradient_checks=records, parity=proofs))
+    return 0 if not wrong and all(proof["passed"] for proof in proofs) else 1
+
+
+def _engines(screen: Screen, model: str, seed: int, threads: int | None) -> list[dict[str, Any]]:
+    """Check the engines, show how far each is from the reference, and return the proofs."""
+    table = screen.table("model", "images", "engine", "steps", "losses differ by", "weights differ by", "")
+    proofs: list[dict[str, Any]] = []
+    with Bar(screen) as bar:
+        total = engine_count(model)
+        bar.begin("Checking the engines", total)
+        for done, proof in enumerate(check_engines(model, seed, threads, bar.compiling), start=1):
+            proofs.append(proof)
+            bar.text, bar.total = "Checking the engines", total
+            bar.count(done, f"{proof['model']}, {proof['candidate']}")
+            table.add_row(
+                proof["model"],
+                " x ".join(map(str, proof["image_shape"])),
+                proof["candidate"],
+                count(proof["steps"]),
+                scientific(proof["max_loss_difference"]),
+                scientific(proof["final_weight_difference"]),
+                Text("ok", "green") if proof["passed"] else Text("WRONG", "bold red"),
+            )
+    screen.say("\nIn lockstep with the reference, in the same precision:")
+    screen.show(table)
+    reason = why_no_plan()
+    if reason is not None:
+        screen.say(f"Not checked: the plan ({reason}).")
+    right = sum(proof["passed"] for proof in proofs)
+    tolerances = {proof["precision"]: scientific(proof["tolerance"]) for proof in proofs}
+    said = ", ".join(f"{tolerance} in {precision}" for precision, tolerance in tolerances.items())
+    screen.say(f"{right} of {len(proofs)} within the tolerance of {said}")
+    return proofs

@@ -27,7 +27,7 @@ from bareconv.cli.options import (
     training_options,
     training_settings,
 )
-from bareconv.cli.screen import Bar, Interrupt, Screen, epoch_line, on_screen, stop_gently
+from bareconv.cli.screen import Bar, Interrupt, Screen, compiled_line, epoch_line, on_screen, stop_gently
 from bareconv.data import Dataset
 from bareconv.device import all_devices, get_device, why_no_cuda
 from bareconv.errors import BareconvError, UsageError
@@ -142,8 +142,14 @@ class _Printer(Listener):
 
     def run_begins(self, trainer: Trainer) -> None:
         precision = trainer.device.effective_precision(trainer.settings.precision)
-        self.screen.say(f"\n{trainer.device.name} ({trainer.device.description}), {precision}:")
+        self.screen.say(
+            f"\n{trainer.device.name} ({trainer.device.description}), {precision}, engine {trainer.engine.description}:"
+        )
+        self.screen.engine(trainer.engine, trainer.settings.engine)
         self.bar.begin("Training", trainer.total_steps)
+
+    def compiling(self, done: int, total: int) -> None:
+        self.bar.compiling(done, total)
 
     def progress(self, progress: Progress) -> None:
         self.bar.training(progress)
@@ -158,6 +164,8 @@ class _Printer(Listener):
             f"  trained in {seconds(run['train_seconds'])} ({rate(run['images_per_second'], 'images')}), "
             f"{seconds(run['total_seconds'])} with set-up and evaluation"
         )
+        if compiled := compiled_line(run["compiled"], run["compile_seconds"]):
+            self.screen.say(f"  before that, and in no other figure: {compiled}")
 
     def count(self, done: int, total: int) -> None:
         if done == 1:
@@ -201,6 +209,7 @@ def _preset_original(ctx: click.Context, options: dict[str, Any]) -> tuple[Job, 
         "seed",
         "precisions",
         "engine",
+        "threads",
     }
     for name in ctx.params:
         if name not in allowed and given(ctx, name):
@@ -215,6 +224,7 @@ def _preset_original(ctx: click.Context, options: dict[str, Any]) -> tuple[Job, 
             batch_size=len(dataset.train),
             schedule=optim.Constant(),
             engine=options["engine"],
+            threads=options["threads"],
             seed=options["seed"],
             evaluate_every=10,
         ),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bareconv.bench import results
 from bareconv.cli.folder import RESULT, result_folder
-from bareconv.cli.options import data_options, device_option, load_data, number
+from bareconv.cli.options import data_options, device_option, engine_option, load_data, number
 from bareconv.cli.screen import Screen, on_screen
 from bareconv.data import Dataset, Split
 from bareconv.device import get_device
@@ -40,6 +40,7 @@ Examples:
 )
 @number("--mistakes", 24, 1, "How many mistakes to show in the picture.")
 @device_option
+@engine_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -71,10 +72,11 @@ def evaluate(screen: Screen, checkpoint: Path, **options: Any) -> int:
     device = get_device(options["device"])
     with result_folder(options["output"]) as folder:
         screen.device(device)
-        engine = make_engine("reference", kept.model.to(device), kept.optimizer)
+        engine = make_engine(options["engine"], kept.model.to(device), kept.optimizer)
+        screen.engine(engine, options["engine"])
         begun = time.perf_counter()
         evaluation = run_evaluation(engine, split)
-        throughput = len(split) / (time.perf_counter() - begun)
+        throughput = len(split) / (time.perf_counter() - begun - engine.compile_seconds)
 
         worst = evaluation.most_confidently_wrong(options["mistakes"])
         pictures = [folder / "confusion.png"]

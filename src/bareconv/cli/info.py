@@ -7,10 +7,12 @@ from typing import Any
 import click
 from rich.text import Text
 
+from bareconv import host
 from bareconv.bench import environment
 from bareconv.cli.screen import Screen, on_screen
 from bareconv.device import get_device
 from bareconv.report.format import bytes_
+from bareconv.training import why_no_plan
 
 EPILOG = """\b
 Examples:
@@ -32,6 +34,7 @@ def info(screen: Screen) -> int:
     screen.show(table)
     device = get_device("auto")
     screen.say(f"\nWill be used: {device.name} ({device.description})")
+    screen.say(f"Engine on the CPU: {_engine()}")
     for warning in here["warnings"]:
         screen.warn(warning)
     for absent in environment.missing():
@@ -39,6 +42,19 @@ def info(screen: Screen) -> int:
         screen.command(absent.command)
     screen.finish(screen.result())
     return 0
+
+
+def _engine() -> str:
+    """What trains on the CPU unless told otherwise, and why no plan where there is none."""
+    count = host.blas_threads()
+    threads = f"{count} thread{'s' if count != 1 else ''}"
+    reason = why_no_plan()
+    if reason is not None:
+        return f"tuned (NumPy, {threads}); no plan: {reason}"
+    from bareconv.kernels.cpu.target import host_target
+
+    unit = host_target()
+    return f"plan ({unit.name}, {unit.lanes} numbers of float32 at a time, {threads})"
 
 
 def _rows(here: dict[str, Any]) -> list[tuple[str, str]]:

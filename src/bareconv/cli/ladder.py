@@ -15,7 +15,8 @@ from bareconv.bench import results
 from bareconv.bench.ladder import climb, measure_peaks
 from bareconv.bench.ladder import ladder as ladder_section
 from bareconv.bench.problems import ConvProblem, Problem, StepProblem
-from bareconv.bench.rungs import CONV_RUNGS, Rung, step_rungs
+from bareconv.bench.rungs import CONV_RUNGS, Rung
+from bareconv.bench.step_rungs import step_rungs
 from bareconv.cli.options import model_option, number, precision_option
 from bareconv.cli.screen import Bar, Screen, on_screen
 from bareconv.device import get_device, why_no_cuda

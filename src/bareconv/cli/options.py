@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import click
 from bareconv import data, optim
 from bareconv.data import Dataset
 from bareconv.errors import UsageError
+from bareconv.nn.layer import Shape
 from bareconv.nn.model import PRECISIONS
 from bareconv.nn.models import ZOO
 from bareconv.training import ENGINES, Settings
@@ -41,6 +43,33 @@ device_option = click.option(
 )
 devices_option = click.option(
     "--device", default="all", show_default=True, metavar="NAME", help="Where to compute: all, cpu, cuda or cuda:1."
+)
+
+
+engine_option = choice("--engine", ENGINES, "NAME", "What computes, on the CPU", Settings.engine)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Threads of the plan on the CPU. [default: as many as there are cores for this process]",
+)
+
+
+def _image_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> Shape | None:
+    """28x28x1 as (28, 28, 1): height, width, channels."""
+    if value is None:
+        return None
+    parts = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", value)
+    if parts is None:
+        raise click.BadParameter(f"{value!r}: expected height x width x channels, such as 28x28x1", ctx, param)
+    return tuple(map(int, parts.groups()))
+
+
+image_shape_option = click.option(
+    "--image-shape",
+    callback=_image_shape,
+    metavar="HxWxC",
+    help="Size of the images. [default: the model's own, 28x28x1 or 32x32x3]",
 )
 
 
@@ -75,7 +104,8 @@ def training_options(epochs: int) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         for option in (
-            choice("--engine", ENGINES, "NAME", "What runs a training step", "reference"),
+            threads_option,
+            engine_option,
             seed_option,
             click.option(
                 "--label-smoothing",

@@ -10,7 +10,7 @@ import numpy as np
 
 from bareconv import data
 from bareconv.cli.folder import check_apart, writing
-from bareconv.cli.options import device_option
+from bareconv.cli.options import device_option, engine_option
 from bareconv.cli.screen import Screen, on_screen
 from bareconv.device import get_device
 from bareconv.errors import DataError, UsageError
@@ -40,8 +40,11 @@ Examples:
     "CSV, no picture for images]",
 )
 @device_option
+@engine_option
 @on_screen
-def predict(screen: Screen, checkpoint: Path, inputs: tuple[Path, ...], output: Path | None, device: str) -> int:
+def predict(
+    screen: Screen, checkpoint: Path, inputs: tuple[Path, ...], output: Path | None, device: str, engine: str
+) -> int:
     """Predict INPUTS: one CSV as Kaggle's test.csv, or any number of PNG or JPEG images of a digit.
 
     A CSV gives a Kaggle submission (ImageId,Label; ids from 1). An image may have any size, dark ink on light ground or
@@ -65,8 +68,7 @@ def predict(screen: Screen, checkpoint: Path, inputs: tuple[Path, ...], output: 
         )
     if output is not None:
         check_writable(output, "output")
-    engine = make_engine("reference", kept.model.to(get_device(device)), kept.optimizer)
-    labels, confidence = run_predict(engine, images)
+    labels, confidence = run_predict(make_engine(engine, kept.model.to(get_device(device)), kept.optimizer), images)
 
     record: dict[str, Any] = {"checkpoint": str(checkpoint), "count": len(labels), "output": str(output or "") or None}
     if tables:

@@ -29,7 +29,7 @@ from bareconv.bench import results
 from bareconv.bench.environment import describe
 from bareconv.device import CpuDevice, Device
 from bareconv.errors import BareconvError
-from bareconv.report.format import percent, rate, seconds
+from bareconv.report.format import count, percent, rate, seconds
 
 _REDRAW_SECONDS = 0.1
 _ONE_PRESS_SECONDS = 0.3  # a Ctrl-C may come twice: from the terminal, and from what started this (timeout, make, uv)
@@ -94,6 +94,11 @@ class Screen:
             for warning in self.environment["warnings"]:
                 if measured or "busy" not in warning:
                     self.warn(warning)
+
+    def engine(self, engine: training.Engine, wanted: str) -> None:
+        """Warn where another engine works than the one that was ``wanted``, on a CPU: the GPU has only one."""
+        if isinstance(engine.device, CpuDevice) and engine.name != wanted:
+            self.warn(f"no {wanted} here ({training.why_no_plan()}): the engine is {engine.description}")
 
     def result(self, **parts: Any) -> dict[str, Any]:
         """A result of this command, with ``parts`` of the schema (runs, evaluation, ...)."""
@@ -189,9 +194,14 @@ class Bar:
             self.drawn = now
             self.live.update(self._line(done, note), refresh=True)
 
+    def compiling(self, done: int, total: int) -> None:
+        """So many kernels are compiled."""
+        self.text, self.total = f"Compiling {done} of {total} kernels", total
+        self.count(done)
+
     def training(self, now: training.Progress) -> None:
         """A training has come that far."""
-        self.text = f"Epoch {now.epoch}/{now.epochs}"
+        self.text, self.total = f"Epoch {now.epoch}/{now.epochs}", now.total_steps
         self.count(
             now.step,
             f"loss {now.loss:.3f}, accuracy {percent(now.accuracy, 1)}, {rate(now.images_per_second, 'images')}, "
@@ -226,6 +236,11 @@ def epoch_line(record: training.EpochRecord, epochs: int) -> str:
     if record.test_accuracy is not None:
         line += f"; held out: {record.test_loss:.4f}, {percent(record.test_accuracy)}"
     return line
+
+
+def compiled_line(compiled: int, spent: float) -> str:
+    """What was compiled, as a sentence's part: "compiled 17 kernels in 0.6 s"; empty where nothing was."""
+    return f"compiled {count(compiled)} kernel{'s' if compiled != 1 else ''} in {seconds(spent)}" if compiled else ""
 
 
 class Interrupt:

@@ -25,7 +25,7 @@ from bareconv.cli.options import (
     training_options,
     training_settings,
 )
-from bareconv.cli.screen import Bar, Screen, epoch_line, on_screen, stop_gently
+from bareconv.cli.screen import Bar, Screen, compiled_line, epoch_line, on_screen, stop_gently
 from bareconv.device import Device, get_device
 from bareconv.errors import BareconvError, UsageError
 from bareconv.files import check_writable
@@ -101,7 +101,7 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
             if last or time.perf_counter() - saved_at >= SAVE_SECONDS:
                 unsaved, saved_at = _try_to_save(path, trainer, screen), time.perf_counter()
 
-        history = trainer.run(bar.training, on_epoch, interrupt)
+        history = trainer.run(bar.training, on_epoch, interrupt, bar.compiling)
         if history.stopped:
             unsaved = _try_to_save(path, trainer, screen)
     if unsaved is not None:
@@ -113,6 +113,8 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
         f"{count(history.iterations)} steps in {seconds(history.train_seconds)}, "
         f"{rate(history.images_per_second, 'images')}; saved {path}"
     )
+    if compiled := compiled_line(run["compiled"], run["compile_seconds"]):
+        screen.say(f"Before it, and in no other figure: {compiled}")
     if run["test_accuracy"] is not None:
         screen.say(
             f"Accuracy on the {count(run['test_images'])} {run['test_split']} images: {percent(run['test_accuracy'])}"
@@ -160,8 +162,9 @@ def _introduce(screen: Screen, trainer: Trainer) -> None:
     )
     screen.say(
         f"Model: {model.name}, {count(model.body.parameter_count())} parameters; "
-        f"{trainer.device.effective_precision(settings.precision)}, engine {trainer.engine.name}"
+        f"{trainer.device.effective_precision(settings.precision)}, engine {trainer.engine.description}"
     )
+    screen.engine(trainer.engine, settings.engine)
     screen.say(
         f"Training: {settings.epochs} epoch{'s' if settings.epochs > 1 else ''} of batches of "
         f"{trainer.history.batch_size}, {trainer.optimizer!r}, {settings.schedule!r}, seed {settings.seed}"

@@ -96,20 +96,20 @@ class Optimizer:
             self._scratch[name] = (rows[0].reshape(w.shape), rows[1].reshape(w.shape))
         self._state = states
 
-    def keep_state_in(self, arrays: Mapping[str, Arrays]) -> None:
-        """Hold the state in ``arrays``, by parameter in the order of ``slots``, from now on; what there was moves there."""
+    def keep_state_in(self, arrays: Mapping[str, tuple[Array, ...]]) -> None:
+        """Hold the state in ``arrays``, by parameter in the order of ``slots``, from now on; what was moves there."""
         if self.step and self.slots and self._state.keys() != arrays.keys():
             raise UsageError(f"{type(self).__name__}: after {self.step} steps the parameters must stay the same")
         for name, places in arrays.items():
             kept = self._state.get(name)
-            if kept is not None and all(old is new for old, new in zip(kept, places, strict=True)):
+            if kept is places:
                 continue
             for slot, place in enumerate(places):
                 if kept is None:
                     place[...] = 0
                 else:
                     place[...] = _taken_over(kept[slot], place, f"{self.slots[slot]}/{name}")
-            self._state[name] = tuple(places)
+            self._state[name] = places
 
     def state(self) -> dict[str, Array]:
         """The arrays that a checkpoint needs, by "slot/parameter" ("velocity/conv1.weight"); not copies."""

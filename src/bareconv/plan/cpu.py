@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,25 +9,21 @@ from numpy.typing import NDArray
 
 from bareconv.errors import ShapeError, UsageError
 from bareconv.host import blas_threads
-from bareconv.kernels.cpu.jit import compile_kernels
-from bareconv.kernels.cpu.kernel import Kernel
-from bareconv.kernels.cpu.plane import Plane
-from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
-from bareconv.kernels.cpu.rules import SCALARS, Rule, scalars
+from bareconv.kernels.cpu.rules import Rule, scalars
 from bareconv.kernels.cpu.target import Target, host_target
 from bareconv.kernels.cpu.workers import Workers
 from bareconv.nn import layers
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
-from bareconv.plan.explain import Explanation, Row
+from bareconv.plan.binding import Bound, OnCompile
+from bareconv.plan.covers import is_sparse, is_updated_at_once, lays_out_its_gradient
+from bareconv.plan.explain import Explanation
 from bareconv.plan.graph import graph_of
-from bareconv.plan.lowering import Lowering, is_sparse
-from bareconv.plan.memory import Buffer, allocate, lay_out
+from bareconv.plan.lowering import Lowered, lower
 from bareconv.plan.parameters import Parameters
-from bareconv.plan.record import Recorded, RecordedStage
+from bareconv.plan.step import Step
 
 PREDICT_IMAGES = 256  # of one call of the inference program
-OnCompile = Callable[[int, int], None]
 
 
 class CpuPlan:
@@ -59,25 +54,25 @@ class CpuPlan:
         self.compile_seconds = 0.0
         self.compiled = 0  # kernels that were in no cache
         graph = graph_of(model)
-        sparse = {f"{node.layers[0].name}.weight" for node in graph.nodes if is_sparse(node, self.target)}
-        dense = {f"{leaf.name}.weight" for leaf in model.leaves() if type(leaf) is layers.Dense}
-        self.parameters = Parameters(model, sparse, dense)
+        mapped = {f"{node.layers[0].name}.weight" for node in graph.nodes if is_sparse(node, self.target)}
+        mapped |= {f"{leaf.name}.weight" for leaf in model.leaves() if lays_out_its_gradient(leaf, self.target)}
+        dense = {f"{leaf.name}.weight" for leaf in model.leaves() if is_updated_at_once(leaf)}
+        self.parameters = Parameters(model, mapped, dense)
         self.rule = self._rule()
         self._update_on_host = self.rule.name == "gradient"
         self._graph = graph
-        self._training: _Bound | None = None
-        self._inference: _Bound | None = None
+        self._training: Bound | None = None
+        self._inference: Bound | None = None
 
     def prepare(self, on_compile: OnCompile | None = None) -> None:
         """Compile and lay out a training step, which the first step does otherwise."""
         self._prepared(on_compile)
 
-    def _prepared(self, on_compile: OnCompile | None = None) -> _Bound:
+    def _prepared(self, on_compile: OnCompile | None = None) -> Bound:
         if self._training is None:
-            lowering = Lowering(
-                self._graph, self.model, self.target, self.parameters, self.rule, self._smoothing
-            )
-            self._training = _Bound(self, lowering, self.batch_size, on_compile)
+            step = Step(self._graph, self.model, self.target, self.parameters, self.rule, self.batch_size)
+            lowered = lower(step, self._smoothing)
+            self._training = self._bound(lowered, self.batch_size, on_compile)
         return self._training
 
     def _rule(self) -> Rule:
@@ -87,6 +82,13 @@ class CpuPlan:
             return Rule.of(self.optimizer)
         except TypeError:
             return Rule("gradient")
+
+    def _bound(self, lowered: Lowered, images: int, on_compile: OnCompile | None) -> Bound:
+        optimizer = None if self._update_on_host else self.optimizer
+        bound = Bound(lowered, images, self.workers, optimizer, on_compile)
+        self.compile_seconds += bound.compiled.seconds
+        self.compiled += bound.compiled.written
+        return bound
 
     def step(
         self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], order: NDArray[np.int64], lr: float, step: int = 0
@@ -117,11 +119,11 @@ class CpuPlan:
         if not self._update_on_host:
             self.parameters.adopt(self.optimizer)
         bound = self._prepared()
-        bound.numbers[:] = [*scalars(self.optimizer, lr), *[0.0] * SCALARS][:SCALARS] if not self._update_on_host else 0
-        bound.run(images, pixels, order, labels, step)
-        losses = bound.view(bound.lowering.losses, None, images)
-        hits = bound.view(bound.lowering.hits, None, images)
-        return float(losses.sum()) / images, int(hits.sum())
+        if not self._update_on_host:
+            numbers = scalars(self.optimizer, lr)
+            bound.scalars[: len(numbers)] = numbers
+        bound.run(pixels, order, labels, step)
+        return float(bound.losses[:images].sum()) / images, int(bound.hits[:images].sum())
 
     def _check(self, pixels: NDArray[Any], order: NDArray[np.int64] | None = None) -> None:
         """Machine code believes what it is given."""
@@ -130,7 +132,7 @@ class CpuPlan:
                 f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
                 f"got {pixels.dtype} images of {pixels.shape[1:]}"
             )
-        if order is not None and not (len(order) and order.min() >= 0 and order.max() < len(pixels)):
+        if order is not None and not (len(order) and 0 <= order.min() and order.max() < len(pixels)):
             raise ShapeError(f"order of {len(order)} images: expected at least one, each from 0 to {len(pixels) - 1}")
 
     def gradients(self) -> dict[str, NDArray[Any]]:
@@ -143,23 +145,25 @@ class CpuPlan:
         """Logits (N, classes) of uint8 images."""
         if self._inference is None:
             graph = graph_of(self.model, drop=(layers.Dropout,))
-            lowering = Lowering(
-                graph, self.model, self.target, self.parameters, self.rule, self._smoothing, training=False
-            )
-            self._inference = _Bound(self, lowering, PREDICT_IMAGES, None)
+            step = Step(graph, self.model, self.target, self.parameters, self.rule, PREDICT_IMAGES, training=False)
+            lowered = lower(step)
+            self._inference = self._bound(lowered, PREDICT_IMAGES, None)
         self._check(pixels)
         self.parameters.take_over()
         bound = self._inference
         out = np.empty((len(pixels), *self.model.output_shape), self.model.precision)
         for start in range(0, len(pixels), PREDICT_IMAGES):
             part = np.arange(start, min(start + PREDICT_IMAGES, len(pixels)))
-            bound.run(len(part), pixels, part, None, 0)
-            out[start : start + len(part)] = bound.view(*bound.lowering.logits, len(part)).reshape(len(part), -1)
+            bound.run(pixels, part, None, 0)
+            out[start : start + len(part)] = bound.view(*bound.lowered.logits, len(part)).reshape(len(part), -1)
         return out
 
     def explain(self) -> Explanation:
         """A row for every call of a step: what it is for, its kernel, its work, and the time it has taken so far."""
-        return self._prepared().explain()
+        bound = self._prepared()
+        title = f"{self.model.name}: {self.target.name}, {self.target.dtype}, {self.workers.count} threads"
+        title += f", batches of up to {self.batch_size}"
+        return Explanation(title, tuple(bound.rows()), bound.waiting_seconds(), sum(self.kept_bytes().values()))
 
     def clear_times(self) -> None:
         """Begin the times that ``explain`` shows anew."""
@@ -176,150 +180,3 @@ class CpuPlan:
     def close(self) -> None:
         """End the threads."""
         self.workers.close()
-
-
-class _Bound:
-    """A lowering with addresses: memory, machine code, programs, and Python's turns between them."""
-
-    def __init__(self, plan: CpuPlan, lowering: Lowering, images: int, on_compile: OnCompile | None) -> None:
-        self.plan, self.lowering, self.capacity = plan, lowering, images
-        workers, parameters = plan.workers.count, plan.parameters
-        compiled = compile_kernels(
-            [Run(plan.target), *(call.kernel for stage in lowering.stages for call in stage.calls)], on_compile
-        )
-        plan.compile_seconds += compiled.seconds
-        plan.compiled += compiled.written
-        buffers = [buffer for buffer in lowering.buffers if buffer.span is not None or buffer.kept]
-        self.memory = allocate(lay_out(buffers, images, workers))
-        for buffer in buffers:
-            if id(buffer) in lowering.tables:
-                table = lowering.tables[id(buffer)]
-                start = buffer.offset
-                self.memory[start : start + table.nbytes] = table.view(np.uint8).reshape(-1)
-        self.partial_pitch = lowering._partial_pitch()
-        size = np.dtype(plan.target.dtype).itemsize
-        self.partial = allocate(self.partial_pitch * workers * size).view(plan.target.dtype)
-        self.numbers = np.zeros(SCALARS, plan.target.dtype)
-        self.words = np.array([0, workers], np.int64)  # images of the batch, workers
-        outside: dict[Buffer, Address] = {
-            lowering.images: Address(self.words.ctypes.data),
-            lowering.workers: Address(self.words.ctypes.data + 8),
-            lowering.scalars: Address(self.numbers.ctypes.data),
-            lowering.weight: Address(parameters.weight.ctypes.data),
-            lowering.partial: Address(self.partial.ctypes.data, worker=self.partial_pitch * size),
-        }
-        if plan._update_on_host:
-            outside[lowering.gradient] = Address(parameters.gradient.ctypes.data)
-        else:
-            parameters.adopt(plan.optimizer)
-            for buffer, flat in zip((lowering.state1, lowering.state2), parameters.states, strict=False):
-                outside[buffer] = Address(flat.ctypes.data)
-        self._running = dict(plan.model.buffers())
-        for name, buffer in lowering.running.items():
-            outside[buffer] = Address(self._running[name].ctypes.data)
-        self._outside = outside
-        self.order = np.zeros(images, np.int64)
-        self._bound: dict[Buffer, int] = {}  # pixels and labels: where they were at the last run
-        self._rows: dict[Buffer, list[NDArray[np.int64]]] = {lowering.pixels: [], lowering.labels: []}
-        outside[lowering.order] = Address(self.order.ctypes.data)
-        self._turns: list[Program | RecordedStage] = []
-        stages: list[Stage] = []
-        calls_so_far: list[Recorded] = []
-        for recorded in [*lowering.stages, None]:
-            if recorded is not None and recorded.host is None:
-                calls = [self._call(call) for call in recorded.calls]
-                calls_so_far += recorded.calls
-                stages.append(Stage(calls, recorded.extent, recorded.chunk, recorded.grain, recorded.wait and bool(stages)))
-                continue
-            if stages:
-                program = Program(stages, compiled.addresses, Run(plan.target), plan.workers)
-                self._turns.append(program)
-                for call, table in zip(calls_so_far, program.operand_tables, strict=True):
-                    for row, name in zip(table, call.kernel.operands, strict=True):
-                        place = call.operands.get(name)
-                        if place is not None and place.buffer in self._rows:
-                            self._rows[place.buffer].append(row)
-                stages, calls_so_far = [], []
-            if recorded is not None:
-                self._turns.append(recorded)
-
-    def _call(self, call: Recorded) -> Call:
-        return Call(call.kernel, {name: self._address(p.buffer, p.offset, p.shared) for name, p in call.operands.items()})
-
-    def _address(self, buffer: Buffer, offset: int, shared: bool) -> Address:
-        if buffer.per == "outside":
-            at = self._outside.get(buffer, Address())
-            moved = offset * np.dtype(self.plan.target.dtype).itemsize if offset else 0
-            return Address(at.base + moved, at.image, 0 if shared else at.worker)
-        base = self.memory.ctypes.data + buffer.offset + offset * np.dtype(buffer.dtype).itemsize
-        if buffer.per == "plan":
-            return Address(base)
-        if buffer.per == "worker":
-            return Address(base, worker=0 if shared else buffer.pitch)
-        if buffer.local:
-            return Address(base, buffer.pitch, buffer.worker_pitch, local=True)
-        return Address(base, buffer.pitch)
-
-    def run(
-        self, images: int, pixels: NDArray[np.uint8], order: NDArray[np.int64], labels: NDArray[np.int64] | None, step: int
-    ) -> None:
-        """One turn of everything."""
-        self.words[0] = images
-        self.order[:images] = order
-        self._bind(self.lowering.pixels, pixels)
-        if labels is not None:
-            self._bind(self.lowering.labels, labels)
-        for turn in self._turns:
-            if isinstance(turn, Program):
-                turn.run(images)
-            else:
-                assert turn.host is not None
-                turn.host(self.view, self._add_gradient, images, step)
-
-    def _bind(self, buffer: Buffer, array: NDArray[Any]) -> None:
-        """Let the calls that read the data find them where they are now."""
-        assert array.flags.c_contiguous
-        if self._bound.get(buffer) != array.ctypes.data:
-            self._bound[buffer] = array.ctypes.data
-            for row in self._rows[buffer]:
-                row[0] = array.ctypes.data
-
-    def view(self, buffer: Buffer, plane: Plane | None, images: int) -> NDArray[Any]:
-        """The images of a buffer that all workers share, without their border."""
-        kind = np.dtype(buffer.dtype)
-        if plane is None:
-            return np.ndarray((images,), kind, self.memory.data, buffer.offset, (buffer.pitch,))
-        strides = (buffer.pitch, plane.row * kind.itemsize, plane.channels * kind.itemsize, kind.itemsize)
-        at = buffer.offset + plane.at(0, 0) * kind.itemsize
-        return np.ndarray((images, plane.height, plane.width, plane.channels), kind, self.memory.data, at, strides)
-
-    def _add_gradient(self, name: str, gradient: NDArray[Any]) -> None:
-        start = self.plan.parameters.start[name]
-        self.partial[start : start + gradient.size] += gradient.reshape(-1)
-
-    def explain(self) -> Explanation:
-        """What is called, and how long each call has taken."""
-        programs = [turn for turn in self._turns if isinstance(turn, Program)]
-        seconds = [time for program in programs for time in program.seconds()[1:]]
-        waiting = sum(program.seconds()[0] for program in programs)
-        rows, times = [], iter(seconds)
-        for stage in self.lowering.stages:
-            if stage.host is not None:
-                node, phase, what = stage.label
-                rows.append(Row(node, phase, "Python", what, 0, None))
-            for call in stage.calls:
-                rows.append(
-                    Row(call.node, call.phase, type(call.kernel).__name__, call.kernel.label, call.kernel.flops, next(times))
-                )
-        return Explanation(
-            f"{self.plan.model.name}: {self.plan.target.name}, {self.plan.target.dtype}, "
-            f"{self.plan.workers.count} threads, batches of up to {self.capacity}",
-            tuple(rows),
-            waiting,
-            sum(self.plan.kept_bytes().values()),
-        )
-
-    def clear_times(self) -> None:
-        for turn in self._turns:
-            if isinstance(turn, Program):
-                turn.clear_ticks()

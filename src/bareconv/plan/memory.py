@@ -32,7 +32,7 @@ class Buffer:
     rows: bool = False  # images are rows of a matrix, one right after the other
     kept: bool = False  # someone else reads it after the last stage
     span: tuple[int, int] | None = None  # the first and last stretch between two waits in which it is used
-    local: bool = False  # only one stage uses it: a chunk for each worker
+    local: int = 0  # to a stage's call or a segment's round, which alone use it: each worker has ``chunk`` images of it
     chunk: int = 1
     offset: int = -1
 

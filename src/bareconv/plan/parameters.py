@@ -35,7 +35,12 @@ class Parameters:
         self.weight = self._flat()
         self._gradient: NDArray[np.generic] | None = None
         self.states: list[NDArray[np.generic]] = []
-        self._state_views: dict[str, list[NDArray[np.generic]]] = {}
+        self._slots: dict[str, tuple[NDArray[np.generic], ...]] | None = None
+        self._owners = [
+            (leaf.params, key, self.view(self.weight, f"{leaf.name}.{key}"))
+            for leaf in model.leaves()
+            for key in leaf.params
+        ]
         self.take_over()
 
     def _flat(self) -> NDArray[np.generic]:
@@ -58,25 +63,20 @@ class Parameters:
 
     def places(self, name: str) -> NDArray[np.int32]:
         """Where each element of that parameter is, in its shape."""
-        return np.arange(self.start[name], self.start[name] + self.sizes[name], dtype=np.int32).reshape(self.shapes[name])
+        return np.arange(self.start[name], self.start[name] + self.sizes[name], dtype=np.int32).reshape(
+            self.shapes[name]
+        )
 
     def take_over(self) -> None:
         """Make the layers' arrays views of ours, with their values, where they are not."""
-        for leaf in self.model.leaves():
-            for key, array in leaf.params.items():
-                name = f"{leaf.name}.{key}"
-                if array.base is not None and array.ctypes.data == self._address(name) and array.dtype == self.dtype:
-                    continue
-                mine = self.view(self.weight, name)
-                mine[...] = array
-                leaf.params[key] = mine
-
-    def _address(self, name: str) -> int:
-        return self.weight.ctypes.data + self.start[name] * self.dtype.itemsize
+        for params, key, mine in self._owners:
+            if params[key] is not mine:
+                mine[...] = params[key]
+                params[key] = mine
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Make the optimizer's state views of ours, with its values, where it is not."""
-        if not self.states:
+        if self._slots is None:
             self.states = [self._flat() for _ in optimizer.slots]
-            self._state_views = {name: [self.view(flat, name) for flat in self.states] for name in self.start}
-        optimizer.keep_state_in(self._state_views)
+            self._slots = {name: tuple(self.view(flat, name) for flat in self.states) for name in self.start}
+        optimizer.keep_state_in(self._slots)

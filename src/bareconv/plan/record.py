@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bareconv.kernels.cpu.kernel import Kernel
+from bareconv.kernels.cpu.kernel import LOCAL_TO_CALL, LOCAL_TO_ROUND, Kernel
 from bareconv.plan.memory import Buffer
 
 
@@ -41,6 +41,8 @@ class RecordedStage:
     host: Callable[..., None] | None = None
     uses: list[Buffer] = field(default_factory=list)  # by the host
     label: tuple[str, str, str] = ("", "", "")  # of a host's work: node, phase, what it does
+    segment: int = 0
+    round: int = 1 << 40
 
     def buffers(self) -> Iterator[Buffer]:
         """All that this stage reads or writes."""
@@ -51,7 +53,7 @@ class RecordedStage:
 
 
 class Recorder:
-    """Collects the stages of a program. ``whole`` is the chunk of a kernel that wants all of its worker's images at once."""
+    """Collects the stages of a program. ``WHOLE`` is the chunk of a kernel that wants all images of a round at once."""
 
     WHOLE = 1 << 40
 
@@ -86,17 +88,34 @@ class Recorder:
         self.stages[-1].calls.append(Recorded(kernel, places, self.node, self.phase))
 
 
+ROUND = (
+    32  # images that a worker takes through a segment together: few enough for the cache, enough to read weights for
+)
+
+
 def find_lifetimes(stages: Sequence[RecordedStage]) -> None:
-    """Note in every buffer when it is in use, and which belong to one stage alone."""
-    span, uses = 0, dict[Buffer, set[int]]()
-    for number, stage in enumerate(stages):
-        span += int(stage.wait or stage.host is not None or (number > 0 and stages[number - 1].host is not None))
+    """Form segments; note in every buffer when it is in use, and which belong to one call or one round alone."""
+    span, segment, before = 0, 0, None
+    uses: dict[Buffer, list[RecordedStage]] = {}
+    for stage in stages:
+        span += int(stage.wait or stage.host is not None or (before is not None and before.host is not None))
+        apart = stage.wait or stage.host or stage.extent is not None or before is None or before.host
+        segment += int(bool(apart) or (before is not None and before.extent is not None))
+        stage.segment, before = segment, stage
         for buffer in stage.buffers():
             first, last = buffer.span or (span, span)
             buffer.span = min(first, span), max(last, span)
-            uses.setdefault(buffer, set()).add(number)
-    for buffer, numbers in uses.items():
-        stage = stages[min(numbers)]
-        own = len(numbers) == 1 and stage.host is None and stage.extent is None and stage.chunk < Recorder.WHOLE
-        buffer.local = own and buffer.per == "image" and not buffer.kept
-        buffer.chunk = stage.chunk if buffer.local else 1
+            uses.setdefault(buffer, []).append(stage)
+    for stage in stages:
+        if stage.extent is None and stage.host is None:
+            chunks = [
+                other.chunk for other in stages if other.segment == stage.segment and other.chunk < Recorder.WHOLE
+            ]
+            largest = max(chunks, default=1)
+            stage.round = -(-ROUND // largest) * largest
+    for buffer, users in uses.items():
+        one, alike = users[0], {user.segment for user in users}
+        if buffer.per != "image" or buffer.kept or len(alike) > 1 or one.host is not None or one.extent is not None:
+            continue
+        alone = all(user is one for user in users) and one.chunk < Recorder.WHOLE
+        buffer.local, buffer.chunk = (LOCAL_TO_CALL, one.chunk) if alone else (LOCAL_TO_ROUND, one.round)

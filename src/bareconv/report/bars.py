@@ -32,7 +32,7 @@ from bareconv.report.marks import (
     titles,
 )
 from bareconv.report.palette import COMPONENTS, LIGHT
-from bareconv.report.runs import PARTS, Speedup, operation_seconds, pairs, speedups
+from bareconv.report.runs import PARTS, Speedup, operations, pairs, speedups
 
 _MOST_ROWS = 20  # operations shown one by one
 _LOG_FROM = 20.0  # where the largest is this many times the smallest, the axis is logarithmic
@@ -130,8 +130,9 @@ def operations_by_run(
     """
     models = {run["model"] for run in result["runs"]}
     shown = []
-    for run, look in zip(result["runs"], looks(result["runs"]), strict=True):
-        found = operation_seconds(run)
+    every = operations(result["runs"])
+    for i, (run, look) in enumerate(zip(result["runs"], looks(result["runs"]), strict=True)):
+        found = {name: times for name, row in every.items() if (times := row[i]) is not None}
         if found:
             shown.append((look, {f"{run['model']} {n}" if len(models) > 1 else n: t for n, t in found.items()}))
     names = list(dict.fromkeys(name for _, found in shown for name in found))

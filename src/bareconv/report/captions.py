@@ -13,7 +13,7 @@ import numpy as np
 
 from bareconv.report import format as fmt
 from bareconv.report.gallery import Gallery, is_signed
-from bareconv.report.runs import Run, labels, main_pair, operation_seconds, pairs, speedups
+from bareconv.report.runs import Run, engines_differ, labels, main_pair, operation_seconds, pairs, speedups
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ def speedup(result: dict[str, Any]) -> Words:
     )
     caption = "A bar to the right of 1 is the GPU's advantage, to the left of it the CPU's."
     pair = main_pair(runs)
+    if pair and engines_differ([runs[pair.gpu], runs[pair.cpu]]):
+        caption += (
+            f" The GPU ran the engine {runs[pair.gpu]['engine']}, the CPU the engine {runs[pair.cpu]['engine']}; what "
+            "one of them runs as one operation is added up for the other."
+        )
     operations = [s for s in speedups(runs, pair) if s.group == "operation"] if pair else []
     if len(operations) > 1:
         most = max(operations, key=lambda s: s.ratio)

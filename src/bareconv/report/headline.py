@@ -9,6 +9,7 @@ from bareconv.report import format as fmt
 from bareconv.report.runs import (
     Pair,
     Run,
+    engines_differ,
     images_tested,
     is_gpu,
     labels,
@@ -125,6 +126,8 @@ def _how(runs: list[Run], pair: Pair) -> str:
         text += f", both in {gpu['precision']}"
     if gpu["test_accuracy"] is not None and cpu["test_accuracy"] is not None:
         text += f"; {fmt.percent(gpu['test_accuracy'])} and {fmt.percent(cpu['test_accuracy'])} of {_tested(gpu)} right"
+    if engines_differ([gpu, cpu]):
+        text += f". The GPU ran the engine {gpu['engine']}, the CPU the engine {cpu['engine']}"
     return text + "."
 
 

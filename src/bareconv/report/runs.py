@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Run = dict[str, Any]
+Times = tuple[float, float]  # seconds forward and backward
+
+JOIN = " + "  # in the name of an operation, between the layers that run as one
 
 # What a run's speed-ups are of, in order; the operations follow in the model's.
 PARTS = ("Images per second", "Total", "Training", "One iteration", "Batch", "Forward", "Backward", "Update")
@@ -115,17 +118,61 @@ def speedups(runs: list[Run], pair: Pair) -> list[Speedup]:
     found = [Speedup(name, "run", r, c or 0.0) for name, c, g in times if (r := over(c, g)) is not None]
     if not same_work and (r := main_ratio(runs, pair)) is not None:
         found.insert(0, Speedup("Images per second", "run", r, cpu["train_seconds"]))
-    theirs = operation_seconds(gpu)
-    for name, mine in operation_seconds(cpu).items():
-        r = over(sum(mine), sum(theirs[name])) if name in theirs else None
-        if r is not None:
+    for name, (mine, theirs) in operations([cpu, gpu]).items():
+        r = over(sum(mine), sum(theirs)) if mine and theirs else None
+        if r is not None and mine:
             found.append(Speedup(name, "operation", r, sum(mine)))
     return found
 
 
-def operation_seconds(run: Run) -> dict[str, tuple[float, float]]:
+def engines_differ(runs: list[Run]) -> bool:
+    """Whether not all runs were computed by the same engine."""
+    return len({run["engine"] for run in runs}) > 1
+
+
+def operations(runs: list[Run]) -> dict[str, list[Times | None]]:
+    """By operation, in order: every run's forward and backward seconds of one step; None where it has no such.
+
+    An engine may run several layers as one, which then have one time ("conv1 + relu1"). So that runs of one model can
+    be compared, layers that are one operation in any of them are one here: the seconds of a run that has them apart
+    are added up. A run that lacks one of these layers has no time for the whole.
+    """
+    found: dict[str, list[Times | None]] = {}
+    for model in dict.fromkeys(run["model"] for run in runs):
+        members = [i for i, run in enumerate(runs) if run["model"] == model]
+        for name, times in _joined([operation_seconds(runs[i]) for i in members]).items():
+            row = found.setdefault(name, [None] * len(runs))
+            for i, seconds in zip(members, times, strict=True):
+                row[i] = seconds
+    return found
+
+
+def _joined(measured: list[dict[str, Times]]) -> dict[str, list[Times | None]]:
+    groups: list[list[str]] = []  # of layers that some run has as one operation
+    for name in (name for run in measured for name in run):
+        layers = name.split(JOIN)
+        touched = [group for group in groups if not set(group).isdisjoint(layers)]
+        if not touched:
+            groups.append(layers)
+            continue
+        first, *others = touched
+        together = dict.fromkeys(layer for group in [first, *others, layers] for layer in group)
+        first[:] = together
+        groups = [group for group in groups if group not in others]
+    return {JOIN.join(group): [_of(group, run) for run in measured] for group in groups}
+
+
+def _of(group: list[str], run: dict[str, Times]) -> Times | None:
+    """The seconds of those of a run's operations that are of the layers ``group``, if they are all of them."""
+    own = [name for name in run if not set(group).isdisjoint(name.split(JOIN))]
+    if {layer for name in own for layer in name.split(JOIN)} != set(group):
+        return None
+    return sum(run[name][0] for name in own), sum(run[name][1] for name in own)
+
+
+def operation_seconds(run: Run) -> dict[str, Times]:
     """By operation, in order: the forward and backward seconds of one step. Operations of one name are added up."""
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, Times] = {}
     for operation in run.get("operations", ()):
         before = found.get(operation["name"], (0.0, 0.0))
         found[operation["name"]] = (

@@ -19,7 +19,7 @@ def show_predictions(model: Model, split: Split, path: str | Path, count: int = 
     A window stays open until it is closed. Returns the predicted classes.
     """
     images, labels = split.images[:count], split.labels[:count]
-    predicted, confidence = predict(make_engine("reference", model, SGD(0.0)), images)
+    predicted, confidence = predict(make_engine("plan", model, SGD(0.0)), images)
     predictions_picture(images, predicted, confidence, Path(path), labels)
     if has_display():
         _window(Path(path))

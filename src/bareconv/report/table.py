@@ -10,11 +10,13 @@ from bareconv.report import format as fmt
 from bareconv.report.headline import cpu_name, gpu_name
 from bareconv.report.palette import COMPONENTS
 from bareconv.report.runs import (
+    JOIN,
     Run,
     images_tested,
     is_gpu,
     labels,
     main_ratio,
+    operations,
     over,
     pairs,
     per_iteration,
@@ -76,6 +78,7 @@ def sections(result: dict[str, Any]) -> list[Section]:
     what = [
         Row("Device", [Cell(name) for name in device]),
         Row("Engine", [Cell(run["engine"]) for run in runs]),
+        Row("Threads", [Cell(fmt.count(run["threads"]) if run.get("threads") else fmt.MISSING) for run in runs]),
         Row("Precision", [Cell(run["precision"]) for run in runs]),
         *(row for row in _settings(runs) if not _agree(row)),
     ]
@@ -138,8 +141,11 @@ def _times(runs: list[Run]) -> list[Row]:
         times("Batch", lambda run: phase(run, "batch"), "gathered and normalised"),
         times("Forward", lambda run: phase(run, "forward"), "with the loss"),
         times("Backward", lambda run: phase(run, "backward")),
+        times("Forward and backward", lambda run: phase(run, "forward_backward"), "which this engine does not part"),
         times("Update", lambda run: phase(run, "update")),
+        times("Other", lambda run: phase(run, "other"), "waiting for other threads, starting a step"),
         times("Warm-up", lambda run: run.get("warm_up_seconds"), "before the clock starts, in no other figure"),
+        times("Compiling", lambda run: run.get("compile_seconds"), "once, in no other figure"),
         times("Evaluation", lambda run: run.get("evaluate_seconds")),
         Row("Images a second", [Cell(fmt.rate(run["images_per_second"])) for run in runs]),
         Row("Arithmetic", [Cell(fmt.flops(_flops(run))) for run in runs], "reached in training"),
@@ -195,18 +201,16 @@ def memory_rows(runs: list[Run]) -> list[Row]:
 
 def operation_rows(runs: list[Run]) -> list[Row]:
     """Forward and backward seconds of every operation of every run that was profiled."""
-    rows: list[Row] = []
-    names = list(dict.fromkeys(o["name"] for run in runs for o in run.get("operations", ())))
-    for name in names:
-        cells, note = [], ""
-        for run in runs:
-            found = [o for o in run.get("operations", ()) if o["name"] == name]
-            forward, backward = (sum(o[key] for o in found) for key in ("forward_seconds", "backward_seconds"))
-            cells.append(Cell(f"{fmt.seconds(forward)} + {fmt.seconds(backward)}" if found else fmt.MISSING))
-            if found and not note:
-                note = " × ".join(map(str, found[0].get("output_shape", ())))
-        rows.append(Row(name, cells, note))
-    return rows
+    every = [o for run in runs for o in run.get("operations", ())]
+    shapes = {o["name"].split(JOIN)[-1]: o.get("output_shape", ()) for o in reversed(every)}  # by the last layer
+    return [
+        Row(
+            name,
+            [Cell(f"{fmt.seconds(t[0])} + {fmt.seconds(t[1])}" if t else fmt.MISSING) for t in times],
+            " × ".join(map(str, shapes.get(name.split(JOIN)[-1], ()))),
+        )
+        for name, times in operations(runs).items()
+    ]
 
 
 def epoch_rows(runs: list[Run]) -> list[Row]:

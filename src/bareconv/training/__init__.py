@@ -7,6 +7,7 @@ from bareconv.training.engine import (
     EngineSettings,
     PlanEngine,
     ReferenceEngine,
+    TunedEngine,
     make_engine,
     why_no_plan,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "ReferenceEngine",
     "Settings",
     "Trainer",
+    "TunedEngine",
     "evaluate",
     "make_engine",
     "predict",

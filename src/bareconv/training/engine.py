@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bareconv import ops
+from bareconv import host, ops
 from bareconv.device import Array, CpuDevice, Device, namespace
 from bareconv.errors import UsageError
 from bareconv.nn.layer import Layer, Watch
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ENGINES = ("plan", "tuned", "reference")
 
 OnCompile = Callable[[int, int], None]  # (kernels compiled, kernels to compile)
+
+PREDICT_IMAGES = 256  # laid out for, where an engine predicts and no training says how large its batches are
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,29 @@ class Engine(Protocol):
     name: str
     model: Model
     optimizer: Optimizer
-    compile_seconds: float  # spent so far on machine code, apart from training
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def compiled(self) -> int:
+        """Kernels so far, of those that were in no cache."""
+        ...
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent so far on machine code, apart from training."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """Of the CPU; None on another device."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """Its name, and what of the machine it uses: "plan (AVX-512, 2 threads)"."""
+        ...
 
     def prepare(self, on_compile: OnCompile | None = None) -> None:
         """Do now what the first step would have to do: compile, lay out memory."""
@@ -80,7 +101,7 @@ class Engine(Protocol):
 class EngineSettings:
     """What an engine is told of a training, apart from model and optimizer."""
 
-    batch_size: int
+    batch_size: int = PREDICT_IMAGES
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     threads: int | None = None
@@ -101,13 +122,13 @@ class SoftmaxCrossEntropy(Layer):
 
 
 class ReferenceEngine:
-    """The model's own layers, called one after another. ``forward``, ``backward`` and ``update`` are its step in parts."""
+    """The model's own layers, one after another. ``forward``, ``backward`` and ``update`` are its step in parts."""
 
     name = "reference"
-    compile_seconds = 0.0
+    compiled, compile_seconds = 0, 0.0
 
     def __init__(self, model: Model, optimizer: Optimizer, settings: EngineSettings | None = None) -> None:
-        settings = settings or EngineSettings(1)
+        settings = settings or EngineSettings()
         self.model, self.optimizer = model, optimizer
         self.label_smoothing, self.clip_norm = settings.label_smoothing, settings.clip_norm
         self.loss: Layer = SoftmaxCrossEntropy()
@@ -118,6 +139,14 @@ class ReferenceEngine:
     @property
     def device(self) -> Device:
         return self.model.device
+
+    @property
+    def threads(self) -> int | None:
+        return host.blas_threads() if isinstance(self.device, CpuDevice) else None
+
+    @property
+    def description(self) -> str:
+        return self.name
 
     def prepare(self, on_compile: OnCompile | None = None) -> None:
         """Nothing to do."""
@@ -181,6 +210,14 @@ class TunedEngine(ReferenceEngine):
         self._settings = settings
         self._made: Any = None
 
+    @property
+    def threads(self) -> int | None:
+        return self._settings.threads or host.blas_threads()
+
+    @property
+    def description(self) -> str:
+        return f"tuned (NumPy, {_threads(self.threads)})"
+
     def prepare(self, on_compile: OnCompile | None = None) -> None:
         if self._made is None:
             from bareconv.plan.tuned import TunedNumpyStep
@@ -193,15 +230,25 @@ class TunedEngine(ReferenceEngine):
             )
 
     def train(self, batch: Batch, lr: float) -> tuple[Array, Array]:
-        self.prepare()
-        x, labels = self.inputs(batch)
-        loss, hits = self._made.forward_backward(x, labels, batch.step)
+        result = self.gradients(*self.inputs(batch), batch.step)
         self.update(lr)
-        return np.float64(loss), np.int64(hits)
+        return result
+
+    def gradients(self, x: Array, labels: Array, step: int) -> tuple[Array, Array]:
+        """Forward and backward of prepared images: (mean loss, number of correct predictions)."""
+        self.prepare()
+        loss, hits = self._made.forward_backward(x, labels, step)
+        return np.asarray(loss, np.float64), np.asarray(hits, np.int64)
 
     def predict(self, images: Array) -> Array:
         self.prepare()
         return self._made.predict(self.model.prepare(images))
+
+    def kept_bytes(self) -> dict[str, int]:
+        """Activations are the groups' outputs and their gradients; what the kernels need besides is not counted."""
+        self.prepare()
+        arrays = [*self._made.outputs, *self._made.gradients]
+        return {**super().kept_bytes(), "activations": sum(int(array.nbytes) for array in arrays if array is not None)}
 
 
 class PlanEngine:
@@ -219,7 +266,19 @@ class PlanEngine:
         return self.model.device
 
     @property
-    def compile_seconds(self) -> float:  # type: ignore[override]
+    def threads(self) -> int | None:
+        return self._settings.threads or host.blas_threads()
+
+    @property
+    def description(self) -> str:
+        return f"plan ({self.plan.target.name}, {_threads(self.threads)})"
+
+    @property
+    def compiled(self) -> int:
+        return self.plan.compiled if self._plan is not None else 0
+
+    @property
+    def compile_seconds(self) -> float:
         return self.plan.compile_seconds if self._plan is not None else 0.0
 
     @property
@@ -245,7 +304,7 @@ class PlanEngine:
             self._labels = batch.labels, np.ascontiguousarray(batch.labels, np.int64)
         chosen = np.arange(len(batch)) if batch.chosen is None else batch.chosen
         loss, hits = self.plan.step(np.ascontiguousarray(batch.images), self._labels[1], chosen, lr, batch.step)
-        return np.float64(loss), np.int64(hits)
+        return np.asarray(loss, np.float64), np.asarray(hits, np.int64)
 
     def predict(self, images: Array) -> Array:
         if images.shape[1:] != self.model.input_shape:
@@ -286,12 +345,16 @@ def make_engine(
     """
     if name not in ENGINES:
         raise UsageError(f"engine {name!r}: expected {', '.join(ENGINES)}")
-    settings = settings or EngineSettings(1)
+    settings = settings or EngineSettings()
     if not isinstance(device or model.device, CpuDevice) or name == "reference":
         return ReferenceEngine(model, optimizer, settings)
     if name == "plan" and why_no_plan() is None:
         return PlanEngine(model, optimizer, settings)
     return TunedEngine(model, optimizer, settings)
+
+
+def _threads(count: int | None) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def count_correct(logits: Array, labels: Array) -> Array:

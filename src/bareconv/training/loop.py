@@ -227,9 +227,10 @@ class Trainer:
         earlier = sum(record.train_seconds for record in history.epochs)
         last = epoch + 1 == self.settings.epochs
         if held_out is not None and (last or (epoch + 1) % self.settings.evaluate_every == 0):
-            begun = time.perf_counter()
+            begun, compiling = time.perf_counter(), self.engine.compile_seconds
             evaluation = self.evaluation = evaluate(self.engine, held_out[1], self.test_images)
-            history.evaluate_seconds += time.perf_counter() - begun
+            compiling = self.engine.compile_seconds - compiling
+            history.evaluate_seconds += time.perf_counter() - begun - compiling
             if not math.isfinite(evaluation.loss):  # no later step may come to notice it
                 raise self._explain_evaluation(held_out[0], evaluation.loss)
         loss, accuracy = history.since(first)
@@ -333,6 +334,7 @@ def train(
     seed: int = 0,
     label_smoothing: float = 0.0,
     clip_norm: float | None = None,
+    threads: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -340,8 +342,9 @@ def train(
     """Train ``model`` in place and return what happened.
 
     ``optimizer``: SGD(0.05, momentum=0.9) unless given; ``schedule``: OneCycle(). ``device``: "auto", "cpu", "cuda",
-    "cuda:1". After every epoch ``data.evaluation`` is evaluated. Raises UsageError where things do not fit,
-    NotFiniteError where the loss explodes.
+    "cuda:1". ``engine``: "plan", "tuned" or "reference"; ``threads`` of the first two, by default as many as there are
+    cores for this process. After every epoch ``data.evaluation`` is evaluated. Raises UsageError where things do not
+    fit, NotFiniteError where the loss explodes.
     """
     settings = Settings(
         epochs=epochs,
@@ -352,6 +355,7 @@ def train(
         seed=seed,
         label_smoothing=label_smoothing,
         clip_norm=clip_norm,
+        threads=threads,
     )
     trainer = Trainer(model, data, optimizer or SGD(0.05, momentum=0.9), settings, device)
     return trainer.run(on_progress, on_epoch, should_stop)

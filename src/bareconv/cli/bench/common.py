@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from bareconv.bench import results
 from bareconv.bench.interleave import Listener, Side
 from bareconv.bench.process import REMOVED, THREADS
 from bareconv.bench.workload import LR, Workload, natural_shape
-from bareconv.cli.options import precision_option, seed_option
+from bareconv.cli.options import image_shape_option, precision_option, seed_option
 from bareconv.cli.screen import Bar, Interrupt, Screen
 from bareconv.files import check_writable
 from bareconv.nn.layer import Shape
@@ -26,16 +25,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FEW = 6  # blocks
 _TICKS = 10  # parts of a second, as the bar counts
-
-
-def _image_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> Shape | None:
-    """28x28x1 as (28, 28, 1): height, width, channels."""
-    if value is None:
-        return None
-    parts = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", value)
-    if parts is None:
-        raise click.BadParameter(f"{value!r}: expected height x width x channels, such as 28x28x1", ctx, param)
-    return tuple(map(int, parts.groups()))
 
 
 def several(name: str, into: str, values: list[str] | tuple[str, ...], default: str, text: str) -> Callable[[F], F]:
@@ -72,12 +61,7 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 show_default=True,
                 help="Learning rate, constant, of SGD with momentum 0.9.",
             ),
-            click.option(
-                "--image-shape",
-                callback=_image_shape,
-                metavar="HxWxC",
-                help="Size of the images. [default: the model's own, 28x28x1 or 32x32x3]",
-            ),
+            image_shape_option,
             click.option(
                 "--budget",
                 type=click.FloatRange(0, min_open=True),

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bareconv.kernels.cpu.emit import I8, Builder, Pointer, Value
+from bareconv.kernels.cpu.emit import I8, Builder, Value
+from bareconv.kernels.cpu.finish import finish
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.tile import accumulate, spare_rows
@@ -110,8 +111,11 @@ class Correlate(Kernel):
                 for (cy, tall), (cx, wide) in self._tiles(b, blocking.cells):
                     # The cell's first pixel in X, in Y
                     py, px = cy * self.pool[0], cx * self.pool[1]
-                    a = from_x + self.x.at(*self.origin) + py * (self.stride[0] * self.x.row) + px * (
-                        self.stride[1] * self.x.channels
+                    a = (
+                        from_x
+                        + self.x.at(*self.origin)
+                        + py * (self.stride[0] * self.x.row)
+                        + px * (self.stride[1] * self.x.channels)
                     )
                     out = cy * (self.step[0] * self.y.row) + cx * (self.step[1] * self.y.channels) + columns
                     cell = (cy * self.cells[1] + cx) * self.filters + columns
@@ -135,19 +139,23 @@ class Correlate(Kernel):
                         for dx in range(wide):
                             at = dy * wide + dx
                             mine = sums[at * in_cell : (at + 1) * in_cell]
-                            offset = out + self.y.at(*self.first) + (
-                                dy * self.step[0] * self.y.row + dx * self.step[1] * self.y.channels
+                            offset = (
+                                out
+                                + self.y.at(*self.first)
+                                + (dy * self.step[0] * self.y.row + dx * self.step[1] * self.y.channels)
                             )
                             spot = cell + (dy * self.cells[1] + dx) * self.filters
                             for v in range(vectors):
                                 mask = tail if v + 1 == vectors else None
-                                self._finish(
+                                finish(
                                     b,
                                     [row[v] for row in mine],
                                     bias.base + (columns + v * lanes) if self.bias else None,
                                     to_y + (offset + v * lanes),
                                     to_where + (spot + v * lanes) if self.keep_where else None,
                                     mask,
+                                    relu=self.relu,
+                                    add=self.add,
                                 )
 
     def _loops(self, width: int) -> list[tuple[int, int, int]]:
@@ -172,31 +180,6 @@ class Correlate(Kernel):
         for down in _cover(b, self.cells[0], cells[0]):
             for across in _cover(b, self.cells[1], cells[1]):
                 yield down, across
-
-    def _finish(
-        self,
-        b: Builder,
-        pixels: list[Value],
-        bias: Pointer | None,
-        y: Pointer,
-        where: Pointer | None,
-        mask: Value | None,
-    ) -> None:
-        """One register of one cell, from its sums to memory."""
-        value, position = pixels[0], b.zero
-        for i, pixel in enumerate(pixels[1:], start=1):
-            larger = pixel > value
-            value = b.select(larger, pixel, value)
-            position = b.select(larger, b.constant(float(i)), position)
-        if bias is not None:
-            value = value + bias.vector(0, mask)
-        if self.relu:
-            value = b.maximum(value, b.zero)
-        if self.add:
-            value = value + y.vector(0, mask)
-        y.store(value, 0, mask)
-        if where is not None:
-            where.store(b.convert(position, I8), 0, mask)
 
 
 def _cover(b: Builder, cells: int, tile: int) -> Iterator[tuple[Value, int]]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 from bareconv.kernels.cpu.emit import Builder, Index, Pointer, Value
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.rules import Rule
-from bareconv.kernels.cpu.tile import accumulate, spare_rows
+from bareconv.kernels.cpu.tile import Tile, accumulate, spare_rows
 
 PANEL_BYTES = 1 << 15  # of a panel of weights: most of a first-level cache
 
@@ -135,15 +135,22 @@ class DenseInputGradient(Kernel):
 class DenseWeightUpdate(Kernel):
     """dW = X' dY, and the optimizer's step with it: for the features from ``begin`` to ``end``, over ``images`` rows.
 
-    ``images`` is a word of memory. With ``rule.keeps_gradient`` the gradient is written and nothing is updated.
+    ``images`` is a word of memory. A panel of features at a time, over ``ROWS`` rows at a time: the panel's part of these
+    rows stays in the cache, and where there are more (``blocked``) so do its sums, in ``scratch``. With the rule
+    "gradient" the gradient is written and nothing is updated.
     """
 
-    operands: ClassVar[tuple[str, ...]] = ("x", "dy", "images", "scalars", "weight", "gradient", "state1", "state2")
+    operands: ClassVar[tuple[str, ...]] = (
+        *("x", "dy", "images", "scalars", "scratch"),
+        *("weight", "gradient", "state1", "state2"),
+    )
+    ROWS: ClassVar[int] = 128
 
     features: int
     units: int
     pitch: int
     rule: Rule
+    blocked: bool = False
 
     @property
     def flops(self) -> int:
@@ -154,24 +161,69 @@ class DenseWeightUpdate(Kernel):
         rows, vectors = tile_shape(self)
         return f"{rows} features x {vectors} vectors, then {self.rule.name} in registers"
 
+    @property
+    def panel(self) -> int:
+        """Features of a panel, whose sums are held."""
+        return panel_rows(self.features, self._width * self.target.element_bytes)
+
+    @property
+    def _width(self) -> int:
+        return -(-self.units // self.target.lanes) * self.target.lanes
+
+    @property
+    def scratch_elements(self) -> int:
+        return self.panel * self._width
+
     def write(self, k: Frame) -> None:
         from bareconv.kernels.cpu.emit import I64
 
         b = k.b
         x, dy = k.operand("x").base, k.operand("dy").base
-        count = k.operand("images", I64).base.load()
+        images = k.operand("images", I64).base.load()
         arrays = {name: k.operand(name).base for name in ("weight", "gradient", "state1", "state2")}
         update = self.rule.prepare(b, k.operand("scalars").base)
-        for feature, rows in row_tiles(b, k.end - k.begin, tile_shape(self)[0]):
-            start = k.begin + feature
-            for column, vectors, mask in column_tiles(b, self.units, tile_shape(self)[1]):
-                sums = accumulate(
-                    b, list(range(rows)), vectors, x + start, dy + column, [(count, self.pitch, self.units)]
-                )
-                for i in range(rows):
-                    for v in range(vectors):
+        rows, wide = tile_shape(self)
+        if not self.blocked:
+            for feature, size in row_tiles(b, k.end - k.begin, rows):
+                start = k.begin + feature
+                for column, vectors, mask in column_tiles(b, self.units, wide):
+                    sums = self._sums(b, size, vectors, x + start, dy + column, images)
+                    for i, v, value in _each(sums):
                         at = (start + i) * self.units + column + v * b.lanes
-                        update(arrays, at, sums[i][v], mask if v + 1 == vectors else None)
+                        update(arrays, at, value, mask if v + 1 == vectors else None)
+            return
+        scratch = k.operand("scratch").base
+        for first in b.range(k.begin, k.end, self.panel):
+            count = b.minimum(k.end - first, b.index(self.panel))
+            for i in b.range(0, count * self._width, b.lanes):
+                scratch.store(b.zero, i)
+            for row in b.range(0, images, self.ROWS):
+                some = b.minimum(images - row, b.index(self.ROWS))
+                for feature, size in row_tiles(b, count, rows):
+                    for column, vectors, mask in column_tiles(b, self.units, wide):
+                        del mask  # what is past the last unit goes to waste in the scratch memory
+                        into = scratch + (feature * self._width + column)
+                        sums = self._sums(
+                            *(b, size, vectors, x + (row * self.pitch + first + feature)),
+                            *(dy + (row * self.units + column), some),
+                        )
+                        for i, v, value in _each(sums):
+                            at = i * self._width + v * b.lanes
+                            into.store(into.vector(at) + value, at)
+            for feature in b.range(0, count):
+                for column, mask in columns(b, self.units):
+                    g = scratch.vector(feature * self._width + column)
+                    update(arrays, (first + feature) * self.units + column, g, mask)
+
+    def _sums(self, b: Builder, rows: int, vectors: int, x: Pointer, dy: Pointer, images: Value) -> Tile:
+        return accumulate(b, list(range(rows)), vectors, x, dy, [(images, self.pitch, self.units)])
+
+
+def _each(sums: Tile) -> Iterator[tuple[int, int, Value]]:
+    """(row, register, sum) of all of a tile."""
+    for i, row in enumerate(sums):
+        for v, value in enumerate(row):
+            yield i, v, value
 
 
 @dataclass(frozen=True)

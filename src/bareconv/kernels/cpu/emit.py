@@ -156,6 +156,14 @@ class Pointer:
         """One element."""
         return Value(self.k, self.k.ir.load((self + offset).ir, align=self._bytes, typ=self.element))
 
+    def load_shared(self, offset: Index = 0) -> Value:
+        """One integer that another thread may be writing, with all that it wrote before."""
+        return Value(self.k, self.k.ir.load_atomic((self + offset).ir, "acquire", self._bytes, typ=self.element))
+
+    def add_shared(self, amount: int) -> None:
+        """Add to an integer that other threads add to as well, after all that was written before."""
+        self.k.ir.atomic_rmw("add", self.ir, self.element(amount), "seq_cst")
+
     def vector(self, offset: Index = 0, mask: Value | None = None, lanes: int | None = None) -> Value:
         """``lanes`` elements in a row, by default a register full of numbers; zeros where ``mask`` is false."""
         kind = ir.VectorType(self.element, lanes or self.k.lanes)
@@ -204,7 +212,9 @@ class Pointer:
 class Builder:
     """Writes one function ``name(args, begin, end, worker)`` of a module."""
 
-    def __init__(self, module: ir.Module, name: str, target: Target, arguments: Sequence[Any], result: Any = None) -> None:
+    def __init__(
+        self, module: ir.Module, name: str, target: Target, arguments: Sequence[Any], result: Any = None
+    ) -> None:
         self.target, self.lanes = target, target.lanes
         self.number = ir.FloatType() if target.dtype == "float32" else ir.DoubleType()
         self.vector_type = ir.VectorType(self.number, self.lanes)
@@ -246,6 +256,10 @@ class Builder:
             return None
         return Value(self, ir.Constant(ir.VectorType(I1, self.lanes), [int(i < count) for i in range(self.lanes)]))
 
+    def as_lanes(self, values: Sequence[float]) -> Value:
+        """These numbers, one a lane."""
+        return Value(self, ir.Constant(self.vector_type, list(values)))
+
     def lane_numbers(self, kind: Any = I64, step: int = 1) -> Value:
         """0, step, 2 step, ...: one a lane."""
         return Value(self, ir.Constant(ir.VectorType(kind, self.lanes), [i * step for i in range(self.lanes)]))
@@ -280,7 +294,7 @@ class Builder:
         return self.select(b > a, b, a)
 
     def minimum(self, a: Value, b: Value) -> Value:
-        """The smaller of two integers."""
+        """The smaller; b where one is NaN."""
         return self.select(a < b, a, b)
 
     def select(self, condition: Value, yes: Value, no: Value) -> Value:
@@ -289,14 +303,17 @@ class Builder:
     def sqrt(self, a: Value) -> Value:
         return self.intrinsic("sqrt", a.type, [a.ir], [a.type])
 
-    def sum(self, a: Value) -> Value:
-        """The sum over the lanes, in a fixed tree."""
+    def reduce(self, a: Value, operation: Callable[[Value, Value], Value]) -> Value:
+        """One number from all lanes, in a fixed tree."""
         width = a.type.count
         while width > 1:
             width //= 2
-            low = self.shuffle(a, a, range(width))
-            a = low + self.shuffle(a, a, range(width, 2 * width))
+            a = operation(self.shuffle(a, a, range(width)), self.shuffle(a, a, range(width, 2 * width)))
         return Value(self, self.ir.extract_element(a.ir, I32(0)))
+
+    def sum(self, a: Value) -> Value:
+        """The sum over the lanes."""
+        return self.reduce(a, lambda x, y: x + y)
 
     def lane(self, a: Value, i: int) -> Value:
         return Value(self, self.ir.extract_element(a.ir, I32(i)))
@@ -382,9 +399,24 @@ class Builder:
         kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
         self.ir.call(self.ir.inttoptr(address.ir, kind.as_pointer()), [a.ir for a in arguments])
 
+    def opaque(self, address: Value) -> Value:
+        """An address as an argument of a call."""
+        return Value(self, self.ir.inttoptr(address.ir, PTR))
+
     def pointer(self, address: Value, element: Any) -> Pointer:
         """The elements that lie at that address."""
         return Pointer(self, self.ir.inttoptr(address.ir, PTR), element)
+
+    def pause(self) -> None:
+        """A hint that this is a loop of waiting."""
+        if "x86" in self.module.triple:
+            self.intrinsic("x86.sse2.pause", ir.VoidType(), [], [])
+
+    def give_way(self) -> None:
+        """Offer the core to other threads."""
+        name = "sched_yield"
+        function = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(I32, []), name)
+        self.ir.call(function, [])
 
     @property
     def clock(self) -> Value:

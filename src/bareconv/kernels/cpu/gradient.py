@@ -1,6 +1,6 @@
 """The gradient of a convolution's weights, and what comes before it: dY at the convolution's own pixels.
 
-    dW[r, s, c, k] = sum over images and p, q of X[p*u + r, q*u + s, c] dY[p, q, k]
+dW[r, s, c, k] = sum over images and p, q of X[p*u + r, q*u + s, c] dY[p, q, k]
 """
 
 from __future__ import annotations
@@ -142,14 +142,12 @@ class WeightGradient(Kernel):
                             sums[i][v].value = value
                 for i, into in enumerate(sums):
                     for v, variable in enumerate(into):
-                        gradient.store(
-                            variable.value, at + i * filters + v * b.lanes, mask if v + 1 == wide else None
-                        )
+                        gradient.store(variable.value, at + i * filters + v * b.lanes, mask if v + 1 == wide else None)
 
     def _input_tiles(self, b: Builder, rows: int) -> Iterator[tuple[Index, list[int], Value]]:
         """(offset of the tile in X, offsets of its rows, number of its first input)."""
         (R, S), C = self.taps, self.x.channels
-        if R * S * C <= rows:  # all of the window at once
+        if rows >= R * S * C:  # all of the window at once
             offsets = [
                 r * self.dilation[0] * self.x.row + s * self.dilation[1] * C + c
                 for r in range(R)

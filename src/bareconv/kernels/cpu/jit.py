@@ -59,32 +59,28 @@ def compile_kernels(kernels: Iterable[Kernel], on_progress: Callable[[int, int],
     return result
 
 
-def object_code(kernel: Kernel, name: str, optimize: bool = True) -> bytes:
+def object_code(kernel: Kernel, name: str) -> bytes:
     """The kernel as an object file with one function ``name``."""
-    import llvmlite.binding as llvm
-
-    module = llvm.parse_assembly(intermediate_code(kernel, name))
     machine = _machine(kernel.target)
-    if optimize:
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        # The kernels are vectors already, unrolled as far as they should be.
-        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-        passes = llvm.create_pass_builder(machine, options)
-        passes.getModulePassManager().run(module, passes)
-    return bytes(machine.emit_object(module))
+    return bytes(machine.emit_object(_optimized(kernel, name, machine)))
 
 
 def assembly(kernel: Kernel) -> str:
     """The kernel's instructions, to read."""
+    machine = _machine(kernel.target)
+    return str(machine.emit_assembly(_optimized(kernel, "kernel", machine)))
+
+
+def _optimized(kernel: Kernel, name: str, machine: Any) -> Any:
     import llvmlite.binding as llvm
 
-    module = llvm.parse_assembly(intermediate_code(kernel, "kernel"))
-    machine = _machine(kernel.target)
+    module = llvm.parse_assembly(intermediate_code(kernel, name))
     options = llvm.create_pipeline_tuning_options(speed_level=2)
+    # The kernels are vectors already, unrolled as far as they should be.
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
-    return str(machine.emit_assembly(module))
+    return module
 
 
 def intermediate_code(kernel: Kernel, name: str) -> str:
@@ -96,7 +92,7 @@ def intermediate_code(kernel: Kernel, name: str) -> str:
 
     module = ir.Module(name)
     module.triple = llvm.get_process_triple()
-    builder = Builder(module, name, kernel.target, (PTR, I64, I64, I64))
+    builder = Builder(module, name, kernel.target, (PTR, I64, I64, I64, I64))
     kernel.write(Frame(builder, kernel.operands))
     builder.finish()
     return str(module)

@@ -10,15 +10,17 @@ from bareconv.kernels.cpu.target import Target
 if TYPE_CHECKING:
     from bareconv.kernels.cpu.emit import Builder, Pointer, Value
 
-SLOTS = 4  # 64-bit words of an operand in the table of a call: base, image stride, worker stride, relative
+SLOTS = 4  # 64-bit words of an operand in the table of a call: base, image stride, worker stride, what it is local to
+LOCAL_TO_CALL, LOCAL_TO_ROUND = 1, 2
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One piece of machine code, general over data and specialised to a shape: the fields are the shape.
 
-    Called as ``(table, begin, end, worker)``: work on images (or rows, or parameters: the kernel says) from ``begin`` to
-    ``end`` as worker number ``worker``. ``table`` holds the operands' addresses, in the order of ``operands``.
+    Called as ``(table, begin, end, worker, round)``: work on images (or rows, or parameters: the kernel says) from
+    ``begin`` to ``end`` as worker number ``worker``, in the round that began with image ``round``. ``table`` holds the
+    operands' addresses, in the order of ``operands``.
     """
 
     operands: ClassVar[tuple[str, ...]] = ()
@@ -47,8 +49,8 @@ class Frame:
         from bareconv.kernels.cpu.emit import I64, Pointer, Value
 
         self.b = builder
-        table, begin, end, worker = builder.function.args
-        self.begin, self.end, self.worker = (Value(builder, v) for v in (begin, end, worker))
+        table, *numbers = builder.function.args
+        self.begin, self.end, self.worker, self.round = (Value(builder, v) for v in numbers)
         self.table = Pointer(builder, table, I64)
         self._operands = operands
 
@@ -75,12 +77,13 @@ class Operand:
         return self._at(self._word(0) + self._frame.worker * self._word(2))
 
     def image(self, i: Value) -> Pointer:
-        """The start of image ``i``. Arrays that are local to a call hold its images only, so that they start at its first."""
+        """The start of image ``i``. What is local to a call, or a round, holds its images only, from the first on."""
         if self._origin is None:
             frame = self._frame
             with frame.b.ir.goto_block(frame.b.function.blocks[0]):
-                self._stride = self._word(1)
-                skipped = self._word(3) * frame.begin * self._stride
+                self._stride, local = self._word(1), self._word(3)
+                first = frame.b.select(local.equals(LOCAL_TO_ROUND), frame.round, frame.begin)
+                skipped = frame.b.select(local > 0, first, frame.b.index(0)) * self._stride
                 self._origin = self._word(0) + frame.worker * self._word(2) - skipped
         return self._at(self._origin + i * self._stride)
 

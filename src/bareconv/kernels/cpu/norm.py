@@ -287,7 +287,10 @@ class NormBackward(Kernel):
                         mine = g if spot is None else b.select(spot.equals(i), g, b.zero)
                         put(at_x + (dy * self.x.row + dxx * C), at_dx + (dy * self.dx.row + dxx * C), mine)
                 covered = self.dy.height * self.pool[0], self.dy.width * self.pool[1]
-                for rows, wide in (((covered[0], self.x.height), (0, self.x.width)), ((0, covered[0]), (covered[1], self.x.width))):
+                for rows, wide in (
+                    ((covered[0], self.x.height), (0, self.x.width)),
+                    ((0, covered[0]), (covered[1], self.x.width)),
+                ):
                     if rows[0] < rows[1] and wide[0] < wide[1]:  # pixels that no window covers
                         for y in b.range(*rows):
                             for xx in b.range(*wide):

@@ -1,34 +1,38 @@
 """A program: kernels bound to memory, in stages that threads go through together.
 
-A stage is a list of calls over one range: the images of the batch, or a fixed number of parameters. Each worker has a fixed slice
-of the range and goes through it in chunks, all calls of the stage for one chunk before the next, so that what one
-call writes the next finds in the cache. Where a stage needs what other workers have written, all wait for each other before it.
+A stage is a list of calls over one range: the images of the batch, or a fixed number of parameters. Each worker has a
+fixed slice of the range and goes through it in chunks, all calls of the stage for one chunk before the next, so that
+what one call writes the next finds in the cache. Stages that follow each other without a wait form a segment: a worker
+takes a round of images through all of them before the next round. Where a stage needs what other workers have written,
+all wait for each other before it.
 
 The whole step is one call into machine code for each worker; this file writes that code too.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bareconv.kernels.cpu.clock import tick_seconds
 from bareconv.kernels.cpu.kernel import SLOTS, Frame, Kernel
-from bareconv.kernels.cpu.workers import Workers, tick_seconds
+from bareconv.kernels.cpu.workers import SPINS, Workers
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where an operand is: ``base``, bytes from image to image and from worker to worker; ``local``: image 0 is the call's first."""
+    """Where an operand is: ``base``, bytes from image to image and from worker to worker.
+
+    ``local`` LOCAL_TO_CALL or LOCAL_TO_ROUND: what is there begins with the first image of the call, or of the round.
+    """
 
     base: int = 0
     image: int = 0
     worker: int = 0
-    local: bool = False
+    local: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,18 @@ class Call:
 
 @dataclass
 class Stage:
-    """Calls over one range. ``extent`` None: the batch's images; a number: so many, dealt out in units of ``grain``."""
+    """Calls over one range. ``extent`` None: the batch's images; a number: so many, dealt out in units of ``grain``.
+
+    Stages of one ``segment`` number follow each other and share extent, grain and ``round``; the first may wait.
+    """
 
     calls: list[Call] = field(default_factory=list)
     extent: int | None = None
     chunk: int = 1
     grain: int = 1
     wait: bool = False  # for all workers, before it begins
+    segment: int = 0
+    round: int = 1 << 40  # images that go through the segment together
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,7 @@ class Run(Kernel):
     """
 
     def write(self, k: Frame) -> None:
-        from llvmlite import ir
-
-        from bareconv.kernels.cpu.emit import I32, I64, Value
+        from bareconv.kernels.cpu.emit import I64, Value
 
         b = k.b
         stages, workers, images, stage_table, call_table, barrier, ticks, tick_pitch = (
@@ -68,7 +75,6 @@ class Run(Kernel):
         )
         turn, stage_at = b.pointer(barrier, I64), b.pointer(stage_table, I64)
         call_at, my_ticks = b.pointer(call_table, I64), b.pointer(ticks + k.worker * tick_pitch, I64)
-        give_way = ir.Function(b.module, ir.FunctionType(I32, []), "sched_yield")
         restore = b.flush_denormals()
         waits, clock = b.variable(k.begin), b.variable(b.clock)
 
@@ -78,35 +84,41 @@ class Run(Kernel):
             my_ticks.store(my_ticks.load(number) + (now - clock.value), number)
             clock.value = now
 
-        for s in b.range(0, stages):
-            extent, chunk, grain, wait, calls, first = (stage_at.load(s * STAGE_WORDS + i) for i in range(STAGE_WORDS))
+        s = b.variable(b.index(0))
+        for _ in b.repeat_while(lambda: s.value < stages):
+            at = s.value * STAGE_WORDS
+            extent, grain, wait, size, count = (stage_at.load(at + i) for i in range(5))
             with b.when(wait > 0):
                 # Every worker adds one; all go on when they have. The count never goes back, so that none can miss it.
-                b.ir.atomic_rmw("add", turn.ir, I64(1), "seq_cst")
+                turn.add_shared(1)
                 waits.value = waits.value + 1
                 goal, spins = waits.value * workers, b.variable(b.index(0))
-                for _ in b.repeat_while(lambda goal=goal: Value(b, _load_atomic(b, turn)) < goal):  # type: ignore[misc]
+                for _ in b.repeat_while(lambda goal=goal: turn.load_shared() < goal):  # type: ignore[misc]
                     spins.value = spins.value + 1
+                    b.pause()
                     with b.when(spins.value > SPINS):
-                        b.ir.call(give_way, [])
+                        b.give_way()
                 spent(b.index(0))
             total = b.select(extent < 0, images, extent)
             units = (total + grain - 1) // grain
-            begin = b.variable(b.minimum(units * k.worker // workers * grain, total))
+            start = b.variable(b.minimum(units * k.worker // workers * grain, total))
             high = b.minimum(units * (k.worker + 1) // workers * grain, total)
-            for _ in b.repeat_while(lambda begin=begin, high=high: begin.value < high):  # type: ignore[misc]
-                end = b.minimum(begin.value + chunk, high)
-                for c in b.range(0, calls):
-                    number = first + c
-                    function, operands = (call_at.load(number * CALL_WORDS + i) for i in range(CALL_WORDS))
-                    b.call(function, [Value(b, b.ir.inttoptr(operands.ir, k.table.ir.type)), begin.value, end, k.worker])
-                    spent(number + 1)
-                begin.value = end
+            for _ in b.repeat_while(lambda start=start, high=high: start.value < high):  # type: ignore[misc]
+                last = b.minimum(start.value + size, high)
+                for part in b.range(0, count):
+                    chunk, calls, first = (stage_at.load((s.value + part) * STAGE_WORDS + i) for i in range(5, 8))
+                    begin = b.variable(start.value)
+                    for _ in b.repeat_while(lambda begin=begin, last=last: begin.value < last):  # type: ignore[misc]
+                        end = b.minimum(begin.value + chunk, last)
+                        for c in b.range(0, calls):
+                            number = first + c
+                            function, operands = (call_at.load(number * CALL_WORDS + i) for i in range(CALL_WORDS))
+                            b.call(function, [b.opaque(operands), begin.value, end, k.worker, start.value])
+                            spent(number + 1)
+                        begin.value = end
+                start.value = last
+            s.value = s.value + count
         restore()
-
-
-def _load_atomic(b: Any, at: Any) -> Any:
-    return b.ir.load_atomic(at.ir, "acquire", 8, typ=at.element)
 
 
 class Program:
@@ -121,13 +133,18 @@ class Program:
         self.calls = calls
         self.operand_tables = [_operand_table(call) for call in calls]
         self._call_table = np.array(
-            [(addresses[call.kernel], table.ctypes.data) for call, table in zip(calls, self.operand_tables, strict=True)],
+            [
+                (addresses[call.kernel], table.ctypes.data)
+                for call, table in zip(calls, self.operand_tables, strict=True)
+            ],
             dtype=np.int64,
         ).reshape(-1, CALL_WORDS)
         first, rows = 0, []
         for stage in stages:
             extent = -1 if stage.extent is None else stage.extent
-            rows.append((extent, stage.chunk, stage.grain, stage.wait, len(stage.calls), first))
+            together = sum(other.segment == stage.segment for other in stages)
+            calls_here = len(stage.calls)
+            rows.append((extent, stage.grain, stage.wait, stage.round, together, stage.chunk, calls_here, first))
             first += len(stage.calls)
         self._stage_table = np.array(rows, dtype=np.int64).reshape(-1, STAGE_WORDS)
         self._barrier = np.zeros(8, np.int64)  # a cache line of its own
@@ -141,16 +158,15 @@ class Program:
             ],
             dtype=np.int64,
         )
-        self._function = _FUNCTION(addresses[run])
+        self._table = self._header.ctypes.data
+        self._waits_of_a_run = sum(stage.wait for stage in stages)
+        self._function = addresses[run]
 
     def run(self, images: int) -> None:
         """Go through all stages once, for a batch of that many images."""
         self._header[_IMAGES] = images
-        table, waits, function = self._header.ctypes.data, self._waits, self._function
-        try:
-            self.threads.run(lambda worker: function(table, waits, 0, worker))
-        finally:  # Ctrl-C arrives when the machine code is through
-            self._waits += sum(stage.wait for stage in self.stages)
+        waits, self._waits = self._waits, self._waits + self._waits_of_a_run
+        self.threads.run(self._function, self._table, waits)
 
     def seconds(self) -> list[float]:
         """Of every call, since the last ``clear_ticks``: the mean over the workers; waiting comes first."""
@@ -160,9 +176,7 @@ class Program:
         self.ticks[...] = 0
 
 
-HEADER_WORDS, STAGE_WORDS, CALL_WORDS, _IMAGES = 8, 6, 2, 2
-SPINS = 4000  # turns of waiting before the core is offered to others
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+HEADER_WORDS, STAGE_WORDS, CALL_WORDS, _IMAGES = 8, 8, 2, 2
 
 
 def _operand_table(call: Call) -> NDArray[np.int64]:
@@ -173,5 +187,5 @@ def _operand_table(call: Call) -> NDArray[np.int64]:
     for i, name in enumerate(call.kernel.operands):
         if name in call.operands:
             at = call.operands[name]
-            table[i] = (at.base, at.image, at.worker, int(at.local))
+            table[i] = (at.base, at.image, at.worker, at.local)
     return table

@@ -33,7 +33,18 @@ class SparseBackward(Kernel):
     scratch memory of ``list_elements`` pairs a worker. Stride and dilation 1.
     """
 
-    operands: ClassVar[tuple[str, ...]] = ("x", "dy", "y", "where", "weight", "gradient", "sums", "dx", "places", "values")
+    operands: ClassVar[tuple[str, ...]] = (
+        "x",
+        "dy",
+        "y",
+        "where",
+        "weight",
+        "gradient",
+        "sums",
+        "dx",
+        "places",
+        "values",
+    )
 
     x: Plane
     dy: Plane
@@ -137,9 +148,7 @@ class SparseBackward(Kernel):
             window = b.splat(b.convert(number, I32)) + b.lane_numbers(I32)
             p, q = window // self.dy.width, window % self.dy.width
             corner = p * (self.pool[0] * self.x.row) + q * (self.pool[1] * self.x.channels) + self.x.at(*self.origin)
-            for i, (g, spot) in enumerate(
-                zip(transposed(b, gradient), transposed(b, position), strict=True)
-            ):
+            for i, (g, spot) in enumerate(zip(transposed(b, gradient), transposed(b, position), strict=True)):
                 place = corner + (spot // self.pool[1]) * self.x.row + (spot % self.pool[1]) * self.x.channels
                 alive = Value(b, b.ir.fcmp_unordered("!=", g.ir, b.zero.ir))
                 at = tally.load(i)

@@ -1,122 +1,199 @@
-"""The threads that a program runs on, and the clock that its machine code reads."""
+"""The threads that a program runs on.
+
+Steps follow each other closely, and to wake a thread takes longer than some steps. So a worker that is done looks out for more
+work for a moment, in machine code and without the GIL, and only then goes to sleep.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import threading
-import time
 import weakref
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
 
 from bareconv.errors import BareconvError
+from bareconv.kernels.cpu.clock import native, operand
+from bareconv.kernels.cpu.kernel import Frame, Kernel
+
+SPINS = 1000  # turns of waiting before the core is offered to others
+LOOKOUT = 20_000  # turns of looking out for work before sleeping: some milliseconds
+_BEGUN, _FUNCTION, _TABLE, _FIRST, _DONE = (
+    0,
+    1,
+    2,
+    3,
+    8,
+)  # what a helper's words are; what it writes is a cache line away
+
+
+@dataclass(frozen=True)
+class Serve(Kernel):
+    """Does the pieces of work that are announced, from number ``begin`` on, as worker ``worker``.
+
+    Returns when there was none for ``end`` turns, or one had no function.
+    """
+
+    operands: ClassVar[tuple[str, ...]] = ("words",)
+
+    def write(self, k: Frame) -> None:
+        from bareconv.kernels.cpu.emit import I64
+
+        b, words = k.b, k.operand("words", I64).base
+        number, going = b.variable(k.begin), b.variable(b.index(1))
+        for _ in b.repeat_while(lambda: going.value > 0):
+            turns = b.variable(b.index(0))
+            for _ in b.repeat_while(lambda: (words.load_shared(_BEGUN) < number.value) & (turns.value < k.end)):  # noqa: B023
+                turns.value = turns.value + 1
+                b.pause()
+                with b.when((turns.value % SPINS).equals(0)):
+                    b.give_way()
+            going.value = b.index(0)
+            with b.when(words.load_shared(_BEGUN) >= number.value):
+                function = words.load(_FUNCTION)
+                with b.when(function.compare("!=", 0)):
+                    arguments = [b.opaque(words.load(_TABLE)), words.load(_FIRST), b.index(0), k.worker, b.index(0)]
+                    b.call(function, arguments)
+                    going.value = b.index(1)
+                (words + _DONE).add_shared(1)
+                number.value = number.value + 1
+
+
+@dataclass(frozen=True)
+class Announce(Kernel):
+    """Adds one to the word, after all that was written before."""
+
+    operands: ClassVar[tuple[str, ...]] = ("word",)
+
+    def write(self, k: Frame) -> None:
+        from bareconv.kernels.cpu.emit import I64
+
+        k.operand("word", I64).base.add_shared(1)
+
+
+@dataclass(frozen=True)
+class WaitFor(Kernel):
+    """Returns when the word is ``begin`` or more."""
+
+    operands: ClassVar[tuple[str, ...]] = ("word",)
+
+    def write(self, k: Frame) -> None:
+        from bareconv.kernels.cpu.emit import I64
+
+        b = k.b
+        word, turns = k.operand("word", I64).base, b.variable(b.index(0))
+        for _ in b.repeat_while(lambda: word.load_shared() < k.begin):
+            turns.value = turns.value + 1
+            b.pause()
+            with b.when(turns.value > SPINS):
+                b.give_way()
 
 
 class Workers:
-    """``count`` workers: the caller's thread is number 0, others wait for work. Machine code runs without the GIL."""
+    """``count`` workers: the caller's thread is number 0, the others wait for work. Not for several callers at a time."""
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._number = 0  # of pieces of work so far
+        self._mine = _Post(0)
         self._helpers = [_Helper(number) for number in range(1, count)]
         # A program that ends without closing must not wait for threads that wait for it.
         self._finalizer = weakref.finalize(self, _stop, self._helpers)
 
-    def run(self, work: Callable[[int], object]) -> None:
-        """``work(worker)`` on all workers at once; returns when all have returned, and raises what one has raised."""
+    def run(self, function: int, table: int, first: int) -> None:
+        """Machine code at ``function``, called as (table, first, 0, worker, 0) on all workers; returns when all have."""
         if not self._finalizer.alive:
             raise BareconvError("the workers have been closed")
-        errors: list[BaseException] = []
-        for helper in self._helpers:
-            helper.begin(work)
+        self._number += 1
         try:
-            work(0)
-        except BaseException as error:
-            errors.append(error)
-        waiting = list(self._helpers)
-        while waiting:  # for all, whatever happens: the next work must find them idle
-            try:
-                theirs = waiting[0].join()
-            except KeyboardInterrupt as pressed:
-                errors.append(pressed)
-                continue
-            errors += [] if theirs is None else [theirs]
-            del waiting[0]
-        if errors:
-            raise errors[0]
+            self._take_part(function, table, first)
+        except BaseException:  # Ctrl-C, which waits for machine code but not for Python: no worker may wait for ever
+            self._take_part(function, table, first)
+            raise
+
+    def _take_part(self, function: int, table: int, first: int) -> None:
+        """What is still to be done of the piece of work at hand."""
+        for helper in self._helpers:
+            helper.begin(self._number, function, table, first)
+        self._mine.announce(self._number, function, table, first)
+        self._mine.serve(lookout=0)
+        for helper in self._helpers:
+            helper.post.wait_until_done()
 
     def close(self) -> None:
         """End the threads."""
         self._finalizer()
 
 
+class _Post:
+    """Where a worker finds its work, and says that it is done."""
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self.words = np.zeros(16, np.int64)
+        self._table, self._begun, self._done = (operand(self.words[at:]) for at in (0, _BEGUN, _DONE))
+        self._serve, self._announce, self._wait = native(Serve), native(Announce), native(WaitFor)
+
+    def announce(self, number: int, function: int, table: int, first: int) -> None:
+        """Piece of work ``number``, once; 0 for a function: the end."""
+        if self.words[_BEGUN] < number:
+            self.words[_FUNCTION : _FIRST + 1] = function, table, first
+            self._announce(self._begun.ctypes.data, 0, 0, 0, 0)
+
+    def serve(self, lookout: int) -> None:
+        """Do what is announced, and look out for more for so many turns."""
+        self._serve(self._table.ctypes.data, int(self.words[_DONE]) + 1, lookout, self._worker, 0)
+
+    def wait_until_done(self) -> None:
+        """Return when all that was announced is done."""
+        self._wait(self._done.ctypes.data, int(self.words[_BEGUN]), 0, 0, 0)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was announced is done."""
+        return bool(self.words[_BEGUN] == self.words[_DONE])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end was announced, and has come."""
+        return self.idle and bool(self.words[_BEGUN] > 0) and bool(self.words[_FUNCTION] == 0)
+
+
 class _Helper:
+    """A thread that serves: in machine code as long as there is work, then asleep until there is more."""
+
     def __init__(self, number: int) -> None:
-        self._number = number
-        self._work: Callable[[int], object] | None = None
-        self._go, self._done = threading.Lock(), threading.Lock()
-        self._go.acquire()
-        self._done.acquire()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._loop, name=f"bareconv worker {number}", daemon=True)
-        self._thread.start()
+        self.post = _Post(number)
+        self._asleep: list[bool] = []  # not empty: it sleeps, or is about to; whoever empties it says what happens
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        threading.Thread(target=self._loop, name=f"bareconv worker {number}", daemon=True).start()
 
-    def begin(self, work: Callable[[int], object] | None) -> None:
-        self._work = work
-        self._go.release()
+    def begin(self, number: int, function: int, table: int, first: int) -> None:
+        """Announce a piece of work, and see that someone is awake to do it."""
+        self.post.announce(number, function, table, first)
+        if self._taken():
+            self._wake.release()
 
-    def join(self) -> BaseException | None:
-        self._done.acquire()
-        error, self._error = self._error, None
-        return error
+    def _taken(self) -> bool:
+        """Whether the note of being asleep was there, and is now ours: one operation of Python's, for one thread."""
+        try:
+            return self._asleep.pop()
+        except IndexError:
+            return False
 
     def _loop(self) -> None:
-        while True:
-            self._go.acquire()
-            work = self._work
-            if work is None:
+        while not self.post.ended:
+            self.post.serve(LOOKOUT)
+            if self.post.ended:
                 return
-            try:
-                work(self._number)
-            except BaseException as error:
-                self._error = error
-            self._done.release()
+            self._asleep.append(True)
+            # Either work has come by now, and the note is still there to take back, or someone will wake us.
+            if self.post.idle or not self._taken():
+                self._wake.acquire()
 
 
 def _stop(helpers: list[_Helper]) -> None:
     for helper in helpers:
-        with contextlib.suppress(RuntimeError):
-            helper.begin(None)
-
-
-@functools.cache
-def tick_seconds() -> float:
-    """Seconds of one tick of the counter that ``Builder.clock`` reads."""
-    read = _reader()
-    ticks, begun = read(), time.perf_counter()
-    while time.perf_counter() - begun < 0.02:
-        pass
-    return (time.perf_counter() - begun) / max(1, read() - ticks)
-
-
-def _reader() -> Callable[[], int]:
-    """The counter, for Python."""
-    import ctypes
-
-    import numpy as np
-
-    from bareconv.kernels.cpu.clock import ReadClock
-    from bareconv.kernels.cpu.jit import compile_kernels
-    from bareconv.kernels.cpu.target import host_target
-
-    kernel, word = ReadClock(host_target()), np.zeros(4, np.int64)
-    ticks = np.zeros(1, np.int64)
-    word[0] = ticks.ctypes.data
-    address = compile_kernels([kernel]).addresses[kernel]
-    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
-
-    def read() -> int:
-        function(word.ctypes.data, 0, 1, 0)
-        return int(ticks[0])
-
-    return read
+        helper.begin(int(helper.post.words[_BEGUN]) + 1, 0, 0, 0)

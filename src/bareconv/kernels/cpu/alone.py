@@ -1,0 +1,104 @@
+"""A kernel by itself on arrays of the caller's: the machine's peak, and one convolution, without a plan around them."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from bareconv.device import Array
+from bareconv.errors import UsageError
+from bareconv.kernels.cpu.correlate import Correlate
+from bareconv.kernels.cpu.jit import compile_kernels
+from bareconv.kernels.cpu.kernel import Kernel
+from bareconv.kernels.cpu.peak import PeakFma
+from bareconv.kernels.cpu.plane import Plane
+from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
+from bareconv.kernels.cpu.target import host_target
+from bareconv.kernels.cpu.winograd import Winograd, WinogradWeights, pays
+from bareconv.kernels.cpu.workers import Workers
+from bareconv.ops.windows import Window
+from bareconv.plan.memory import allocate
+from bareconv.plan.packing import correlate_places, in_registers
+
+
+def peak_flops(precision: str, threads: int, seconds: float = 0.4) -> float:
+    """Floating-point operations a second of multiply-adds alone, on that many threads at once: the best of several runs."""
+    kernel = PeakFma(host_target(precision))
+    sums = np.zeros((threads, kernel.chains * kernel.target.lanes), precision)
+    operands = {"sums": _shared(sums, worker=True)}
+    workers, rounds = Workers(threads), 200
+    program = _program([Stage([Call(kernel, operands)], extent=threads * rounds, chunk=rounds)], workers)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begun = time.perf_counter()
+        program.run(0)
+        best = min(best, time.perf_counter() - begun)
+    workers.close()
+    return kernel.flops * rounds * threads / best
+
+
+class Conv2dAlone:
+    """conv2d + bias, forward: Y (N, P, Q, K) of X (N, H, W, C), W (R, S, C, K) and b (K), by ``Correlate`` or ``Winograd``.
+
+    Weights are packed, and images laid within their padding, beforehand. Raises UsageError where Winograd does not fit.
+    """
+
+    def __init__(self, x: Array, w: Array, b: Array, window: Window, threads: int, *, winograd: bool = False) -> None:
+        target = host_target(str(x.dtype))
+        N, H, W, C = x.shape
+        P, Q = window.output_size((H, W))
+        K = w.shape[3]
+        x_plane, y_plane = Plane(H, W, C, window.padding), Plane(P, Q, K)
+        origin = (-window.padding[0], -window.padding[1])
+        padded = np.ascontiguousarray(window.pad(x))
+        source = allocate(padded.nbytes + 256)[: padded.nbytes].view(x.dtype).reshape(padded.shape)
+        source[...] = padded
+        self.y = np.zeros((N, P, Q, K), x.dtype)
+        bias = np.concatenate([b, np.zeros(target.lanes, x.dtype)])
+        operands = {"x": _by_image(source), "y": _by_image(self.y), "bias": _shared(bias)}
+        shape = (window.kernel, (P, Q), window.stride, window.dilation)
+        self.kernel: Kernel
+        self._workers = Workers(threads)
+        if not winograd:
+            direct = Correlate(target, x_plane, y_plane, K, *shape, origin, bias=True)
+            places = np.arange(1, w.size + 1, dtype=np.int32).reshape(w.shape)
+            packed = np.concatenate([[0], w.reshape(-1)]).astype(x.dtype)[correlate_places(direct, places)]
+            self.kernel, chunk = direct, 1
+        elif not pays(x_plane, K, *shape, (1, 1), target.lanes):
+            raise UsageError(
+                "needs a 3 x 3 kernel at stride 1, even output sizes, and channels enough to fill registers"
+            )
+        else:
+            fast = Winograd(target, x_plane, y_plane, K, (P, Q), origin, bias=True)
+            rows = np.arange(1, w.size + 1, dtype=np.int32).reshape(9 * C, K)
+            in_rows = np.concatenate([[0], w.reshape(-1)]).astype(x.dtype)[in_registers(rows, target.lanes)]
+            packed = np.zeros(fast.packed_elements + target.lanes, x.dtype)
+            transform = WinogradWeights(target, C, in_rows.shape[1], fast.panel)
+            given = {"weight": _shared(in_rows), "packed": _shared(packed)}
+            _program([Stage([Call(transform, given)], extent=C, chunk=C)], self._workers).run(0)
+            scratch = np.zeros((threads, fast.scratch_elements + target.lanes), x.dtype)
+            operands["scratch"] = _shared(scratch, worker=True)
+            self._scratch = scratch
+            self.kernel, chunk = fast, fast.images
+        operands["weight"] = _shared(packed)
+        self._kept = source, bias, packed
+        self._program = _program([Stage([Call(self.kernel, operands)], chunk=chunk)], self._workers)
+
+    def run(self) -> None:
+        """Fill ``y``."""
+        self._program.run(len(self.y))
+
+
+def _program(stages: list[Stage], workers: Workers) -> Program:
+    kernels = [call.kernel for stage in stages for call in stage.calls]
+    run = Run(kernels[0].target)
+    return Program(stages, compile_kernels([run, *kernels]).addresses, run, workers)
+
+
+def _by_image(array: Array) -> Address:
+    return Address(array.ctypes.data, array.strides[0])
+
+
+def _shared(array: Array, *, worker: bool = False) -> Address:
+    return Address(array.ctypes.data, worker=array.strides[0] if worker else 0)

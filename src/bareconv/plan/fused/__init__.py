@@ -1,0 +1,29 @@
+"""The fused operations, by the class of their first layer: each writes down its calls, forward and backward."""
+
+from bareconv.plan.covers import has_kernel
+from bareconv.plan.fused.conv import ConvRelu
+from bareconv.plan.fused.dense import DenseRelu
+from bareconv.plan.fused.host import ByLayer
+from bareconv.plan.fused.norm import NormRelu
+from bareconv.plan.fused.simple import AddRelu, DropoutMask, FlattenView, Pool, Relu
+from bareconv.plan.graph import Node
+from bareconv.plan.step import Fused, Step
+
+FUSED: dict[str, type[Fused]] = {
+    "Conv2d": ConvRelu,
+    "BatchNorm": NormRelu,
+    "Dense": DenseRelu,
+    "MaxPool2d": Pool,
+    "AvgPool2d": Pool,
+    "GlobalMaxPool": Pool,
+    "GlobalAvgPool": Pool,
+    "ReLU": Relu,
+    "Flatten": FlattenView,
+    "Dropout": DropoutMask,
+    "Add": AddRelu,
+}
+
+
+def fused(step: Step, node: Node) -> Fused:
+    """What does that node."""
+    return FUSED[node.kind](step, node) if has_kernel(node) else ByLayer(step, node)
