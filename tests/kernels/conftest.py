@@ -1,4 +1,4 @@
-"""A test that asks for ``target`` runs for every vector unit that there is code for; those that this machine lacks are skipped."""
+"""A test that asks for ``target`` runs for every vector unit; those that this machine lacks are skipped."""
 
 from __future__ import annotations
 

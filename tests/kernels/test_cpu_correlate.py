@@ -102,7 +102,7 @@ def test_shapes_at_the_edge(target: Target, shape: Shapes) -> None:
 @settings(max_examples=20)
 @given(data=st.data(), pool=st.sampled_from([(2, 2), (3, 3), (1, 2), (2, 1), (3, 2)]), relu=st.booleans())
 def test_forward_with_pool(target: Target, data: st.DataObject, pool: Pair, relu: bool) -> None:
-    """Equal maxima are frequent here: the first one's position is kept. Pixels that no window covers are not written."""
+    """Equal maxima are frequent here: the first one's position is kept."""
     shape = data.draw(shapes(pool=pool))
     x, weight = whole_numbers(1, shape.images, *shape.size, shape.channels), whole_numbers(2, *shape.weight)
     bias = whole_numbers(3, shape.filters)
@@ -125,7 +125,9 @@ def test_relu_keeps_nan(target: Target) -> None:
     assert np.isnan(y.pixels(plane)).sum() == 5
 
 
-def classes(length: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> list[tuple[int, int, list[int], int]]:
+def classes(
+    length: int, out: int, kernel: int, stride: int, pad: int, dilation: int
+) -> list[tuple[int, int, list[int], int]]:
     """Pixels h of dX that meet the same taps: (first pixel, how many, taps, the output that the last tap comes from).
 
     By the definition: pixel h takes part in tap r of output p where h + pad = p * stride + r * dilation.
@@ -139,7 +141,11 @@ def classes(length: int, out: int, kernel: int, stride: int, pad: int, dilation:
 
 
 def input_gradient(
-    target: Target, shape: Shapes, dy: NDArray[np.float64], weight: NDArray[np.float64], before: NDArray[np.float64] | None
+    target: Target,
+    shape: Shapes,
+    dy: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    before: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
     """dX by as many calls as there are classes of pixels."""
     window, reach = shape.window, 12  # a border that is wide enough for all
@@ -162,9 +168,16 @@ def input_gradient(
                 first=(h, w),
                 add=before is not None,
             )
-            taps = turned_round(places_of(shape.weight), slice(r[0], None, window.stride[0]), slice(s[0], None, window.stride[1]))
+            taps = turned_round(
+                places_of(shape.weight), slice(r[0], None, window.stride[0]), slice(s[0], None, window.stride[1])
+            )
             order = correlate_places(kernel, taps)
-            call(kernel, {"x": source, "weight": single(packed(order, weight), target.dtype), "y": dx}, ["y"], shape.range)
+            call(
+                kernel,
+                {"x": source, "weight": single(packed(order, weight), target.dtype), "y": dx},
+                ["y"],
+                shape.range,
+            )
     return dx.pixels(dx_plane)
 
 
@@ -189,6 +202,7 @@ def test_input_gradient_at_the_edge(target: Target, shape: Shapes) -> None:
     dy = whole_numbers(3, shape.images, *shape.out, shape.filters)
     _, cols = ops.conv2d_forward(x, weight, None, shape.window)
     expected, _, _ = ops.conv2d_backward(dy, cols, weight, x.shape, shape.window)
+    assert expected is not None
     assert np.array_equal(input_gradient(target, shape, dy, weight, None), expected)
 
 

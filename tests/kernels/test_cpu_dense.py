@@ -46,7 +46,9 @@ def test_input_gradient(target: Target, N: int, F: int, U: int, gap: int) -> Non
     assert_close(dx.data[first:], (dy @ w.T)[first:], target)
 
 
-def weight_update(target: Target, x: NDArray[np.float64], dy: NDArray[np.float64], rule: Rule, features: range) -> dict[str, Block]:
+def weight_update(
+    target: Target, x: NDArray[np.float64], dy: NDArray[np.float64], rule: Rule, features: range
+) -> dict[str, Block]:
     """The blocks after a call for these features; the weights were 1 and the rate 0.5."""
     (N, F), U, gap = x.shape, dy.shape[1], 2
     blocks = {
@@ -83,7 +85,13 @@ def test_weight_gradient_and_update(target: Target, N: int, F: int, U: int, part
 def test_column_sums(target: Target, N: int, U: int) -> None:
     y, before = rounded(draws(1, N, U), target), rounded(draws(2, U), target)
     sums, first = single(before, target.dtype), N // 2
-    call(ColumnSums(target, U), {"y": filled(y, target.dtype, 3), "sums": sums}, ["sums"], range(first, N), whole=["sums"])
+    call(
+        ColumnSums(target, U),
+        {"y": filled(y, target.dtype, 3), "sums": sums},
+        ["sums"],
+        range(first, N),
+        whole=["sums"],
+    )
     assert_close(sums.data[0], before + y[first:].sum(axis=0), target)
 
 

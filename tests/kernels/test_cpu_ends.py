@@ -31,7 +31,9 @@ def test_normalise(target: Target, size: Pair, C: int, mean: float) -> None:
     assert_close(y.pixels(plane)[1:], ((pixels[order].astype(np.float64) - mean) / 70.5)[1:], target)
 
 
-def loss_blocks(target: Target, logits: NDArray[np.float64], labels: NDArray[np.int64], order: NDArray[np.int64]) -> dict[str, Block]:
+def loss_blocks(
+    target: Target, logits: NDArray[np.float64], labels: NDArray[np.int64], order: NDArray[np.int64]
+) -> dict[str, Block]:
     N, K = logits.shape
     return {
         "logits": filled(logits, target.dtype, gap=2),
@@ -94,7 +96,9 @@ OPERATIONS = {
 
 
 @settings(max_examples=25)
-@given(operation=st.sampled_from(sorted(OPERATIONS)), size=SIZES, C=st.sampled_from((1, 3, 16, 17)), in_place=st.booleans())
+@given(
+    operation=st.sampled_from(sorted(OPERATIONS)), size=SIZES, C=st.sampled_from((1, 3, 16, 17)), in_place=st.booleans()
+)
 def test_elementwise(target: Target, operation: str, size: Pair, C: int, in_place: bool) -> None:
     """Between planes of different borders, or onto the first of them."""
     a, b = (np.random.default_rng(i).integers(-3, 4, (3, *size, C)).astype(np.float64) for i in (1, 2))
@@ -104,7 +108,9 @@ def test_elementwise(target: Target, operation: str, size: Pair, C: int, in_plac
     y = left if in_place else empty(y_plane, 3, target.dtype)
     b_plane = Plane(*size, C, (2, 2))
     blocks = {"a": left, "b": planes(b, b_plane, target.dtype, border=np.nan), "y": y}
-    call(Elementwise(target, operation, plane, b_plane, y_plane), blocks, ["a", "y"] if in_place else ["y"], range(1, 3))
+    call(
+        Elementwise(target, operation, plane, b_plane, y_plane), blocks, ["a", "y"] if in_place else ["y"], range(1, 3)
+    )
     assert np.array_equal(y.pixels(y_plane)[1:], OPERATIONS[operation](a, b)[1:])
 
 
@@ -112,5 +118,7 @@ def test_elementwise_relu_keeps_nan(target: Target) -> None:
     plane = Plane(1, 5, 1)
     a = np.array([np.nan, -1.0, 0.0, 2.0, -np.inf]).reshape(1, 1, 5, 1)
     y = empty(plane, 1, target.dtype)
-    call(Elementwise(target, "relu", plane, plane, plane), {"a": planes(a, plane, target.dtype), "y": y}, ["y"], range(1))
+    call(
+        Elementwise(target, "relu", plane, plane, plane), {"a": planes(a, plane, target.dtype), "y": y}, ["y"], range(1)
+    )
     assert np.array_equal(y.pixels(plane).ravel(), [np.nan, 0.0, 0.0, 2.0, 0.0], equal_nan=True)

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found by other processes, written anew where damaged, done without where they cannot be kept."""
+"""Compiled kernels on disk: found by other processes, written anew where damaged, done without where that fails."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def kernel(channels: int) -> Kernel:
 def test_another_process_compiles_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "BARECONV_CACHE_DIR": str(tmp_path / "cache")}
     printed = [
-        subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(2)
     ]
     (first, results), (second, again) = (text.split(" ", 1) for text in printed)

@@ -194,7 +194,8 @@ def test_backward(target: Target, N: int, size: Pair, C: int, pool: Pair, relu: 
     g = ops.max_pool_backward(through, where, x.shape, Window(pool, pool))
     dx, dgamma, dbeta = ops.batch_norm_backward(g, xhat, inverse, norm.gamma)
 
-    small, y_plane, dx_plane = Plane(*y.shape[1:]), Plane(*y.shape[1:], border=(2, 1)), Plane(H, W, C, (0, 1))
+    (_, P, Q, _), dx_plane = y.shape, Plane(H, W, C, (0, 1))
+    small, y_plane = Plane(P, Q, C), Plane(P, Q, C, (2, 1))
     given = {
         **norm.only("x", "coefficients"),
         "dy": planes(dy, small, target.dtype),

@@ -91,8 +91,7 @@ def copied(plane: Plane) -> Kernel:
 @pytest.mark.parametrize("count", [1, 2, 3, 16])
 @pytest.mark.parametrize("images", [1, 2, 7])
 def test_a_program_of_stages(count: int, images: int) -> None:
-    """Images in chunks, a wait, then columns of all: every image once, whoever does it; also with more threads than images
-    or than cores."""
+    """Every image once, whoever does it; also with more threads than images, or than cores."""
     plane, total = Plane(1, 1, 32), Block(32, count)
     x, y = Block(32, images), Block(32, images)
     x.data[...] = np.arange(32 * images).reshape(images, 32)

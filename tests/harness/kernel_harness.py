@@ -1,7 +1,8 @@
 """Calls one kernel on arrays, and watches the memory around them.
 
-Every array lies in a ``Block``: images some elements apart, between guards. All of a block that holds no data is poison, bytes
-of 255, which are NaN as numbers: what a kernel must not use shows in its result, what it must not write shows afterwards.
+Every array lies in a ``Block``: images some elements apart, between guards. All of a block that holds no data is
+poison, bytes of 255, which are NaN as numbers: what a kernel must not use shows in its result, what it must not write
+shows afterwards.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Block:
     @property
     def data(self) -> NDArray[Any]:
         """(images, elements), the arrays themselves."""
-        return self._all[:, :elements] if (elements := self.elements) else self._all
+        return self._all[:, : self.elements]
 
     @property
     def address(self) -> Address:
