@@ -133,7 +133,7 @@ class CpuPlan:
                 f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
                 f"got {pixels.dtype} images of {pixels.shape[1:]}"
             )
-        if order is not None and not (len(order) and 0 <= order.min() and order.max() < len(pixels)):
+        if order is not None and not (len(order) and order.min() >= 0 and order.max() < len(pixels)):
             raise ShapeError(f"order of {len(order)} images: expected at least one, each from 0 to {len(pixels) - 1}")
 
     def gradients(self) -> dict[str, NDArray[Any]]:

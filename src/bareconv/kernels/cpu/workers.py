@@ -102,7 +102,7 @@ class Workers:
         self._finalizer = weakref.finalize(self, _stop, self._helpers)
 
     def run(self, function: int, table: int, first: int) -> None:
-        """Machine code at ``function``, called as (table, first, 0, worker, 0) on all workers; returns when all have."""
+        """Call machine code at ``function`` as (table, first, 0, worker, 0) on all workers; returns when all have."""
         if not self._finalizer.alive:
             raise BareconvError("the workers have been closed")
         self._number += 1
