@@ -125,7 +125,9 @@ def test_relu_keeps_nan(target: Target) -> None:
     assert np.isnan(y.pixels(plane)).sum() == 5
 
 
-def classes(length: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> list[tuple[int, int, list[int], int]]:
+def classes(
+    length: int, out: int, kernel: int, stride: int, pad: int, dilation: int
+) -> list[tuple[int, int, list[int], int]]:
     """Pixels h of dX that meet the same taps: (first pixel, how many, taps, the output that the last tap comes from).
 
     By the definition: pixel h takes part in tap r of output p where h + pad = p * stride + r * dilation.
@@ -139,7 +141,11 @@ def classes(length: int, out: int, kernel: int, stride: int, pad: int, dilation:
 
 
 def input_gradient(
-    target: Target, shape: Shapes, dy: NDArray[np.float64], weight: NDArray[np.float64], before: NDArray[np.float64] | None
+    target: Target,
+    shape: Shapes,
+    dy: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    before: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
     """dX by as many calls as there are classes of pixels."""
     window, reach = shape.window, 12  # a border that is wide enough for all
@@ -162,9 +168,16 @@ def input_gradient(
                 first=(h, w),
                 add=before is not None,
             )
-            taps = turned_round(places_of(shape.weight), slice(r[0], None, window.stride[0]), slice(s[0], None, window.stride[1]))
+            taps = turned_round(
+                places_of(shape.weight), slice(r[0], None, window.stride[0]), slice(s[0], None, window.stride[1])
+            )
             order = correlate_places(kernel, taps)
-            call(kernel, {"x": source, "weight": single(packed(order, weight), target.dtype), "y": dx}, ["y"], shape.range)
+            call(
+                kernel,
+                {"x": source, "weight": single(packed(order, weight), target.dtype), "y": dx},
+                ["y"],
+                shape.range,
+            )
     return dx.pixels(dx_plane)
 
 

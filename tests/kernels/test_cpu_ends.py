@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -10,7 +13,8 @@ from numpy.typing import NDArray
 
 from bareconv import ops
 from bareconv.kernels.cpu.elementwise import Elementwise
-from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy
+from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy, exponential
+from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.target import Target
 from bareconv.ops.windows import Pair
@@ -31,7 +35,9 @@ def test_normalise(target: Target, size: Pair, C: int, mean: float) -> None:
     assert_close(y.pixels(plane)[1:], ((pixels[order].astype(np.float64) - mean) / 70.5)[1:], target)
 
 
-def loss_blocks(target: Target, logits: NDArray[np.float64], labels: NDArray[np.int64], order: NDArray[np.int64]) -> dict[str, Block]:
+def loss_blocks(
+    target: Target, logits: NDArray[np.float64], labels: NDArray[np.int64], order: NDArray[np.int64]
+) -> dict[str, Block]:
     N, K = logits.shape
     return {
         "logits": filled(logits, target.dtype, gap=2),
@@ -83,6 +89,46 @@ def test_a_logit_that_is_nan_makes_the_loss_nan(target: Target) -> None:
         assert np.isnan(blocks["dlogits"].data).all()
 
 
+@dataclass(frozen=True)
+class Exponential(Kernel):
+    """y = e^x, elements ``begin`` to ``end``."""
+
+    operands: ClassVar[tuple[str, ...]] = ("x", "y")
+
+    def write(self, k: Frame) -> None:
+        x, y = k.operand("x").base, k.operand("y").base
+        for i in k.b.range(k.begin, k.end, k.b.lanes):
+            y.store(exponential(k.b, x.vector(i)), i)
+
+
+def exponentials(target: Target, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    given = single(np.resize(x, -(-len(x) // target.lanes) * target.lanes), target.dtype)
+    y = Block(given.elements, 1, target.dtype)
+    call(Exponential(target), {"x": given, "y": y}, ["y"], range(given.elements), whole=["y"])
+    return y.data[0, : len(x)].astype(np.float64)
+
+
+def test_exponential(target: Target) -> None:
+    """To two units of the last place from 0 down to where numbers cease to be normal; 1 at 0."""
+    smallest = -87.0 if target.dtype == "float32" else -708.0
+    near_zero, near_steps = -np.logspace(-20, 0, 500), -np.arange(0.5, -smallest / np.log(2.0)) * np.log(2.0)
+    x = np.concatenate([[0.0, smallest], np.linspace(smallest, 0.0, 20_000), near_zero, near_steps, near_steps + 1e-6])
+    x = rounded(x, target)
+    expected = np.exp(x.astype(np.longdouble))
+    error = np.abs(exponentials(target, x) - expected) / expected
+    assert error.max() <= 2.0 * np.finfo(target.dtype).eps
+    assert exponentials(target, np.zeros(1)) == 1.0
+
+
+def test_exponential_of_what_is_far_below_or_no_number(target: Target) -> None:
+    """The smallest there is, as good as zero; NaN stays NaN."""
+    found = exponentials(target, np.array([-1e30, -np.inf, np.nan, -1.0]))
+    assert found[0] == found[1]
+    assert 0.0 < found[0] < 2.0 * np.finfo(target.dtype).tiny
+    assert np.isnan(found[2])
+    assert np.isfinite(found[3])
+
+
 OPERATIONS = {
     "copy": lambda a, b: a,
     "relu": lambda a, b: np.maximum(a, 0.0),
@@ -94,7 +140,9 @@ OPERATIONS = {
 
 
 @settings(max_examples=25)
-@given(operation=st.sampled_from(sorted(OPERATIONS)), size=SIZES, C=st.sampled_from((1, 3, 16, 17)), in_place=st.booleans())
+@given(
+    operation=st.sampled_from(sorted(OPERATIONS)), size=SIZES, C=st.sampled_from((1, 3, 16, 17)), in_place=st.booleans()
+)
 def test_elementwise(target: Target, operation: str, size: Pair, C: int, in_place: bool) -> None:
     """Between planes of different borders, or onto the first of them."""
     a, b = (np.random.default_rng(i).integers(-3, 4, (3, *size, C)).astype(np.float64) for i in (1, 2))
@@ -104,7 +152,9 @@ def test_elementwise(target: Target, operation: str, size: Pair, C: int, in_plac
     y = left if in_place else empty(y_plane, 3, target.dtype)
     b_plane = Plane(*size, C, (2, 2))
     blocks = {"a": left, "b": planes(b, b_plane, target.dtype, border=np.nan), "y": y}
-    call(Elementwise(target, operation, plane, b_plane, y_plane), blocks, ["a", "y"] if in_place else ["y"], range(1, 3))
+    call(
+        Elementwise(target, operation, plane, b_plane, y_plane), blocks, ["a", "y"] if in_place else ["y"], range(1, 3)
+    )
     assert np.array_equal(y.pixels(y_plane)[1:], OPERATIONS[operation](a, b)[1:])
 
 
@@ -112,5 +162,7 @@ def test_elementwise_relu_keeps_nan(target: Target) -> None:
     plane = Plane(1, 5, 1)
     a = np.array([np.nan, -1.0, 0.0, 2.0, -np.inf]).reshape(1, 1, 5, 1)
     y = empty(plane, 1, target.dtype)
-    call(Elementwise(target, "relu", plane, plane, plane), {"a": planes(a, plane, target.dtype), "y": y}, ["y"], range(1))
+    call(
+        Elementwise(target, "relu", plane, plane, plane), {"a": planes(a, plane, target.dtype), "y": y}, ["y"], range(1)
+    )
     assert np.array_equal(y.pixels(plane).ravel(), [np.nan, 0.0, 0.0, 2.0, 0.0], equal_nan=True)

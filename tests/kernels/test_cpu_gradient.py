@@ -101,5 +101,11 @@ def test_spread_takes_products_of_any_size(target: Target) -> None:
     dy = rounded(draws(1, 4, 5, 6, 19), target)
     out, sums = empty(plane, 4, target.dtype), single(np.zeros(19), target.dtype)
     kernel = Spread(target, plane, plane, plane, relu=False)
-    call(kernel, {"dy": planes(dy, plane, target.dtype), "out": out, "sums": sums}, ["out", "sums"], range(4), whole=["sums"])
+    call(
+        kernel,
+        {"dy": planes(dy, plane, target.dtype), "out": out, "sums": sums},
+        ["out", "sums"],
+        range(4),
+        whole=["sums"],
+    )
     assert_close(sums.data[0], dy.sum(axis=(0, 1, 2)), target)

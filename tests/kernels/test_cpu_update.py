@@ -91,7 +91,13 @@ def test_the_rule_that_only_keeps_the_gradient(target: Target) -> None:
         "scalars": single(np.zeros(SCALARS), target.dtype),
         "gradient": Block(32, 1, target.dtype),
     }
-    call(Update(target, 32, False, Rule("gradient")), blocks, ["partial", "gradient"], range(32), whole=["partial", "gradient"])
+    call(
+        Update(target, 32, False, Rule("gradient")),
+        blocks,
+        ["partial", "gradient"],
+        range(32),
+        whole=["partial", "gradient"],
+    )
     assert_close(blocks["gradient"].data[0], g.sum(axis=0), target)
 
 
