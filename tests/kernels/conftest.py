@@ -1,4 +1,4 @@
-"""A test that asks for ``target`` runs for every vector unit of this machine that there is code for, in both precisions."""
+"""A test that asks for ``target`` runs for the vector units of this machine that there is code for."""
 
 from __future__ import annotations
 

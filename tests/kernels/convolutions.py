@@ -41,7 +41,7 @@ class Shapes:
 
 @st.composite
 def shapes(draw: st.DrawFn, *, plain: bool = False, pool: Pair = (1, 1)) -> Shapes:
-    """Any convolution that has kernels; ``plain``: stride and dilation 1. At least one window of ``pool`` fits its output."""
+    """Any convolution that has kernels; ``plain``: stride and dilation 1. A window of ``pool`` fits its output."""
     kernel, stride, padding, dilation, size = ([0, 0] for _ in range(5))
     for axis in (0, 1):
         kernel[axis] = draw(st.integers(1, 4))

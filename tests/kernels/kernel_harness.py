@@ -1,7 +1,8 @@
 """Calls one kernel on arrays, and watches the memory around them.
 
-Every array lies in a ``Block``: images some elements apart, between guards. All of a block that holds no data is poison, bytes
-of 255, which are NaN as numbers: what a kernel must not use shows in its result, what it must not write shows afterwards.
+Every array lies in a ``Block``: images some elements apart, between guards. All of a block that holds no data is
+poison, bytes of 255, which are NaN as numbers: what a kernel must not use shows in its result, what it must not write shows
+afterwards.
 """
 
 from __future__ import annotations
@@ -128,8 +129,10 @@ def call(
     slack: dict[str, int] | None = None,
     whole: Iterable[str] = (),
 ) -> None:
-    """Run the kernel for ``images``, a round of their own, as worker 0. Only blocks named in ``writes`` may change, within the arrays of these images, and
-    ``slack`` elements after them; those named in ``whole`` belong to no image and may change altogether.
+    """Run the kernel for ``images``, a round of their own, as worker 0.
+
+    Only blocks named in ``writes`` may change, within the arrays of these images, and ``slack`` elements after them;
+    those named in ``whole`` belong to no image and may change altogether.
     """
     address = compile_kernels([kernel]).addresses[kernel]
     table = _operand_table(Call(kernel, {name: block.address for name, block in blocks.items()}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from bareconv.ops.windows import Pair
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(size=SIZES, C=st.sampled_from((1, 3, 4, 17)), mean=st.sampled_from((0.0, 33.25)))
 def test_normalise(target: Target, size: Pair, C: int, mean: float) -> None:
     """The images that ``order`` names; some twice, some not."""
@@ -129,7 +130,7 @@ def test_exponential_of_what_is_far_below_or_no_number(target: Target) -> None:
     assert np.isfinite(found[3])
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]] = {
     "copy": lambda a, b: a,
     "relu": lambda a, b: np.maximum(a, 0.0),
     "add": lambda a, b: a + b,
@@ -139,7 +140,7 @@ OPERATIONS = {
 }
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     operation=st.sampled_from(sorted(OPERATIONS)), size=SIZES, C=st.sampled_from((1, 3, 16, 17)), in_place=st.booleans()
 )

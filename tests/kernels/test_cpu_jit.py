@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found by other processes, written anew where damaged, done without where they cannot be kept."""
+"""Compiled kernels on disk: found by other processes, written anew where damaged, and done without."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kernel_harness import NAMES, target_of
 
 from bareconv.errors import UsageError
 from bareconv.kernels.cpu import jit
@@ -146,6 +147,15 @@ def test_a_large_model_is_compiled_in_seconds(folder: Path, capsys: pytest.Captu
         print(f" [resnet18: {plan.compiled} kernels in {plan.compile_seconds:.1f} s]", end="")
     assert plan.compiled > 30
     assert plan.compile_seconds < 20
+
+
+@pytest.mark.parametrize("unit", NAMES)
+def test_units(unit: str) -> None:
+    """As wide as they are; of those that this machine lacks, no kernel is tested."""
+    single, double = target_of(unit, "float32"), target_of(unit, "float64")
+    width, registers = {"AVX-512": (64, 32), "AVX2": (32, 16), "NEON": (16, 32), "SSE2": (16, 16)}[unit]
+    assert (single.lanes * single.element_bytes, single.registers) == (width, registers)
+    assert (double.lanes * double.element_bytes, double.registers) == (width, registers)
 
 
 def test_units_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

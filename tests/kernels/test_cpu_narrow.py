@@ -75,7 +75,8 @@ def test_no_images_at_all(target: Target, pixels: Pixels | None) -> None:
     """A worker may have none."""
     _, given = inputs(target, 2, 40, pixels, 0)
     weight, y = single(np.ones(3 * 48), target.dtype), Block(3, 2, target.dtype)
-    backward, forward = NarrowWeightGradient(target, 40, 3, 40, pixels), NarrowForward(target, 40, 3, 40, False, pixels=pixels)
+    backward = NarrowWeightGradient(target, 40, 3, 40, pixels)
+    forward = NarrowForward(target, 40, 3, 40, bias=False, pixels=pixels)
     call(backward, {**given, "dy": y, "gradient": weight}, ["gradient"], range(1, 1), whole=["gradient"])
     assert (weight.data == 1.0).all()
     call(forward, {**given, "weight": weight, "y": y}, ["y"], range(1, 1))

@@ -48,7 +48,7 @@ def program_of(stages: Sequence[Stage], workers: Workers) -> Program:
 
 @dataclass(frozen=True)
 class Note(Kernel):
-    """A line in the worker's log: ``number``, those of the call, and the count ``before``; then one more is ``done``."""
+    """A line in the worker's log: ``number``, the call's numbers, the count ``before``; then one more is ``done``."""
 
     operands: ClassVar[tuple[str, ...]] = ("number", "log", "before", "done")
 

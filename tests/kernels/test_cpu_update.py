@@ -71,7 +71,7 @@ def test_every_rule_over_several_steps(target: Target, name: str, mapped: bool) 
         partial[:, places] = g
         blocks["scalars"].data[...] = [*scalars(optimizer, lr), *[0.0] * SCALARS][:SCALARS]
         writes = ["partial", "weight", "state1", "state2"]
-        call(kernel, blocks, writes, range(0, 4 * ALIGNMENT), whole=writes)  # as two workers would
+        call(kernel, blocks, writes, range(4 * ALIGNMENT), whole=writes)  # as two workers would
         call(kernel, blocks, writes, range(4 * ALIGNMENT, size), whole=writes)
         optimizer.step += 1
         reference.update(expected, {"w": g.sum(axis=0)}, lr)

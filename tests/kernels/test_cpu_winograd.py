@@ -22,7 +22,6 @@ from bareconv.plan.packing import in_registers
 Array = NDArray[np.float64]
 
 
-
 def transformed(kernel: Winograd, weight: Array) -> Block:
     """The weights (3, 3, C, K) as ``kernel`` reads them, by two calls for some of the channels each."""
     target, C = kernel.target, kernel.x.channels
@@ -161,20 +160,28 @@ def test_weights_are_those_of_the_formula(target: Target) -> None:
     G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
     whole = np.zeros((16, 5, 3 * lanes))
     whole[:, :, :K] = np.einsum("ir,rsck,js->ijck", G, weight, G).reshape(16, 5, K)
-    panels = [whole[:, :, first : first + kernel.panel * lanes].ravel() for first in range(0, 3 * lanes, kernel.panel * lanes)]
+    width = kernel.panel * lanes
+    panels = [whole[:, :, first : first + width].ravel() for first in range(0, 3 * lanes, width)]
     assert_close(transformed(kernel, weight).data[0], np.concatenate(panels), target)
 
 
 def test_where_it_pays() -> None:
     """Only 3 x 3 windows, side by side, of even outputs; pooled by 2 x 2 or not at all; and of channels enough."""
-    plane = Plane(8, 8, 16)
-    fine: tuple[Any, ...] = (16, (3, 3), (8, 8), (1, 1), (1, 1), (2, 2), 16)
-    assert pays(plane, *fine)
-    assert pays(plane, *fine[:5], (1, 1), 16)
-    others = [(0, 8), (1, (3, 5)), (1, (1, 1)), (2, (7, 8)), (2, (8, 7)), (3, (2, 1)), (4, (1, 2)), (5, (3, 3)), (5, (2, 1))]
-    for place, value in others:
-        assert not pays(plane, *fine[:place], value, *fine[place + 1 :])
-    assert not pays(Plane(8, 8, 3), *fine)
+    fine: dict[str, Any] = {"x": Plane(8, 8, 16), "filters": 16, "taps": (3, 3), "size": (8, 8), "lanes": 16}
+    fine |= {"stride": (1, 1), "dilation": (1, 1), "pool": (2, 2)}
+    assert pays(**fine)
+    assert pays(**{**fine, "pool": (1, 1)})
+    others: dict[str, list[Any]] = {
+        "x": [Plane(8, 8, 3)],
+        "filters": [8],
+        "taps": [(3, 5), (1, 1)],
+        "size": [(7, 8), (8, 7)],
+        "stride": [(2, 1)],
+        "dilation": [(1, 2)],
+        "pool": [(3, 3), (2, 1)],
+    }
+    for name, values in others.items():
+        assert not any(pays(**{**fine, name: value}) for value in values), name
 
 
 def test_a_third_of_the_products_or_so(target: Target) -> None:

@@ -178,7 +178,7 @@ class Interrupt:
 
 
 def interrupted(workers: Workers, work: Work, at: int) -> bool:
-    """A piece of work with an interruption; False where it was done before. It must not hang: a thread of its own looks."""
+    """A piece of work with an interruption; False where it was done before. In a thread of its own: should it hang."""
     outcome: list[bool] = []
 
     def caller() -> None:
