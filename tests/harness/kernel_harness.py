@@ -1,13 +1,12 @@
 """Calls one kernel on arrays, and watches the memory around them.
 
 Every array lies in a ``Block``: images some elements apart, between guards. All of a block that holds no data is
-poison, bytes of 255, which are NaN as numbers: what a kernel must not use shows in its result, what it must not write
-shows afterwards.
+poison, bytes of 255, which are NaN as numbers: what a kernel must not use shows in its result, what it must not write shows
+afterwards.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bareconv.errors import UsageError
+from bareconv.kernels.cpu.clock import FUNCTION
 from bareconv.kernels.cpu.jit import compile_kernels
 from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.plane import Plane
@@ -26,9 +26,20 @@ from bareconv.plan.memory import LINE, SLACK
 POISON = 0xFF
 GUARD = 1024  # bytes on either side of a block: more than kernels may read beyond it
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-UNITS = [(unit, dtype) for unit in ("AVX-512", "AVX2", "NEON", "SSE2") for dtype in ("float32", "float64")]
+NAMES = ("AVX-512", "AVX2", "NEON", "SSE2")
 
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+def _is_here(unit: str) -> bool:
+    try:
+        host_target(name=unit)
+    except UsageError:
+        return False
+    return True
+
+
+HERE = [unit for unit in NAMES if _is_here(unit)]
+# In float64 a unit in between has nothing that another of as many lanes has not.
+UNITS = [(unit, "float32") for unit in HERE] + [(unit, "float64") for unit in sorted({HERE[0], HERE[-1]})]
 
 
 def target_of(unit: str | None, dtype: str) -> Target:
@@ -118,13 +129,15 @@ def call(
     slack: dict[str, int] | None = None,
     whole: Iterable[str] = (),
 ) -> None:
-    """Run the kernel for ``images``. Only blocks named in ``writes`` may change, within the arrays of these images, and
-    ``slack`` elements after them; those named in ``whole`` belong to no image and may change altogether.
+    """Run the kernel for ``images``, a round of their own, as worker 0.
+
+    Only blocks named in ``writes`` may change, within the arrays of these images, and ``slack`` elements after them;
+    those named in ``whole`` belong to no image and may change altogether.
     """
     address = compile_kernels([kernel]).addresses[kernel]
     table = _operand_table(Call(kernel, {name: block.address for name, block in blocks.items()}))
     before = {name: block.snapshot() for name, block in blocks.items()}
-    _FUNCTION(address)(table.ctypes.data, images.start, images.stop, 0)
+    FUNCTION(address)(table.ctypes.data, images.start, images.stop, 0, images.start)
     for name, block in blocks.items():
         if name not in writes:
             assert not block.changed(before[name]).size, f"{name} is an input and was changed"
