@@ -22,7 +22,7 @@ class Peak:
 
 
 def measured_peak(device: Device, precision: str, threads: int, seconds: float = 0.4) -> Peak:
-    """The best of several runs within ``seconds``: of multiply-adds and nothing else, on a CPU with a compiler for them.
+    """The best of several runs within ``seconds``: of multiply-adds alone, on a CPU with a compiler for them.
 
     Elsewhere of large matrix products: close to, and below, what the processor can do.
     """

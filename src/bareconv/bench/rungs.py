@@ -1,4 +1,4 @@
-"""The rungs of one convolution. To add one: a function from the problem to a ``Task``, and a ``Rung`` in ``CONV_RUNGS``.
+"""The rungs of one convolution. To add one: a function from problem to ``Task``, and a ``Rung`` in ``CONV_RUNGS``.
 
 A rung is checked against the problem's reference in float64 before it is timed.
 """

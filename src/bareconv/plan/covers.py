@@ -17,8 +17,8 @@ def has_kernel(node: Node) -> bool:
     layer = node.layers[0]
     if type(layer) is layers.Conv2d:
         return layer.groups == 1 and (layer.window.stride == (1, 1) or layer.window.dilation == (1, 1))
-    if type(layer) in (layers.MaxPool2d, layers.AvgPool2d):
-        window = layer.window  # type: ignore[attr-defined]
+    if type(layer) is layers.MaxPool2d or type(layer) is layers.AvgPool2d:
+        window = layer.window
         return window.padding == (0, 0) and features(window.kernel) <= WHERE_CELLS
     if type(layer) is layers.GlobalMaxPool:
         return features(layer.in_shape[:2]) <= WHERE_CELLS

@@ -30,8 +30,9 @@ class CpuPlan:
     """A training step and a prediction, planned for batches of up to ``batch_size`` images.
 
     ``threads``: workers, by default as many as there are cores for this process. The model's parameters and the
-    optimizer's state become views of the plan's memory: both stay what they are, and may be read and written between steps.
-    ``clip_norm`` and an optimizer that has no kernel are applied by the reference, to gradients that the plan made.
+    optimizer's state become views of the plan's memory: both stay what they are, and may be read and written between
+    steps. ``clip_norm`` and an optimizer that has no kernel are applied by the reference, to gradients that the plan
+    made.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class CpuPlan:
                 f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
                 f"got {pixels.dtype} images of {pixels.shape[1:]}"
             )
-        if order is not None and not (len(order) and 0 <= order.min() and order.max() < len(pixels)):
+        if order is not None and not (len(order) and order.min() >= 0 and order.max() < len(pixels)):
             raise ShapeError(f"order of {len(order)} images: expected at least one, each from 0 to {len(pixels) - 1}")
 
     def gradients(self) -> dict[str, NDArray[Any]]:
@@ -170,7 +171,7 @@ class CpuPlan:
         self._prepared().clear_times()
 
     def kept_bytes(self) -> dict[str, int]:
-        """What the plan has allocated: activations with their gradients and scratch memory, and gradients of parameters."""
+        """What the plan has allocated: activations with their gradients and scratch memory; gradients of parameters."""
         bound = [one for one in (self._training, self._inference) if one is not None]
         gradients = sum(one.partial.nbytes for one in bound)
         if self._update_on_host:

@@ -1,15 +1,16 @@
 """A model as a graph of fused operations: what a plan is made from, whatever the device.
 
-Layers that run as one are one node: convolution, relu and max pool; batch norm, relu and max pool; dense and relu; residual sum
-and relu. A max pool joins where its windows do not overlap, and nothing else reads what is between.
+Layers that run as one are one node: convolution, relu and max pool; batch norm, relu and max pool; dense and relu;
+residual sum and relu. A max pool joins where its windows do not overlap, and nothing else reads what is between.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bareconv.nn import blocks, layers
+from bareconv.nn import blocks
 from bareconv.nn.layer import Layer, Shape
+from bareconv.nn.layers import MaxPool2d, ReLU
 from bareconv.nn.model import Model
 
 POOL_CELLS = 9  # pixels of the largest window that joins its convolution: they are in registers together
@@ -45,11 +46,11 @@ class Node:
 
     @property
     def relu(self) -> bool:
-        return any(type(layer) is layers.ReLU for layer in self.layers)
+        return any(type(layer) is ReLU for layer in self.layers)
 
     @property
-    def pool(self) -> layers.MaxPool2d | None:
-        return next((layer for layer in self.layers[1:] if type(layer) is layers.MaxPool2d), None)
+    def pool(self) -> MaxPool2d | None:
+        return next((layer for layer in self.layers[1:] if type(layer) is MaxPool2d), None)
 
 
 @dataclass
@@ -110,9 +111,9 @@ def _fuse(nodes: list[Node]) -> list[Node]:
 
 def _joins(before: Node, node: Node) -> bool:
     layer = node.layers[0]
-    if type(layer) is layers.ReLU:
+    if type(layer) is ReLU:
         return before.kind in ("Conv2d", "BatchNorm", "Dense", "Add") and not before.relu
-    if type(layer) is layers.MaxPool2d and before.kind in ("Conv2d", "BatchNorm") and before.pool is None:
+    if type(layer) is MaxPool2d and before.kind in ("Conv2d", "BatchNorm") and before.pool is None:
         window = layer.window
         apart = window.stride == window.kernel and window.padding == (0, 0)
         fits = window.kernel[0] * window.kernel[1] <= POOL_CELLS

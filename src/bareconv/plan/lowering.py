@@ -1,4 +1,4 @@
-"""From the graph of a model to the calls of a step: forward in the graph's order, backward in the reverse, the update."""
+"""From the graph of a model to the calls of a step: forward in the graph's order, backward in reverse, the update."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where a plan's arrays lie: one block of memory, laid out before the first step.
 
-Arrays are recorded with the stages that use them. What only one stage uses is held a chunk at a time for each worker, so that
-it stays in the cache; what lives for a few stages shares its place with others that live at other times.
+Arrays are recorded with the stages that use them. What only one stage uses is held a chunk at a time for each worker,
+so that it stays in the cache; what lives for a few stages shares its place with others that live at other times.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Places = NDArray[np.int32]  # 0 is a place that holds zero
 
 
 def correlate_places(kernel: Correlate, weight: Places) -> Places:
-    """``weight`` (R, S, C, K), places, in the order of ``Correlate``: [block of filters][r][s][c][filter of the block]."""
+    """The places ``weight`` (R, S, C, K) in ``Correlate``'s order: [block of filters][r][s][c][filter of the block]."""
     lanes, vectors = kernel.target.lanes, kernel.blocking.vectors
     padded = in_registers(weight.reshape(-1, weight.shape[3]), lanes)
     width = vectors * lanes

@@ -62,7 +62,7 @@ class Recorder:
         self.node, self.phase = "", ""
 
     def images(self, kernel: Kernel, chunk: int = 1, **operands: Any) -> None:
-        """A call for the batch's images, ``chunk`` at a time; calls of one chunk that follow each other share a stage."""
+        """A call for the batch's images, ``chunk`` at a time. Calls in a row with the same chunk share a stage."""
         last = self.stages[-1] if self.stages else None
         if last is None or last.host or last.extent is not None or last.chunk != chunk:
             wait = last is not None and last.host is None and last.extent is not None
@@ -88,9 +88,8 @@ class Recorder:
         self.stages[-1].calls.append(Recorded(kernel, places, self.node, self.phase))
 
 
-ROUND = (
-    32  # images that a worker takes through a segment together: few enough for the cache, enough to read weights for
-)
+# Images that a worker takes through a segment together: few enough for the cache, enough to read weights for.
+ROUND = 32
 
 
 def find_lifetimes(stages: Sequence[RecordedStage]) -> None:

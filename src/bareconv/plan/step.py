@@ -160,7 +160,7 @@ class Step:
         self._gradients[tensor] = self.buffer(f"d {tensor.name}", plane.size, zeros=border != (0, 0)), plane
 
     def same_gradient(self, tensor: Tensor, array: Array) -> bool:
-        """Let that tensor's gradient be what is in ``array``, where no one else writes it; False where that cannot be."""
+        """Let that tensor's gradient be what is in ``array``, where no one else writes it; False where it cannot be."""
         sparse = any(is_sparse(node, self.target) for node in tensor.readers)
         if tensor in self._gradients or sparse or array[1] != plane_of(tensor.shape) or not self._trains[tensor]:
             return False
@@ -234,7 +234,7 @@ class Step:
         self._packs.append((name, padded.size, self.table(f"{name} order", padded), packed))
         return packed
 
-    def update_operands(self, start: int) -> dict[str, Place | Buffer]:
+    def update_operands(self, start: int) -> dict[str, Any]:
         """What an update of the parameters from ``start`` on works on."""
         outside = self.outside
         arrays = {"weight": outside.weight, "gradient": outside.gradient}

@@ -23,7 +23,7 @@ from bareconv.plan.packing import correlate_places, in_registers
 
 
 def peak_flops(precision: str, threads: int, seconds: float = 0.4) -> float:
-    """Floating-point operations a second of multiply-adds alone, on that many threads at once: the best of several runs."""
+    """Floating-point operations a second of multiply-adds alone, on that many threads: the best of several runs."""
     kernel = PeakFma(host_target(precision))
     sums = np.zeros((threads, kernel.chains * kernel.target.lanes), precision)
     operands = {"sums": _shared(sums, worker=True)}
@@ -39,7 +39,7 @@ def peak_flops(precision: str, threads: int, seconds: float = 0.4) -> float:
 
 
 class Conv2dAlone:
-    """conv2d + bias, forward: Y (N, P, Q, K) of X (N, H, W, C), W (R, S, C, K) and b (K), by ``Correlate`` or ``Winograd``.
+    """conv2d + bias, forward, by ``Correlate`` or ``Winograd``: Y (N, P, Q, K) of X (N, H, W, C), W (R, S, C, K), b (K).
 
     Weights are packed, and images laid within their padding, beforehand. Raises UsageError where Winograd does not fit.
     """

@@ -3,9 +3,9 @@
     forward   Y[p, q, k] = sum over r, s, c of X[p*u + r, q*u + s, c] W[r, s, c, k]
     dX        dX[h, w, c] = sum over r, s, k of dY[h - r, w - s, k] W[r, s, c, k]        (stride 1)
 
-The second is the first over dY in a border of zeros, with the window turned round and c and k exchanged: only the packing of
-the weights differs. For a larger stride the pixels of dX fall into u*u classes, each of which meets its own taps only: u*u
-correlations with smaller windows, each writing every u-th pixel.
+The second is the first over dY in a border of zeros, with the window turned round and c and k exchanged: only the
+packing of the weights differs. For a larger stride the pixels of dX fall into u*u classes, each of which meets its own
+taps only: u*u correlations with smaller windows, each writing every u-th pixel.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class Blocking:
 
 @dataclass(frozen=True)
 class Correlate(Kernel):
-    """Y = X correlated with ``taps`` (R, S) of weights for ``filters`` channels, then what the flags say, in this order:
+    """Y = X correlated with ``taps`` (R, S) of weights for ``filters`` channels, then what the flags say.
 
-    add ``bias``; maximum over windows of ``pool`` pixels, its position into ``where``; ``relu``; ``add`` to what is there.
+    In this order: add ``bias``; maximum over windows of ``pool`` pixels, its position into ``where``; ``relu``; ``add``
+    to what is there.
 
     Output pixel (p, q) reads X from pixel (p, q) * stride + origin on, and goes to pixel (p, q) * step + first of Y.
     Weights are packed by ``packed_weights``: [block of filters][r][s][c][filter].

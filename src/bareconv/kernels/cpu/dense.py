@@ -1,13 +1,13 @@
 """Dense layers: Y = X W + b, dX = dY W', dW = X' dY, with what belongs to them done in the same pass.
 
 X (N, F), W (F, U), Y (N, U). A row of W lies in lanes of U. The forward takes W in panels of rows that fit into the
-first-level cache and adds to Y panel by panel. dX needs lanes of F: a panel of W is turned round into scratch memory first. dW
-needs no copy of anything: its update follows at once, while the gradient is in registers.
+first-level cache and adds to Y panel by panel. dX needs lanes of F: a panel of W is turned round into scratch memory
+first. dW needs no copy of anything: its update follows at once, while the gradient is in registers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,6 +49,10 @@ class DenseForward(Kernel):
         x, y = k.operand("x").image(k.begin), k.operand("y").image(k.begin)
         weight, bias = k.operand("weight").base, k.operand("bias").base
         count = k.end - k.begin
+
+        def there(out: Pointer, vectors: int, last: Value | None) -> Callable[[int, int], Value]:
+            return lambda i, v: out.vector(i * self.units + v * b.lanes, last if v + 1 == vectors else None)
+
         for row in b.range(0, count):
             for column, mask in columns(b, self.units):
                 start = bias.vector(column, mask) if self.bias else b.zero
@@ -64,9 +68,7 @@ class DenseForward(Kernel):
                         x + (row * self.pitch + panel),
                         weight + (panel * self.units + column),
                         [(size, 1, self.units)],
-                        start=lambda i, v, out=out, mask=mask, vectors=vectors: out.vector(  # type: ignore[misc]
-                            i * self.units + v * b.lanes, mask if v + 1 == vectors else None
-                        ),
+                        start=there(out, vectors, mask),
                     )
                     for i in range(rows):
                         for v in range(vectors):
@@ -75,8 +77,8 @@ class DenseForward(Kernel):
         if self.relu:
             for row in b.range(0, count):
                 for column, mask in columns(b, self.units):
-                    at = row * self.units + column
-                    y.store(b.maximum(y.vector(at, mask), b.zero), at, mask)
+                    place = row * self.units + column
+                    y.store(b.maximum(y.vector(place, mask), b.zero), place, mask)
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ class DenseInputGradient(Kernel):
 class DenseWeightUpdate(Kernel):
     """dW = X' dY, and the optimizer's step with it: for the features from ``begin`` to ``end``, over ``images`` rows.
 
-    ``images`` is a word of memory. A panel of features at a time, over ``ROWS`` rows at a time: the panel's part of these
-    rows stays in the cache, and where there are more (``blocked``) so do its sums, in ``scratch``. With the rule
+    ``images`` is a word of memory. A panel of features at a time, over ``ROWS`` rows at a time: the panel's part of
+    these rows stays in the cache, and where there are more (``blocked``) so do its sums, in ``scratch``. With the rule
     "gradient" the gradient is written and nothing is updated.
     """
 
@@ -195,8 +197,8 @@ class DenseWeightUpdate(Kernel):
         scratch = k.operand("scratch").base
         for first in b.range(k.begin, k.end, self.panel):
             count = b.minimum(k.end - first, b.index(self.panel))
-            for i in b.range(0, count * self._width, b.lanes):
-                scratch.store(b.zero, i)
+            for place in b.range(0, count * self._width, b.lanes):
+                scratch.store(b.zero, place)
             for row in b.range(0, images, self.ROWS):
                 some = b.minimum(images - row, b.index(self.ROWS))
                 for feature, size in row_tiles(b, count, rows):
@@ -208,12 +210,12 @@ class DenseWeightUpdate(Kernel):
                             *(dy + (row * self.units + column), some),
                         )
                         for i, v, value in _each(sums):
-                            at = i * self._width + v * b.lanes
-                            into.store(into.vector(at) + value, at)
+                            spot = i * self._width + v * b.lanes
+                            into.store(into.vector(spot) + value, spot)
             for feature in b.range(0, count):
-                for column, mask in columns(b, self.units):
-                    g = scratch.vector(feature * self._width + column)
-                    update(arrays, (first + feature) * self.units + column, g, mask)
+                for unit, mask in columns(b, self.units):
+                    g = scratch.vector(feature * self._width + unit)
+                    update(arrays, (first + feature) * self.units + unit, g, mask)
 
     def _sums(self, b: Builder, rows: int, vectors: int, x: Pointer, dy: Pointer, images: Value) -> Tile:
         return accumulate(b, list(range(rows)), vectors, x, dy, [(images, self.pitch, self.units)])

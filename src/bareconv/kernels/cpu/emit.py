@@ -359,12 +359,11 @@ class Builder:
     def range(self, start: Index, stop: Index, step: int = 1) -> Iterator[Value]:
         """A loop of the machine: ``for i in k.range(0, n):`` writes its body once. No break, no return from it."""
         first, last = self.index(start), self.index(stop)
-        known = isinstance(start, int) and isinstance(stop, int)
-        if known and start >= stop:  # type: ignore[operator]
-            raise ValueError(f"empty loop from {start} to {stop}")
         before = self.ir.block
         body, after = self.ir.append_basic_block("loop"), self.ir.append_basic_block("done")
-        if known:
+        if isinstance(start, int) and isinstance(stop, int):
+            if start >= stop:
+                raise ValueError(f"empty loop from {start} to {stop}")
             self.ir.branch(body)
         else:
             self.ir.cbranch((first < last).ir, body, after)

@@ -18,7 +18,10 @@ def finish(
     relu: bool,
     add: bool,
 ) -> None:
-    """The maximum of ``pixels`` (the first of equals), its position into ``where``; plus bias; relu; plus what is there."""
+    """Write the maximum of ``pixels`` (the first of equals), plus bias, through relu, plus what is there.
+
+    The maximum's position goes into ``where``.
+    """
     value, position = pixels[0], b.zero
     for i, pixel in enumerate(pixels[1:], start=1):
         larger = pixel > value

@@ -5,12 +5,12 @@ dW[r, s, c, k] = sum over images and p, q of X[p*u + r, q*u + s, c] dY[p, q, k]
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from bareconv.kernels.cpu.dense import column_tiles, columns, runs
-from bareconv.kernels.cpu.emit import I8, Builder, Index, Value
+from bareconv.kernels.cpu.emit import I8, Builder, Index, Value, Variable
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.tile import accumulate, spare_rows
@@ -135,7 +135,7 @@ class WeightGradient(Kernel):
                         x.image(image) + self.x.at(*self.origin) + first,
                         dy.image(image) + self.dy.at(0, 0) + column,
                         pixels,
-                        start=lambda i, v, sums=sums: sums[i][v].value,  # type: ignore[misc]
+                        start=_so_far(sums),
                     )
                     for i, row in enumerate(done):
                         for v, value in enumerate(row):
@@ -162,3 +162,8 @@ class WeightGradient(Kernel):
                 start = r * (self.dilation[0] * self.x.row) + s * (self.dilation[1] * C)
                 for first, size in runs(b, length, rows):
                     yield start + first, list(range(size)), r * (S * C) + s * length + first
+
+
+def _so_far(sums: list[list[Variable]]) -> Callable[[int, int], Value]:
+    """What a tile's sums start from: their values now."""
+    return lambda i, v: sums[i][v].value

@@ -1,4 +1,4 @@
-"""What a kernel is: a shape, known when it is written; operands, known when it is bound; a range of images to work on."""
+"""A kernel: its shape, known when it is written; its operands, known when it is bound; a range of images to work on."""
 
 from __future__ import annotations
 

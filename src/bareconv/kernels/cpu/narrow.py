@@ -1,9 +1,10 @@
 """Dense layers with few units: lanes are features, for as lanes of units most of a register would be empty.
 
-    y[n, u] = sum over lanes of (sum over registers of x[n, f] W[u, f])        dW[u, f] = sum over n of dy[n, u] x[n, f]
+    y[n, u] = sum over lanes of (sum over registers of x[n, f] W[u, f])
+    dW[u, f] = sum over n of dy[n, u] x[n, f]
 
-W and its gradient lie as (units, features), features padded with zeros to a multiple of the lanes. Where the layer is the
-network's first, x can be the images' pixels themselves, 8 bits each: they become numbers in the register, and
+W and its gradient lie as (units, features), features padded with zeros to a multiple of the lanes. Where the layer is
+the network's first, x can be the images' pixels themselves, 8 bits each: they become numbers in the register, and
 (pixel - mean) / std is never written to memory.
 """
 

@@ -1,7 +1,8 @@
 """Batch normalisation, with the relu and the max pool that follow it. ``bareconv.ops.norm`` has the formulas.
 
-Training needs sums over the whole batch before the first pixel can be written, and again on the way back: the workers sum
-up their images, one of them finishes, and all go on. Sums of an image are in the target's precision, sums over images in double.
+Training needs sums over the whole batch before the first pixel can be written, and again on the way back: the workers
+sum up their images, one of them finishes, and all go on. Sums of an image are in the target's precision, sums over
+images in double.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ class NormApply(Kernel):
                             larger = one > value
                             value = b.select(larger, one, value)
                             position = b.select(larger, b.constant(float(i)), position)
-                        assert value is not None and position is not None
+                        assert value is not None
+                        assert position is not None
                         if self.relu:
                             value = b.maximum(value, b.zero)
                         y.store(value, p * self.y.row + q * C + column, mask)
@@ -211,7 +213,10 @@ class NormBackwardSums(Kernel):
 
 @dataclass(frozen=True)
 class NormBackwardFinish(Kernel):
-    """dbeta and dgamma from the workers' sums, which are cleared; ``terms`` (3, C): gamma / std, dbeta / M, dgamma / M."""
+    """dbeta and dgamma from the workers' sums, which are cleared.
+
+    ``terms`` (3, C): gamma / std, dbeta / M, dgamma / M.
+    """
 
     operands: ClassVar[tuple[str, ...]] = (
         *("sums", "workers", "images", "gamma", "coefficients"),
@@ -248,7 +253,7 @@ class NormBackwardFinish(Kernel):
 
 @dataclass(frozen=True)
 class NormBackward(Kernel):
-    """dX = gamma / std (g - dbeta / M - xhat dgamma / M) at every pixel, g being zero where the pool did not choose it."""
+    """dX = gamma / std (g - dbeta / M - xhat dgamma / M) at every pixel; g is zero where the pool did not choose it."""
 
     operands: ClassVar[tuple[str, ...]] = ("x", "dy", "y", "where", "coefficients", "terms", "dx")
 

@@ -20,8 +20,8 @@ ALIGNMENT = 16  # elements: a cache line of float32, and a multiple of every vec
 class Update(Kernel):
     """The optimizer's step on elements ``begin`` to ``end`` of the parameters.
 
-    The gradient is the sum over ``workers`` (a word of memory) of ``partial``, ``pitch`` elements apart, each set to zero for
-    the next step. With ``mapped``, element i's is at ``places[i]`` of a partial, else at i.
+    The gradient is the sum over ``workers`` (a word of memory) of ``partial``, ``pitch`` elements apart, each set to
+    zero for the next step. With ``mapped``, element i's is at ``places[i]`` of a partial, else at i.
     """
 
     operands: ClassVar[tuple[str, ...]] = (
@@ -61,7 +61,10 @@ class Update(Kernel):
 
 @dataclass(frozen=True)
 class Pack(Kernel):
-    """packed[i] = weight[places[i]] for i from ``begin`` to ``end``: the weights in the order another kernel reads them."""
+    """The weights in the order another kernel reads them.
+
+    packed[i] = weight[places[i]] for i from ``begin`` to ``end``.
+    """
 
     operands: ClassVar[tuple[str, ...]] = ("weight", "places", "packed")
 

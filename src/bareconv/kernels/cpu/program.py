@@ -11,7 +11,7 @@ The whole step is one call into machine code for each worker; this file writes t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,13 +61,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run(Kernel):
-    """The code that goes through a program, as worker ``worker``. Not a kernel over data, but compiled and kept like one.
+    """The code that goes through a program, as worker ``worker``.
 
-    ``begin`` is the number of waits that the barrier has seen before; the table is what ``Program`` lays out.
+    Not a kernel over data, but compiled and kept like one. ``begin`` is the number of waits that the barrier has seen
+    before; the table is what ``Program`` lays out.
     """
 
     def write(self, k: Frame) -> None:
-        from bareconv.kernels.cpu.emit import I64, Value
+        from bareconv.kernels.cpu.emit import I64, Value, Variable
 
         b = k.b
         stages, workers, images, stage_table, call_table, barrier, ticks, tick_pitch = (
@@ -84,8 +85,14 @@ class Run(Kernel):
             my_ticks.store(my_ticks.load(number) + (now - clock.value), number)
             clock.value = now
 
+        def below(variable: Variable, limit: Value) -> Callable[[], Value]:
+            return lambda: variable.value < limit
+
+        def missing(goal: Value) -> Callable[[], Value]:
+            return lambda: turn.load_shared() < goal
+
         s = b.variable(b.index(0))
-        for _ in b.repeat_while(lambda: s.value < stages):
+        for _ in b.repeat_while(below(s, stages)):
             at = s.value * STAGE_WORDS
             extent, grain, wait, size, count = (stage_at.load(at + i) for i in range(5))
             with b.when(wait > 0):
@@ -93,7 +100,7 @@ class Run(Kernel):
                 turn.add_shared(1)
                 waits.value = waits.value + 1
                 goal, spins = waits.value * workers, b.variable(b.index(0))
-                for _ in b.repeat_while(lambda goal=goal: turn.load_shared() < goal):  # type: ignore[misc]
+                for _ in b.repeat_while(missing(goal)):
                     spins.value = spins.value + 1
                     b.pause()
                     with b.when(spins.value > SPINS):
@@ -103,12 +110,12 @@ class Run(Kernel):
             units = (total + grain - 1) // grain
             start = b.variable(b.minimum(units * k.worker // workers * grain, total))
             high = b.minimum(units * (k.worker + 1) // workers * grain, total)
-            for _ in b.repeat_while(lambda start=start, high=high: start.value < high):  # type: ignore[misc]
+            for _ in b.repeat_while(below(start, high)):
                 last = b.minimum(start.value + size, high)
                 for part in b.range(0, count):
                     chunk, calls, first = (stage_at.load((s.value + part) * STAGE_WORDS + i) for i in range(5, 8))
                     begin = b.variable(start.value)
-                    for _ in b.repeat_while(lambda begin=begin, last=last: begin.value < last):  # type: ignore[misc]
+                    for _ in b.repeat_while(below(begin, last)):
                         end = b.minimum(begin.value + chunk, last)
                         for c in b.range(0, calls):
                             number = first + c

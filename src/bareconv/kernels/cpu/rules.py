@@ -83,7 +83,7 @@ class Rule:
 
 
 def scalars(optimizer: Optimizer, lr: float) -> list[float]:
-    """The numbers of the step that follows ``optimizer.step`` done ones, at rate ``lr``: in the order of ``prepare``."""
+    """The numbers of the step that follows ``optimizer.step`` done ones, at rate ``lr``, in ``prepare``'s order."""
     decay = 1 - lr * optimizer.weight_decay if optimizer.decoupled else optimizer.weight_decay
     if isinstance(optimizer, SGD):
         return [lr, decay, optimizer.momentum]

@@ -1,12 +1,13 @@
 """The backward of convolution, relu and max pool together, where little of the gradient is left.
 
-A pool of 2 x 2 passes each gradient to one pixel of four, and the relu kills about half of the rest: seven eighths of dY are
-zeros. So the live ones are listed, filter by filter, as (where in the image, value), and only they are multiplied:
+A pool of 2 x 2 passes each gradient to one pixel of four, and the relu kills about half of the rest: seven eighths of
+dY are zeros. So the live ones are listed, filter by filter, as (where in the image, value), and only they are
+multiplied:
 
     dW[k] += g X[the window at the place]          dX[the window at the place] += g W[k]
 
-A window is R runs of S*C numbers: a run per row of the kernel. One filter's gradient, R * S * C numbers, is held in registers
-while its list is gone through; so are its weights for dX.
+A window is R runs of S*C numbers: a run per row of the kernel. One filter's gradient, R * S * C numbers, is held in
+registers while its list is gone through; so are its weights for dX.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class SparseBackward(Kernel):
 
     @property
     def list_elements(self) -> int:
-        """Of ``places`` (32-bit integers) and of ``values``, a worker; a compressed store may write past a list's end."""
+        """Of ``places`` (32-bit integers) and ``values``, a worker; a compressed store may write past a list's end."""
         return self.target.lanes * (self.strip + self.target.lanes)
 
     def write(self, k: Frame) -> None:
@@ -97,8 +98,8 @@ class SparseBackward(Kernel):
                 clear(b, dx, self.x.size)
             for first, size in runs(b, windows, self.strip):
                 for group, mask in columns(b, filters):
-                    for i in range(lanes):
-                        tally.store(b.index(0), i)
+                    for lane in range(lanes):
+                        tally.store(b.index(0), lane)
                     self._list(k, image, first, size, group, mask, places, values, tally, pitch)
                     present = filters % lanes if mask is not None else lanes
                     for i in b.range(0, present):

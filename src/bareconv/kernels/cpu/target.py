@@ -13,9 +13,10 @@ ELEMENT_BYTES = {"float32": 4, "float64": 8}
 
 @dataclass(frozen=True)
 class Target:
-    """A vector unit: ``lanes`` numbers of ``dtype`` in each of ``registers``; ``cpu`` and ``features`` are LLVM's names.
+    """A vector unit: ``lanes`` numbers of ``dtype`` in each of ``registers``.
 
-    Kernels ask only this. Two targets with the same fields share compiled code.
+    ``cpu`` and ``features`` are LLVM's names. Kernels ask only this. Two targets with the same fields share compiled
+    code.
     """
 
     name: str  # "AVX-512", "AVX2", "NEON", "SSE2": what people call it
@@ -40,7 +41,7 @@ _UNITS = (
 
 
 def host_target(dtype: str = "float32", name: str | None = None) -> Target:
-    """The widest vector unit of this machine, or the one of that ``name`` (or of BARECONV_SIMD), for tests of narrower code.
+    """The widest vector unit of this machine, or the one of that ``name`` (or of BARECONV_SIMD), to test narrower code.
 
     Raises UsageError where the host has no such unit.
     """
@@ -53,7 +54,7 @@ def host_target(dtype: str = "float32", name: str | None = None) -> Target:
         raise UsageError(f"vector unit {wanted or 'of this machine'}: this processor offers {have}")
     unit, width, registers, _ = chosen
     kept = features - {f for f in features if f.startswith(("avx512", "evex512", "avx10", "amx"))}
-    flags = sorted(features if unit == "AVX-512" else kept if unit == "AVX2" else kept)
+    flags = sorted(features if unit == "AVX-512" else kept)
     # LLVM keeps to 256 bits on processors that once slowed down at 512; where 512 is asked for, it is meant.
     tuning = ["-prefer-256-bit"] if unit == "AVX-512" else []
     spelled = ",".join([f"+{flag}" for flag in flags] + tuning)

@@ -1,9 +1,9 @@
 """The micro-kernel: a tile of outputs that stays in registers while products are added to it.
 
-Everything that costs time in a network is a sum of products C[i, j] += A[i, l] B[l, j]: i over output pixels, batch rows or
-input channels, j over channels. The tile holds ``rows`` values of i and ``vectors`` registers of j. A step of l loads
-``vectors`` registers of B, and for each row one number of A, spread over all lanes: rows * vectors multiply-adds for
-rows + vectors loads. With enough of them in flight the processor's multiply-add units never wait.
+Everything that costs time in a network is a sum of products C[i, j] += A[i, l] B[l, j]: i over output pixels, batch
+rows or input channels, j over channels. The tile holds ``rows`` values of i and ``vectors`` registers of j. A step of l
+loads ``vectors`` registers of B, and for each row one number of A, spread over all lanes: rows * vectors multiply-adds
+for rows + vectors loads. With enough of them in flight the processor's multiply-add units never wait.
 """
 
 from __future__ import annotations

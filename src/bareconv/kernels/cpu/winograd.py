@@ -4,10 +4,10 @@ A tile of 4 x 4 inputs d gives a tile of 2 x 2 outputs (``bareconv.ops.conv_wino
 
     Y = A' [sum over c of (G g G') * (B' d B)] A
 
-The sum is over channels, so that for each of the 16 positions it is a matrix product: (tiles x C) by (C x K). The kernel takes
-a block of tiles, transforms their inputs, and then for a panel of filters and a dozen tiles does the 16 products, each in
-registers, and transforms back; bias, pool and relu follow as the outputs come. Sizes are chosen so that the block of inputs and
-the panel of weights stay in the second-level cache, and the dozen's products in the first.
+The sum is over channels, so that for each of the 16 positions it is a matrix product: (tiles x C) by (C x K). The
+kernel takes a block of tiles, transforms their inputs, and then for a panel of filters and a dozen tiles does the 16
+products, each in registers, and transforms back; bias, pool and relu follow as the outputs come. Sizes are chosen so
+that the block of inputs and the panel of weights stay in the second-level cache, and the dozen's products in the first.
 
 Source: Lavin, Gray, "Fast algorithms for convolutional neural networks", 2015.
 """
@@ -71,11 +71,11 @@ class WinogradWeights(Kernel):
 
 @dataclass(frozen=True)
 class Winograd(Kernel):
-    """Y = X correlated with 3 x 3 ``weight``s in ``WinogradWeights``' order; then as ``Correlate``: ``bias``, the maximum over
-    windows of 2 x 2 where ``pool`` says so, ``relu``, ``add``.
+    """Y = X correlated with 3 x 3 ``weight``s in ``WinogradWeights``' order; then as ``Correlate``: ``bias``, the
+    maximum over windows of 2 x 2 where ``pool`` says so, ``relu``, ``add``.
 
-    Output (p, q) reads X from (p, q) + origin on; ``size``, before pooling, is even. ``scratch``: ``scratch_elements`` a worker;
-    images of a call: as many as one likes, ``images`` of them go into a block where one has few tiles.
+    Output (p, q) reads X from (p, q) + origin on; ``size``, before pooling, is even. ``scratch``: ``scratch_elements``
+    a worker; images of a call: as many as one likes, ``images`` of them go into a block where one has few tiles.
     """
 
     operands: ClassVar[tuple[str, ...]] = ("x", "weight", "bias", "y", "where", "scratch")
@@ -118,7 +118,7 @@ class Winograd(Kernel):
 
     @property
     def channels(self) -> int:
-        """Elements from a tile's transformed channels to the next tile's: rows that are a page apart share cache lines."""
+        """Elements from one tile's transformed channels to the next's: rows that are a page apart share cache lines."""
         lanes = self.target.lanes
         padded = -(-self.x.channels // lanes) * lanes
         return padded + lanes if padded * self.target.element_bytes % 2048 == 0 else padded
@@ -228,9 +228,9 @@ class Winograd(Kernel):
                         mine + position * (C * width),
                         [(C, 1, width)],
                     )
-                    for i, line in enumerate(sums):
+                    for t, line in enumerate(sums):
                         for v, value in enumerate(line):
-                            products.store(value, position * (self.rows * width) + (i * width + v * lanes))
+                            products.store(value, position * (self.rows * width) + (t * width + v * lanes))
                 for i in b.range(0, size):
                     self._back(k, image, row, tile + i, products + i * width, self.rows * width, first, count, mask)
 
@@ -279,7 +279,7 @@ class Winograd(Kernel):
 
 
 def pays(x: Plane, filters: int, taps: Pair, size: Pair, stride: Pair, dilation: Pair, pool: Pair, lanes: int) -> bool:
-    """Whether Winograd can do this convolution, and is faster: the transforms cost little where there are channels enough."""
+    """Whether Winograd can do this convolution, and is faster: with channels enough the transforms cost little."""
     fits = (
         taps == (3, 3) and stride == dilation == (1, 1) and size[0] % 2 == size[1] % 2 == 0 and pool in ((1, 1), (2, 2))
     )

@@ -1,7 +1,7 @@
 """The threads that a program runs on.
 
-Steps follow each other closely, and to wake a thread takes longer than some steps. So a worker that is done looks out for more
-work for a moment, in machine code and without the GIL, and only then goes to sleep.
+Steps follow each other closely, and to wake a thread takes longer than some steps. So a worker that is done looks out
+for more work for a moment, in machine code and without the GIL, and only then goes to sleep.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class WaitFor(Kernel):
 
 
 class Workers:
-    """``count`` workers: the caller's thread is number 0, the others wait for work. Not for several callers at a time."""
+    """``count`` workers: the caller's thread is number 0, the others wait for work. For one caller at a time."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -102,7 +102,7 @@ class Workers:
         self._finalizer = weakref.finalize(self, _stop, self._helpers)
 
     def run(self, function: int, table: int, first: int) -> None:
-        """Machine code at ``function``, called as (table, first, 0, worker, 0) on all workers; returns when all have."""
+        """Call machine code at ``function`` as (table, first, 0, worker, 0) on all workers; returns when all have."""
         if not self._finalizer.alive:
             raise BareconvError("the workers have been closed")
         self._number += 1

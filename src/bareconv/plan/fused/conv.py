@@ -42,8 +42,8 @@ class ConvRelu(Fused):
         (x, x_plane), (y, y_plane) = step.tensor(self.node.inputs[0]), step.tensor(self.node.output)
         self.where = step.where(self.node) if self.pool else None
         size = layer.out_shape[0], layer.out_shape[1]
-        operands = {"x": x, "bias": step.bias(layer), "y": y, "where": self.where}
-        after = {
+        operands: dict[str, Any] = {"x": x, "bias": step.bias(layer), "y": y, "where": self.where}
+        after: dict[str, Any] = {
             "pool": self.cells,
             "bias": layer.bias,
             "relu": self.node.relu,
@@ -188,8 +188,8 @@ def _classes(layer: layers.Conv2d, axis: int) -> list[tuple[int, slice, int, int
     """The classes of pixels of dX that a stride makes along one axis.
 
     Each is (first pixel, taps, how many, where dY is read). Pixel h takes part in tap r of output p where
-    h + pad = p * stride + r * dilation. With a stride, dilation is 1: the pixels with (h + pad) % stride = a meet the taps
-    a, a + stride, ...; tap a + j stride comes from output (h + pad - a) / stride - j.
+    h + pad = p * stride + r * dilation. With a stride, dilation is 1: the pixels with (h + pad) % stride = a meet the
+    taps a, a + stride, ...; tap a + j stride comes from output (h + pad - a) / stride - j.
     """
     kernel, stride = layer.window.kernel[axis], layer.window.stride[axis]
     pad, dilation = layer.window.padding[axis], layer.window.dilation[axis]

@@ -19,7 +19,10 @@ TURNS = 64  # features dealt out together, where there are enough
 
 
 def reads_pixels(graph: Graph, step: Step) -> Node | None:
-    """The narrow dense layer that reads nothing but the flattened images, where there is one: it takes pixels as they are."""
+    """The narrow dense layer that reads nothing but the flattened images, where there is one.
+
+    It takes pixels as they are.
+    """
     flatten = graph.nodes[0]
     if flatten.kind != "Flatten" or len(graph.input.readers) != 1 or len(flatten.output.readers) != 1:
         return None

@@ -76,7 +76,7 @@ class NormRelu(Fused):
         dy, dy_plane = step.gradient(self.node.output)
         C, sums = x_plane.channels, self._sums()
         terms = step.buffer(f"{layer.name} terms", 3 * C, per="plan", zeros=True)
-        given = {"x": x, "dy": dy, "y": y if self.node.relu else None, "where": self.where}
+        given: dict[str, Any] = {"x": x, "dy": dy, "y": y if self.node.relu else None, "where": self.where}
         given["coefficients"] = self.coefficients
         after = (self.cells, self.node.relu)
         self.images(NormBackwardSums(self.target, x_plane, dy_plane, y_plane, *after), **given, sums=sums)
