@@ -12,10 +12,12 @@ from bareconv.kernels.cpu.correlate import Correlate
 from bareconv.kernels.cpu.dense import DenseForward, DenseWeightUpdate, tile_shape
 from bareconv.kernels.cpu.gradient import WeightGradient
 from bareconv.kernels.cpu.kernel import Kernel
+from bareconv.kernels.cpu.narrow import NarrowForward, NarrowWeightGradient
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.rules import Rule
 from bareconv.kernels.cpu.target import Target
 from bareconv.kernels.cpu.tile import spare_rows
+from bareconv.kernels.cpu.winograd import Winograd
 
 MULTIPLY_ADD = r"vfmadd\w+|fmla"
 ON_STACK = r"\(%rsp[,)]|\[sp\b|\[x29\b"  # rbp is a register like others here
@@ -44,6 +46,9 @@ def kernels(target: Target) -> list[Kernel]:
         WeightGradient(target, Plane(12, 12, 24, (1, 1)), Plane(12, 12, wide), (3, 3), origin=(-1, -1)),
         DenseForward(target, 256, wide, 256),
         DenseWeightUpdate(target, 256, wide, 256, Rule("sgd", momentum=True)),
+        Winograd(target, Plane(12, 12, 32, (1, 1)), Plane(12, 12, wide), wide, (12, 12), (-1, -1)),
+        NarrowForward(target, 256, 4, 256),
+        NarrowWeightGradient(target, 256, 4, 256),
     ]
 
 

@@ -172,6 +172,20 @@ CASES: dict[str, tuple[Callable[[], list[Layer]], Shape]] = {
         ],
         (6, 6, 2),
     ),
+    "by transforms": (
+        lambda: [Conv2d(16, 3, padding=1), ReLU(), Conv2d(17, 3, padding=1), ReLU(), Conv2d(16, 3), MaxPool2d(2)],
+        (10, 8, 16),
+    ),
+    "by transforms, around a shortcut": (
+        lambda: [
+            Conv2d(16, 3),
+            Residual(Sequential([Conv2d(16, 3, padding=1, bias=False), BatchNorm(), ReLU(), Conv2d(16, 3, 1, 1)])),
+            *(Conv2d(24, 3, padding=2, bias=False), ReLU(), MaxPool2d(2)),
+        ],
+        (8, 10, 3),
+    ),
+    "pixels read by the first layer": (lambda: [Flatten(), Dense(4), ReLU(), Dense(3), BatchNorm()], (9, 9, 1)),
+    "a few units anywhere": (lambda: [Conv2d(8, 3), ReLU(), Flatten(), Dense(4), BatchNorm(), Dense(3)], (9, 9, 1)),
     "one pixel": (lambda: [Conv2d(5, 3, padding=1), ReLU(), BatchNorm()], (1, 1, 3)),
     "kernel as large as the image": (lambda: [Conv2d(5, (4, 6)), ReLU()], (4, 6, 2)),
     "stride beyond the kernel": (lambda: [Conv2d(6, 3), Conv2d(5, (1, 2), (3, 3)), ReLU()], (9, 9, 1)),

@@ -14,8 +14,8 @@ from bareconv.nn.layer import Layer
 from bareconv.nn.layers import GELU, BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
 from bareconv.nn.model import Model
 from bareconv.optim import SGD
+from bareconv.plan.covers import is_sparse
 from bareconv.plan.graph import graph_of
-from bareconv.plan.lowering import is_sparse
 from bareconv.plan.memory import LINE, PAGE, SLACK, Buffer, allocate, lay_out
 
 
@@ -130,10 +130,10 @@ def test_a_sparse_backward_has_room_behind_each_image() -> None:
     with planned(model, SGD(0.1), 8) as plan:
         plan.prepare()
         assert plan._training is not None
-        lowering = plan._training.lowering
-        (node,) = (node for node in lowering.graph.nodes if is_sparse(node, lowering.target))
-        buffer, plane = lowering.gradient_of(node.inputs[0])
-        assert buffer.elements >= plane.size + lowering.target.lanes
+        step = plan._training.step
+        (node,) = (node for node in step.graph.nodes if is_sparse(node, step.target))
+        buffer, plane = step.gradient(node.inputs[0])
+        assert buffer.elements >= plane.size + step.target.lanes
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

@@ -163,7 +163,7 @@ def test_nothing_is_left_from_the_last_step(threads: int, clip_norm: float | Non
                     assert bound is not None
                     if poison:
                         poisoned = np.ones(len(bound.memory), np.bool_)
-                        for buffer in bound.lowering.buffers:
+                        for buffer in bound.step.buffers:
                             if buffer.zeros and buffer.offset >= 0:
                                 size = buffer.bytes(bound.capacity, threads)
                                 poisoned[buffer.offset : buffer.offset + size] = False
