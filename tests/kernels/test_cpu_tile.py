@@ -20,7 +20,7 @@ from bareconv.kernels.cpu.tile import spare_rows
 from bareconv.kernels.cpu.winograd import Winograd
 
 MULTIPLY_ADD = r"vfmadd\w+|fmla"
-ON_STACK = r"\(%rsp[,)]|\[sp\b|\[x29\b"  # rbp is a register like others here
+ON_STACK = r"\(%rsp[,)]|\[sp\b"  # the frame pointer is a register like others here
 NEON = {"float32": 4, "float64": 2}
 
 
