@@ -1,8 +1,8 @@
 """Calls one kernel on arrays, and watches the memory around them.
 
 Every array lies in a ``Block``: images some elements apart, between guards. All of a block that holds no data is
-poison, bytes of 255, which are NaN as numbers: what a kernel must not use shows in its result, what it must not write shows
-afterwards.
+poison, bytes of 255, which are NaN as numbers: what a kernel must not use shows in its result, what it must not write
+shows afterwards.
 """
 
 from __future__ import annotations
