@@ -104,10 +104,10 @@ def peers_table(name: str) -> str:
     made = ", ".join(f"{library} {version}" for library, version in sorted(versions.items()))
     lines += [
         "",
-        f"Training steps on {cpu['cores_allowed']} cores of {cpu['model']}, float32, all candidates by turns in one go, each "
-        "in a process of its own with the same weights and batches, their first losses compared; median of the blocks, "
-        f"in brackets the 95% interval. {made}. PyTorch's tuned row is the fastest of its layouts and modes there (eager and "
-        "compiled, fused SGD, memory kept); its default row is as it comes. From "
+        f"Training steps on {cpu['cores_allowed']} cores of {cpu['model']}, float32, all candidates by turns in "
+        "one go, each in a process of its own with the same weights and batches, their first losses compared; median of the "
+        f"blocks, in brackets the 95% interval. {made}. PyTorch's tuned row is the fastest of its layouts and modes "
+        "there (eager and compiled, fused SGD, memory kept); its default row is as it comes. From "
         + ", ".join(
             f"[{file.name}](benchmarks/results/{file.name}) ({result['commit'][:10]})"
             for file, result in zip(files, results, strict=True)
@@ -151,8 +151,8 @@ def parity_text(result: dict[str, Any], reference: dict[str, Any]) -> str:
     text = (
         f"On the machine with the H200 the GPU, which runs the reference, trains "
         f"{ratio(plain['train_seconds'] / gpu['train_seconds'])} as fast as the same program on its "
-        f"{result['environment']['cpu']['cores_allowed']} CPU cores, and {ratio(cpu['train_seconds'] / gpu['train_seconds'])} as "
-        f"fast as the {cpu['engine']} engine on them. Parity"
+        f"{result['environment']['cpu']['cores_allowed']} CPU cores, and "
+        f"{ratio(cpu['train_seconds'] / gpu['train_seconds'])} as fast as the {cpu['engine']} engine on them. Parity"
     )
     proofs = [
         f"{proof['candidate']} against {proof['reference']}, over {proof['steps']} steps: losses differ by at most "
@@ -250,8 +250,12 @@ def ladder_table(name: str) -> str:
 
 PAGES: dict[str, Blocks] = {
     "README.md": {
-        **{"main": main_table, "peers": peers_table, "batches": batches_table},
-        **{"original": original_table, "quick": printed, "test": printed},
+        "main": main_table,
+        "peers": peers_table,
+        "batches": batches_table,
+        "original": original_table,
+        "quick": printed,
+        "test": printed,
     },
     "docs/ladder.md": {"ladder machine": ladder_machine, "ladder layer": ladder_table, "ladder step": ladder_table},
 }

@@ -26,7 +26,20 @@ from bareconv.plan.memory import LINE, SLACK
 POISON = 0xFF
 GUARD = 1024  # bytes on either side of a block: more than kernels may read beyond it
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-UNITS = [(unit, dtype) for unit in ("AVX-512", "AVX2", "NEON", "SSE2") for dtype in ("float32", "float64")]
+NAMES = ("AVX-512", "AVX2", "NEON", "SSE2")
+
+
+def _is_here(unit: str) -> bool:
+    try:
+        host_target(name=unit)
+    except UsageError:
+        return False
+    return True
+
+
+HERE = [unit for unit in NAMES if _is_here(unit)]
+# In float64 a unit in between has nothing that another of as many lanes has not.
+UNITS = [(unit, "float32") for unit in HERE] + [(unit, "float64") for unit in sorted({HERE[0], HERE[-1]})]
 
 
 def target_of(unit: str | None, dtype: str) -> Target:
@@ -116,8 +129,10 @@ def call(
     slack: dict[str, int] | None = None,
     whole: Iterable[str] = (),
 ) -> None:
-    """Run the kernel for ``images``. Only blocks named in ``writes`` may change, within the arrays of these images, and
-    ``slack`` elements after them; those named in ``whole`` belong to no image and may change altogether.
+    """Run the kernel for ``images``, a round of their own, as worker 0.
+
+    Only blocks named in ``writes`` may change, within the arrays of these images, and ``slack`` elements after them;
+    those named in ``whole`` belong to no image and may change altogether.
     """
     address = compile_kernels([kernel]).addresses[kernel]
     table = _operand_table(Call(kernel, {name: block.address for name, block in blocks.items()}))

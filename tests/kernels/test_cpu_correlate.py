@@ -71,7 +71,7 @@ def forward(
     return y, where, y_plane
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(shape=shapes(), flags=FLAGS)
 def test_forward(target: Target, shape: Shapes, flags: dict[str, bool]) -> None:
     x = rounded(draws(1, shape.images, *shape.size, shape.channels), target)
@@ -99,10 +99,10 @@ def test_shapes_at_the_edge(target: Target, shape: Shapes) -> None:
     assert np.array_equal(y.pixels(plane), expected)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data(), pool=st.sampled_from([(2, 2), (3, 3), (1, 2), (2, 1), (3, 2)]), relu=st.booleans())
 def test_forward_with_pool(target: Target, data: st.DataObject, pool: Pair, relu: bool) -> None:
-    """Equal maxima are frequent here: the first one's position is kept."""
+    """Equal maxima are frequent here: the first one's position is kept. What no window covers is not written."""
     shape = data.draw(shapes(pool=pool))
     x, weight = whole_numbers(1, shape.images, *shape.size, shape.channels), whole_numbers(2, *shape.weight)
     bias = whole_numbers(3, shape.filters)
@@ -181,7 +181,7 @@ def input_gradient(
     return dx.pixels(dx_plane)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(shape=shapes(), add=st.booleans())
 def test_input_gradient(target: Target, shape: Shapes, add: bool) -> None:
     x = draws(1, shape.images, *shape.size, shape.channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernel_harness import Block, assert_close, call, draws, filled, rounded, single
@@ -16,7 +17,7 @@ from bareconv.kernels.cpu.target import Target
 SIZES = st.sampled_from((1, 2, 7, 8, 15, 16, 17, 31, 33, 64, 70))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(N=st.integers(1, 30), F=SIZES, U=SIZES, bias=st.booleans(), relu=st.booleans(), gap=st.integers(0, 3))
 @example(N=1, F=1, U=1, bias=True, relu=True, gap=0)
 @example(N=5, F=700, U=100, bias=True, relu=False, gap=0)  # more features than a panel holds
@@ -32,7 +33,7 @@ def test_forward(target: Target, N: int, F: int, U: int, bias: bool, relu: bool,
     assert_close(y.data[first:], expected[first:], target)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(N=st.integers(1, 30), F=SIZES, U=SIZES, gap=st.integers(0, 3))
 @example(N=1, F=1, U=1, gap=0)
 @example(N=9, F=100, U=130, gap=1)
@@ -47,26 +48,28 @@ def test_input_gradient(target: Target, N: int, F: int, U: int, gap: int) -> Non
 
 
 def weight_update(
-    target: Target, x: NDArray[np.float64], dy: NDArray[np.float64], rule: Rule, features: range
+    target: Target, x: NDArray[np.float64], dy: NDArray[np.float64], rule: Rule, features: range, blocked: bool = False
 ) -> dict[str, Block]:
     """The blocks after a call for these features; the weights were 1 and the rate 0.5."""
     (N, F), U, gap = x.shape, dy.shape[1], 2
+    kernel = DenseWeightUpdate(target, F, U, F + gap, rule, blocked)
     blocks = {
         "x": filled(x, target.dtype, gap),
         "dy": filled(dy, target.dtype),
         "images": single(np.array([N])),
         "scalars": single(np.array([0.5] + [0.0] * (SCALARS - 1)), target.dtype),
+        "scratch": Block(kernel.scratch_elements, 1, target.dtype),
         "weight": filled(np.ones((F, U)), target.dtype),
         "gradient": Block(U, F, target.dtype),
         "state1": Block(U, F, target.dtype),
         "state2": Block(U, F, target.dtype),
     }
-    written = "gradient" if rule.name == "gradient" else "weight"
-    call(DenseWeightUpdate(target, F, U, F + gap, rule), blocks, [written], features)
+    written = ["gradient" if rule.name == "gradient" else "weight", *(["scratch"] if blocked else [])]
+    call(kernel, blocks, written, features, whole=["scratch"])
     return blocks
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(N=st.integers(1, 40), F=SIZES, U=SIZES, part=st.integers(0, 3))
 @example(N=1, F=1, U=1, part=0)
 def test_weight_gradient_and_update(target: Target, N: int, F: int, U: int, part: int) -> None:
@@ -80,7 +83,18 @@ def test_weight_gradient_and_update(target: Target, N: int, F: int, U: int, part
     assert_close(found["weight"].data[features.start :], 1.0 - 0.5 * expected, target)
 
 
-@settings(max_examples=12)
+@pytest.mark.parametrize("N", [1, DenseWeightUpdate.ROWS, 2 * DenseWeightUpdate.ROWS + 1])
+@pytest.mark.parametrize(("F", "U"), [(200, 100), (9, 17), (5, 1)])
+def test_weight_update_in_blocks_of_rows(target: Target, N: int, F: int, U: int) -> None:
+    """Sums of a panel of features in scratch memory; the last panel, and the last block of rows, are smaller."""
+    x, dy, features = rounded(draws(1, N, F), target), rounded(draws(2, N, U), target), range(3, F)
+    found = weight_update(target, x, dy, Rule("gradient"), features, blocked=True)
+    assert_close(found["gradient"].data[3:], (x.T @ dy)[3:], target)
+    found = weight_update(target, x, dy, Rule("sgd"), features, blocked=True)
+    assert_close(found["weight"].data[3:], (1.0 - 0.5 * x.T @ dy)[3:], target)
+
+
+@settings(max_examples=8)
 @given(N=st.integers(1, 30), U=SIZES)
 def test_column_sums(target: Target, N: int, U: int) -> None:
     y, before = rounded(draws(1, N, U), target), rounded(draws(2, U), target)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -10,7 +14,8 @@ from numpy.typing import NDArray
 
 from bareconv import ops
 from bareconv.kernels.cpu.elementwise import Elementwise
-from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy
+from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy, exponential
+from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.target import Target
 from bareconv.ops.windows import Pair
@@ -18,7 +23,7 @@ from bareconv.ops.windows import Pair
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(size=SIZES, C=st.sampled_from((1, 3, 4, 17)), mean=st.sampled_from((0.0, 33.25)))
 def test_normalise(target: Target, size: Pair, C: int, mean: float) -> None:
     """The images that ``order`` names; some twice, some not."""
@@ -85,7 +90,47 @@ def test_a_logit_that_is_nan_makes_the_loss_nan(target: Target) -> None:
         assert np.isnan(blocks["dlogits"].data).all()
 
 
-OPERATIONS = {
+@dataclass(frozen=True)
+class Exponential(Kernel):
+    """y = e^x, elements ``begin`` to ``end``."""
+
+    operands: ClassVar[tuple[str, ...]] = ("x", "y")
+
+    def write(self, k: Frame) -> None:
+        x, y = k.operand("x").base, k.operand("y").base
+        for i in k.b.range(k.begin, k.end, k.b.lanes):
+            y.store(exponential(k.b, x.vector(i)), i)
+
+
+def exponentials(target: Target, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    given = single(np.resize(x, -(-len(x) // target.lanes) * target.lanes), target.dtype)
+    y = Block(given.elements, 1, target.dtype)
+    call(Exponential(target), {"x": given, "y": y}, ["y"], range(given.elements), whole=["y"])
+    return y.data[0, : len(x)].astype(np.float64)
+
+
+def test_exponential(target: Target) -> None:
+    """To two units of the last place from 0 down to where numbers cease to be normal; 1 at 0."""
+    smallest = -87.0 if target.dtype == "float32" else -708.0
+    near_zero, near_steps = -np.logspace(-20, 0, 500), -np.arange(0.5, -smallest / np.log(2.0)) * np.log(2.0)
+    x = np.concatenate([[0.0, smallest], np.linspace(smallest, 0.0, 20_000), near_zero, near_steps, near_steps + 1e-6])
+    x = rounded(x, target)
+    expected = np.exp(x.astype(np.longdouble))
+    error = np.abs(exponentials(target, x) - expected) / expected
+    assert error.max() <= 2.0 * np.finfo(target.dtype).eps
+    assert exponentials(target, np.zeros(1)) == 1.0
+
+
+def test_exponential_of_what_is_far_below_or_no_number(target: Target) -> None:
+    """The smallest there is, as good as zero; NaN stays NaN."""
+    found = exponentials(target, np.array([-1e30, -np.inf, np.nan, -1.0]))
+    assert found[0] == found[1]
+    assert 0.0 < found[0] < 2.0 * np.finfo(target.dtype).tiny
+    assert np.isnan(found[2])
+    assert np.isfinite(found[3])
+
+
+OPERATIONS: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]] = {
     "copy": lambda a, b: a,
     "relu": lambda a, b: np.maximum(a, 0.0),
     "add": lambda a, b: a + b,
@@ -95,7 +140,7 @@ OPERATIONS = {
 }
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     operation=st.sampled_from(sorted(OPERATIONS)), size=SIZES, C=st.sampled_from((1, 3, 16, 17)), in_place=st.booleans()
 )

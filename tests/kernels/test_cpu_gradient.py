@@ -36,7 +36,7 @@ def weight_gradient(
     return gradient.data.reshape(shape.weight)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(shape=shapes())
 def test_weight_gradient(target: Target, shape: Shapes) -> None:
     x = rounded(draws(1, shape.images, *shape.size, shape.channels), target)
@@ -57,7 +57,7 @@ def test_weight_gradient_at_the_edge(target: Target, shape: Shapes) -> None:
     assert np.array_equal(weight_gradient(target, shape, x, dy, before), before + expected)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     rest=st.tuples(st.integers(0, 1), st.integers(0, 1)),

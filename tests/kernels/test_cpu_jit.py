@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found by other processes, written anew where damaged, done without where that fails."""
+"""Compiled kernels on disk: found by other processes, written anew where damaged, and done without."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kernel_harness import NAMES, target_of
 
 from bareconv.errors import UsageError
 from bareconv.kernels.cpu import jit
@@ -56,18 +57,18 @@ def kernel(channels: int) -> Kernel:
 
 
 def test_another_process_compiles_nothing(tmp_path: Path) -> None:
+    """Neither the plan's kernels nor those that see to the threads; and it comes to the same results."""
     environment = {**os.environ, "BARECONV_CACHE_DIR": str(tmp_path / "cache")}
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    ]
+    command, printed, kept = [sys.executable, "-c", PROGRAM], [], []
+    for _ in range(2):
+        printed.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+        kept.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()})
     (first, results), (second, again) = (text.split(" ", 1) for text in printed)
     assert int(first) > 10
     assert int(second) == 0
     assert results == again
-    assert len(list((tmp_path / "cache").iterdir())) >= int(first)  # the threads' own kernels are there, too
+    assert len(kept[0]) > int(first)
+    assert kept[0] == kept[1]
 
 
 def test_each_kernel_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +147,15 @@ def test_a_large_model_is_compiled_in_seconds(folder: Path, capsys: pytest.Captu
         print(f" [resnet18: {plan.compiled} kernels in {plan.compile_seconds:.1f} s]", end="")
     assert plan.compiled > 30
     assert plan.compile_seconds < 20
+
+
+@pytest.mark.parametrize("unit", NAMES)
+def test_units(unit: str) -> None:
+    """As wide as they are; of those that this machine lacks, no kernel is tested."""
+    single, double = target_of(unit, "float32"), target_of(unit, "float64")
+    width, registers = {"AVX-512": (64, 32), "AVX2": (32, 16), "NEON": (16, 32), "SSE2": (16, 16)}[unit]
+    assert (single.lanes * single.element_bytes, single.registers) == (width, registers)
+    assert (double.lanes * double.element_bytes, double.registers) == (width, registers)
 
 
 def test_units_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

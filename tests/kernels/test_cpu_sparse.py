@@ -95,7 +95,7 @@ def exact(target: Target, shape: Shapes, pool: Pair, *, need_dx: bool = True) ->
     return Backward(target, shape, pool, x, weight, whole_numbers(3, shape.filters), need_dx=need_dx)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(data=st.data(), pool=st.sampled_from(POOLS), need_dx=st.booleans())
 def test_ties_and_dead_relus(target: Target, data: st.DataObject, pool: Pair, need_dx: bool) -> None:
     case = exact(target, data.draw(shapes(plain=True, pool=pool)), pool, need_dx=need_dx)
@@ -103,7 +103,7 @@ def test_ties_and_dead_relus(target: Target, data: st.DataObject, pool: Pair, ne
     case.check_equal()
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(data=st.data(), pool=st.sampled_from(POOLS))
 def test_numbers_of_any_size(target: Target, data: st.DataObject, pool: Pair) -> None:
     shape = data.draw(shapes(plain=True, pool=pool))

@@ -1,191 +1,237 @@
-"""Threads: all of them work, all of them end, and Ctrl-C leaves none of them behind."""
+"""Threads: all of them work, asleep or awake, all of them end, and an interruption leaves none behind."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
+import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from kernel_harness import Block
 
 from bareconv.errors import BareconvError
-from bareconv.kernels.cpu import workers as workers_module
-from bareconv.kernels.cpu.clock import FUNCTION, tick_seconds
-from bareconv.kernels.cpu.dense import ColumnSums
-from bareconv.kernels.cpu.elementwise import Elementwise
+from bareconv.kernels.cpu import workers as module
+from bareconv.kernels.cpu.clock import tick_seconds
 from bareconv.kernels.cpu.jit import compile_kernels
-from bareconv.kernels.cpu.kernel import LOCAL_TO_CALL, LOCAL_TO_ROUND, Kernel
-from bareconv.kernels.cpu.plane import Plane
-from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
+from bareconv.kernels.cpu.kernel import Frame, Kernel
+from bareconv.kernels.cpu.program import Address, Call, _operand_table
 from bareconv.kernels.cpu.target import host_target
 from bareconv.kernels.cpu.workers import Workers
 
 
-class Python:
-    """Python for machine code to call: ``work(table, first, worker)``."""
+@dataclass(frozen=True)
+class Sign(Kernel):
+    """Every worker's words: how often it was called, and the numbers of the last call."""
 
-    def __init__(self, work: Callable[[int, int, int], object]) -> None:
-        def called(table: int | None, first: int, _: int, worker: int, __: int) -> None:
-            work(table or 0, first, worker)
+    operands: ClassVar[tuple[str, ...]] = ("words",)
 
-        self._kept: Any = FUNCTION(called)
-        self.address = int(ctypes.cast(self._kept, ctypes.c_void_p).value or 0)
+    def write(self, k: Frame) -> None:
+        from bareconv.kernels.cpu.emit import I64
+
+        words = k.operand("words", I64).base
+        words.store(words.load() + 1)
+        for i, number in enumerate((k.begin, k.end, k.worker, k.round), start=1):
+            words.store(number, i)
 
 
-def ours() -> set[threading.Thread]:
+class Work:
+    """Pieces of work for ``count`` workers; ``words[worker]`` is what that one has signed."""
+
+    def __init__(self, count: int) -> None:
+        self.words = np.full((count, 8), -1, np.int64)
+        self.words[:, 0] = 0
+        kernel = Sign(host_target())
+        self.function = compile_kernels([kernel]).addresses[kernel]
+        address = Address(self.words.ctypes.data, 0, self.words.strides[0])
+        self._table = _operand_table(Call(kernel, {"words": address}))
+        self.table = self._table.ctypes.data
+
+    def give(self, workers: Workers, first: int) -> None:
+        workers.run(self.function, self.table, first)
+
+    def check(self, pieces: int, first: int) -> None:
+        """Each worker did every piece once; the last one began with ``first``."""
+        expected = [[pieces, first, 0, worker, 0] for worker in range(len(self.words))]
+        assert self.words[:, :5].tolist() == expected
+
+
+def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("bareconv worker")}
 
 
-def end(threads: set[threading.Thread]) -> bool:
-    """Whether they all end within a few seconds."""
-    for thread in threads:
+def end(mine: set[threading.Thread]) -> bool:
+    """Whether these threads end within a few seconds."""
+    for thread in mine:
         thread.join(5.0)
-    return not any(thread.is_alive() for thread in threads)
+    return not any(thread.is_alive() for thread in mine)
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.2], ids=["at once", "after they fell asleep"])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_every_worker_has_its_number(count: int, pause: float) -> None:
-    workers, seen = Workers(count), list[tuple[int, int, int]]()
-    work = Python(lambda *call: seen.append(call))
-    for turn in range(4):
-        seen.clear()
-        workers.run(work.address, 1234, turn)
-        assert sorted(seen) == [(1234, turn, worker) for worker in range(count)]
-        time.sleep(pause)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_every_worker_has_its_number(count: int) -> None:
+    """In many short pieces, one right after the other; with more workers than cores too."""
+    workers, work = Workers(count), Work(count)
+    for piece in range(1000 // count):
+        work.give(workers, 7 * piece)
+        work.check(piece + 1, 7 * piece)
     workers.close()
 
 
-@pytest.mark.parametrize("count", [2, 12])
-def test_many_pieces_of_work(count: int) -> None:
-    """Each done once by each, all before ``run`` returns: whether the workers were awake, asleep or in between."""
-    workers, done = Workers(count), np.zeros(count, np.int64)
-    drawn = np.random.default_rng(0)
-
-    def work(table: int, first: int, worker: int) -> None:
-        done[worker] += 1
-
-    code = Python(work)
-    for turn in range(150):
-        workers.run(code.address, 0, 0)
-        assert (done == turn + 1).all()
-        if turn % 10 == 0:
-            time.sleep(drawn.uniform(0.0, 0.02))
+def test_far_more_workers_than_cores() -> None:
+    workers, work = Workers(16), Work(16)
+    for piece in range(20):
+        work.give(workers, piece)
+        work.check(piece + 1, piece)
     workers.close()
 
 
-@pytest.mark.parametrize("where", ["announce", "serve", "wait_until_done"])
-def test_ctrl_c_leaves_no_worker_behind(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes between two pieces of machine code: what was begun is finished, once, and so is the next work."""
-    workers, seen, pressed = Workers(3), list[int](), list[int]()
-    work = Python(lambda table, first, worker: seen.append(worker))
-    post, main = workers_module._Post, threading.current_thread()
-    before = getattr(post, where)
-
-    def interrupted(self: Any, *arguments: Any, **named: Any) -> Any:
-        if not pressed and threading.current_thread() is main:
-            pressed.append(1)
-            raise KeyboardInterrupt
-        return before(self, *arguments, **named)
-
-    monkeypatch.setattr(post, where, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        workers.run(work.address, 0, 0)
-    assert sorted(seen) == [0, 1, 2]
-    workers.run(work.address, 0, 0)
-    assert sorted(seen) == [0, 0, 1, 1, 2, 2]
+@pytest.mark.parametrize("lookout", [0, 200, module.LOOKOUT])
+def test_work_after_a_pause(monkeypatch: pytest.MonkeyPatch, lookout: int) -> None:
+    """Asleep, awake, or just about to fall asleep: pauses of about as long as the lookout, and longer ones."""
+    monkeypatch.setattr(module, "LOOKOUT", lookout)
+    drawn, workers, work = np.random.default_rng(lookout), Workers(3), Work(3)
+    for piece in range(300):
+        pause = float(drawn.choice([0.0, 1e-5, 1e-4, 1e-3, 3e-3]) * drawn.random())
+        until = time.perf_counter() + pause
+        if piece % 2:
+            time.sleep(pause)
+        while time.perf_counter() < until:  # with the GIL, which a worker needs to fall asleep
+            pass
+        work.give(workers, piece)
+        work.check(piece + 1, piece)
     workers.close()
 
 
-def test_close_ends_the_threads() -> None:
-    before = ours()
-    workers = Workers(4)
-    threads = ours() - before
-    assert len(threads) == 3
+def test_after_a_long_pause_no_worker_takes_processor_time() -> None:
+    workers, work = Workers(3), Work(3)
+    work.give(workers, 1)
+    time.sleep(0.3)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.1
+    work.give(workers, 2)
+    work.check(2, 2)
+    workers.close()
+
+
+def test_two_sets_of_workers() -> None:
+    """Neither does the other's work."""
+    sets = [(Workers(count), Work(count)) for count in (2, 3)]
+    for piece in range(50):
+        for workers, work in sets:
+            work.give(workers, piece)
+    for workers, work in sets:
+        work.check(50, 49)
+        workers.close()
+
+
+@pytest.mark.parametrize("lookout", [0, module.LOOKOUT], ids=["asleep", "awake"])
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_close_ends_the_threads(monkeypatch: pytest.MonkeyPatch, pieces: int, lookout: int) -> None:
+    """Once and for all, before any work or after it."""
+    monkeypatch.setattr(module, "LOOKOUT", lookout)
+    before, workers, work = threads(), Workers(4), Work(4)
+    mine = threads() - before
+    assert len(mine) == 3
+    for piece in range(pieces):
+        work.give(workers, piece)
+    time.sleep(0.005)
     workers.close()
     workers.close()
-    assert end(threads)
+    assert end(mine)
     with pytest.raises(BareconvError, match="closed"):
-        workers.run(0, 0, 0)
+        work.give(workers, 0)
+    assert work.words[:, 0].tolist() == [pieces] * 4
 
 
-def test_threads_end_with_what_has_them() -> None:
-    before = ours()
-    workers = Workers(3)
-    workers.run(Python(lambda *call: None).address, 0, 0)
-    threads = ours() - before
+def test_threads_end_with_their_owner() -> None:
+    before, workers, work = threads(), Workers(3), Work(3)
+    work.give(workers, 0)
+    mine = threads() - before
+    assert len(mine) == 2
     del workers
     gc.collect()
-    assert len(threads) == 2
-    assert end(threads)
+    assert end(mine)
 
 
-def copied(plane: Plane) -> Kernel:
-    return Elementwise(host_target(), "copy", plane, plane, plane)
+class Interrupt:
+    """Raises KeyboardInterrupt once, at operation number ``at`` of those that see to a piece of work.
+
+    A trace function is called before each operation of the interpreter: a signal is noticed between two of them.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.left, self.raised = at, False
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        inside = frame.f_code.co_filename == module.__file__ and frame.f_code is not Workers.run.__code__
+        frame.f_trace_opcodes, frame.f_trace_lines = inside, False
+        if inside and event in ("call", "opcode") and not self.raised:
+            self.left -= 1
+            if self.left < 0:
+                self.raised = True
+                raise KeyboardInterrupt
+        return self
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 16])
-@pytest.mark.parametrize("images", [1, 2, 7])
-def test_a_program_of_stages(count: int, images: int) -> None:
-    """Every image once, whoever does it; also with more threads than images, or than cores."""
-    plane, total = Plane(1, 1, 32), Block(32, count)
-    x, y = Block(32, images), Block(32, images)
-    x.data[...] = np.arange(32 * images).reshape(images, 32)
-    total.data[...] = 0.0
-    copy, sums = copied(plane), ColumnSums(host_target(), 32)
-    own = Address(total.address.base, 0, total.address.image)
-    stages = [
-        Stage([Call(copy, {"a": x.address, "y": y.address})], chunk=2, segment=0),
-        Stage([Call(sums, {"y": y.address, "sums": own})], chunk=3, wait=True, segment=1),
-        Stage([Call(copy, {"a": y.address, "y": x.address})], extent=images, grain=1, wait=True, segment=2),
-    ]
-    run, workers = Run(host_target()), Workers(count)
-    program = Program(stages, compile_kernels([copy, sums, run]).addresses, run, workers)
-    for turn in range(20):
-        program.run(images)
-        assert np.array_equal(y.data, x.data)
-        expected = (turn + 1) * np.arange(32 * images).reshape(images, 32).sum(axis=0)
-        assert np.array_equal(total.data.sum(axis=0), expected)
-    assert len(program.seconds()) == 4
-    assert all(time >= 0.0 for time in program.seconds())
-    program.clear_ticks()
-    assert not any(program.seconds())
+def interrupted(workers: Workers, work: Work, at: int) -> bool:
+    """A piece of work with an interruption; False where it was done before. In a thread of its own: should it hang."""
+    outcome: list[bool] = []
+
+    def caller() -> None:
+        interrupt = Interrupt(at)
+        sys.settrace(interrupt)
+        try:
+            work.give(workers, at)
+            outcome.append(interrupt.raised)
+        except KeyboardInterrupt:
+            outcome.append(True)
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=caller, daemon=True)
+    thread.start()
+    thread.join(10.0)
+    assert outcome, f"interrupted at operation {at}, the workers wait for ever"
+    return outcome[0]
+
+
+@pytest.mark.parametrize("lookout", [0, module.LOOKOUT], ids=["asleep", "awake"])
+def test_an_interruption_leaves_all_workers_idle_and_usable(monkeypatch: pytest.MonkeyPatch, lookout: int) -> None:
+    """At any moment of a piece of work: all of it is done, by everyone once, before the caller hears of it."""
+    monkeypatch.setattr(module, "LOOKOUT", lookout)
+    workers, work, at = Workers(3), Work(3), 0
+    while interrupted(workers, work, at):
+        work.check(2 * at + 1, at)
+        work.give(workers, -at)
+        work.check(2 * at + 2, -at)
+        if lookout == 0:
+            time.sleep(2e-4)
+        at += 1
+    assert at > 100
     workers.close()
 
 
-def test_what_is_local_starts_with_each_call_or_round() -> None:
-    """Two stages of a segment, two images a round: what lies between them is as large as a round, for each worker."""
-    plane, run, workers = Plane(1, 1, 8), Run(host_target()), Workers(2)
-    x, y, round_, chunk = Block(8, 7), Block(8, 7), Block(32, 2), Block(8, 2)
-    x.data[...] = np.arange(56.0).reshape(7, 8)
-    to_round = Address(round_.address.base, 32, round_.address.image, LOCAL_TO_ROUND)
-    to_call = Address(chunk.address.base, 32, chunk.address.image, LOCAL_TO_CALL)
-    copy = copied(plane)
-    stages = [
-        Stage([Call(copy, {"a": x.address, "y": to_call}), Call(copy, {"a": to_call, "y": to_round})], round=2),
-        Stage([Call(copy, {"a": to_round, "y": y.address})], chunk=2, round=2),
-    ]
-    program = Program(stages, compile_kernels([copy, run]).addresses, run, workers)
-    program.run(7)
-    workers.close()
-    assert np.array_equal(y.data, x.data)
-    # Worker 0 has images 0 to 2, worker 1 the others: in the last round one, and two.
-    assert np.array_equal(round_.data[:, :8], x.data[[2, 5]])
-    assert np.array_equal(round_.data[:, 8:16], x.data[[1, 6]])
-    assert np.isnan(round_.data[:, 16:]).all()
-    assert np.array_equal(chunk.data, x.data[[2, 6]])
+def test_an_error_reaches_the_caller_after_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised once, between what the helpers are told and what the caller does itself."""
+    workers, work = Workers(3), Work(3)
+    serve, told = module._Post.serve, list[int]()
 
+    def fails(post: module._Post, lookout: int) -> None:
+        if lookout == 0 and not told:
+            told.append(1)
+            raise KeyboardInterrupt
+        serve(post, lookout)
 
-def test_an_operand_that_a_kernel_does_not_have_is_a_mistake() -> None:
-    plane, run, workers = Plane(1, 1, 8), Run(host_target()), Workers(1)
-    copy = copied(plane)
-    with pytest.raises(AssertionError, match="Elementwise has no operand weight"):
-        Program([Stage([Call(copy, {"weight": Address()})])], compile_kernels([copy, run]).addresses, run, workers)
+    monkeypatch.setattr(module._Post, "serve", fails)
+    with pytest.raises(KeyboardInterrupt):
+        work.give(workers, 5)
+    work.check(1, 5)
+    work.give(workers, 6)
+    work.check(2, 6)
     workers.close()
 
 

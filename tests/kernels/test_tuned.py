@@ -1,5 +1,7 @@
 """The tuned NumPy kernels against the readable ones, over many shapes, with every buffer full of NaN at first."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
+
 from __future__ import annotations
 
 import tracemalloc

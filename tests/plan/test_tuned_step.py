@@ -1,5 +1,7 @@
 """A training by the tuned NumPy step against the reference engine's."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
+
 from __future__ import annotations
 
 import copy
@@ -13,7 +15,7 @@ from bareconv.errors import ShapeError, UsageError
 from bareconv.nn import models
 from bareconv.optim import SGD
 from bareconv.plan.tuned import TunedNumpyStep
-from bareconv.training.engine import ReferenceEngine
+from bareconv.training.engine import EngineSettings, ReferenceEngine
 
 ODD = [
     nn.Conv2d(4, 3, padding=1, groups=2),
@@ -49,7 +51,7 @@ def batches(model, count, size):
 def train(name, precision, threads, steps=5, size=8):
     """(losses, hits, state) after ``steps`` of the tuned step, or of the reference where ``threads`` is None."""
     model, optimizer, losses, hits = make(name, precision), SGD(0.02, momentum=0.9), [], []
-    engine = ReferenceEngine(model, optimizer, label_smoothing=0.1)
+    engine = ReferenceEngine(model, optimizer, EngineSettings(size, label_smoothing=0.1))
     tuned = None if threads is None else TunedNumpyStep(model, size, threads=threads, label_smoothing=0.1)
     for step, (x, labels) in enumerate(batches(model, steps, size)):
         if tuned is None:

@@ -70,7 +70,8 @@ def _profile_plan(trainer: Trainer, engine: PlanEngine, steps: int) -> tuple[dic
     nodes: dict[str, dict[str, Any]] = {}
     fused = {row.node.split(" + ")[0]: row.node for row in explained.rows if row.phase == "forward"}
     leaves = {leaf.name: leaf for leaf in [*trainer.model.leaves(), trainer.reference().loss]}
-    for row in explained.rows:
+    # What prepares weights counts as forward; which weights come first there is no order to show operations in.
+    for row in sorted(explained.rows, key=lambda row: row.phase == "prepare"):
         if row.seconds is None:  # Python's
             continue
         seconds = row.seconds * scale

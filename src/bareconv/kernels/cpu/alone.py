@@ -39,9 +39,10 @@ def peak_flops(precision: str, threads: int, seconds: float = 0.4) -> float:
 
 
 class Conv2dAlone:
-    """conv2d + bias, forward, by ``Correlate`` or ``Winograd``: Y (N, P, Q, K) of X (N, H, W, C), W (R, S, C, K), b (K).
+    """conv2d + bias, forward, by ``Correlate`` or ``Winograd``.
 
-    Weights are packed, and images laid within their padding, beforehand. Raises UsageError where Winograd does not fit.
+    Shapes: x (N, H, W, C), w (R, S, C, K), b (K), ``y`` (N, P, Q, K). Weights are packed, and images laid within their
+    padding, beforehand. Raises UsageError where Winograd does not fit.
     """
 
     def __init__(self, x: Array, w: Array, b: Array, window: Window, threads: int, *, winograd: bool = False) -> None:

@@ -155,7 +155,6 @@ class Program:
             first += len(stage.calls)
         self._stage_table = np.array(rows, dtype=np.int64).reshape(-1, STAGE_WORDS)
         self._barrier = np.zeros(8, np.int64)  # a cache line of its own
-        self._waits = 0
         pitch = -(-(len(calls) + 1) // 8) * 8
         self.ticks: NDArray[np.int64] = np.zeros((threads.count, pitch), np.int64)
         self._header = np.array(
@@ -166,14 +165,13 @@ class Program:
             dtype=np.int64,
         )
         self._table = self._header.ctypes.data
-        self._waits_of_a_run = sum(stage.wait for stage in stages)
         self._function = addresses[run]
 
     def run(self, images: int) -> None:
         """Go through all stages once, for a batch of that many images."""
         self._header[_IMAGES] = images
-        waits, self._waits = self._waits, self._waits + self._waits_of_a_run
-        self.threads.run(self._function, self._table, waits)
+        waits_so_far = int(self._barrier[0]) // self.threads.count
+        self.threads.run(self._function, self._table, waits_so_far)
 
     def seconds(self) -> list[float]:
         """Of every call, since the last ``clear_ticks``: the mean over the workers; waiting comes first."""

@@ -6,6 +6,7 @@ for more work for a moment, in machine code and without the GIL, and only then g
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from dataclasses import dataclass
@@ -165,33 +166,26 @@ class _Helper:
 
     def __init__(self, number: int) -> None:
         self.post = _Post(number)
-        self._asleep: list[bool] = []  # not empty: it sleeps, or is about to; whoever empties it says what happens
-        self._wake = threading.Lock()
+        self._asleep = False  # or about to be
+        self._wake = threading.Lock()  # released once or more: it wakes, or does not fall asleep
         self._wake.acquire()
         threading.Thread(target=self._loop, name=f"bareconv worker {number}", daemon=True).start()
 
     def begin(self, number: int, function: int, table: int, first: int) -> None:
-        """Announce a piece of work, and see that someone is awake to do it."""
+        """Announce a piece of work, and see that someone is awake to do it. Done again, it changes nothing."""
         self.post.announce(number, function, table, first)
-        if self._taken():
-            self._wake.release()
-
-    def _taken(self) -> bool:
-        """Whether the note of being asleep was there, and is now ours: one operation of Python's, for one thread."""
-        try:
-            return self._asleep.pop()
-        except IndexError:
-            return False
+        if self._asleep:
+            with contextlib.suppress(RuntimeError):  # it has been released
+                self._wake.release()
 
     def _loop(self) -> None:
         while not self.post.ended:
             self.post.serve(LOOKOUT)
-            if self.post.ended:
-                return
-            self._asleep.append(True)
-            # Either work has come by now, and the note is still there to take back, or someone will wake us.
-            if self.post.idle or not self._taken():
+            self._asleep = True
+            # Work that has come by now may have come before the note: it is looked for once more.
+            if self.post.idle and not self.post.ended:
                 self._wake.acquire()
+            self._asleep = False
 
 
 def _stop(helpers: list[_Helper]) -> None:
