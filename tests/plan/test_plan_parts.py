@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawn_models import Drawn, models
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plan_harness import data_of, planned
 
+from bareconv.kernels.cpu.norm import NormApply, NormBackwardSums
 from bareconv.kernels.cpu.target import host_target
 from bareconv.nn.blocks import Residual, Sequential
 from bareconv.nn.layer import Layer
@@ -16,7 +20,10 @@ from bareconv.nn.model import Model
 from bareconv.optim import SGD
 from bareconv.plan.covers import is_sparse
 from bareconv.plan.graph import graph_of
+from bareconv.plan.lowering import lower
 from bareconv.plan.memory import LINE, PAGE, SLACK, Buffer, allocate, lay_out
+from bareconv.plan.record import RecordedStage
+from bareconv.plan.step import Step
 
 
 def names(layers: list[Layer], **options: tuple[type[Layer], ...]) -> list[str]:
@@ -94,6 +101,46 @@ LAYERS: list[Layer] = [
     *(Conv2d(8, 3, padding=1), ReLU(), Conv2d(16, 3), ReLU(), MaxPool2d(2)),
     *(Conv2d(8, 3, groups=2), GELU(), Flatten(), Dropout(), Dense(10)),
 ]
+
+
+WRITTEN = {
+    *("y", "dx", "out", "dlogits", "losses", "hits", "where", "packed", "gradient", "sums", "dgamma", "dbeta"),
+    *("coefficients", "terms", "mean", "var", "partial", "state1", "state2", "places", "values", "scratch"),
+}
+
+
+def accesses(stage: RecordedStage) -> Iterator[tuple[Buffer, bool]]:
+    """What a stage touches, and whether it writes there."""
+    for call in stage.calls:
+        update = call.phase == "update"
+        for name, place in call.operands.items():
+            reads = name in ("coefficients", "terms") and isinstance(call.kernel, NormApply | NormBackwardSums)
+            yield place.buffer, (name in WRITTEN and not reads) or (update and name == "weight")
+
+
+@settings(max_examples=40)
+@given(drawn=models())
+@example(drawn=Drawn((8, 9, 1), [BatchNorm(), ReLU(), Flatten(), Dense(5)]))
+def test_no_worker_reads_what_another_may_still_write(drawn: Drawn) -> None:
+    """Between two waits, what is touched by stages that deal out their work differently is only read."""
+    model = Model(drawn.make(), drawn.shape)
+    with planned(model, SGD(0.1, momentum=0.9), 8, threads=1) as plan:
+        step = Step(plan._graph, model, plan.target, plan.parameters, plan.rule, 8)
+        lowered = lower(step)
+    stretch: list[RecordedStage] = []
+    for stage in lowered.stages:
+        if stage.wait or stage.host is not None:
+            stretch = []
+        for earlier in stretch:
+            if (earlier.extent, earlier.grain) == (stage.extent, stage.grain):
+                continue
+            both_update = all(call.phase == "update" for one in (earlier, stage) for call in one.calls)
+            for buffer, writes in accesses(stage):
+                clash = any(buffer is other and (writes or wrote) for other, wrote in accesses(earlier))
+                # Updates share arrays, of which each has its own part.
+                fine = not clash or (both_update and buffer.per == "outside")
+                assert fine, f"{buffer.name}: {stage.calls[0].node} after {earlier.calls[0].node} without a wait"
+        stretch.append(stage)
 
 
 def test_explain() -> None:

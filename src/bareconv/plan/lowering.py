@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy
 from bareconv.kernels.cpu.parameters import Update
@@ -78,8 +79,10 @@ def _update(step: Step) -> None:
     parameters, record = step.parameters, step.record
     for number, write in enumerate(step.updates):
         write(number == 0)
+    groups: list[tuple[list[str], NDArray[np.int32] | None]]
     groups = [(parameters.summed, None)] if parameters.summed else []
-    for names, positions in [*groups, *(([name], step.positions[name]) for name in parameters.mapped)]:
+    groups += [([name], step.positions[name]) for name in parameters.mapped]
+    for number, (names, positions) in enumerate(groups):
         start, end = parameters.start[names[0]], parameters.end(names[-1])
         record.node = "summed parameters" if positions is None else names[0].rpartition(".")[0]
         table = None
@@ -88,11 +91,10 @@ def _update(step: Step) -> None:
             padded = np.zeros(end - start, np.int32)
             padded[: positions.size] = positions
             table = step.table(f"{names[0]} gradient order", padded)
-        wait = not record.stages or record.stages[-1].extent is None
         record.shared(
             Update(step.target, step.partial_pitch, positions is not None, step.rule),
             *(end - start, GRAIN),
-            wait=wait,
+            wait=number == 0 and not step.updates,  # also for one worker's gradients of a batch norm
             partial=Place(step.outside.partial, 0 if positions is not None else start, shared=True),
             places=table,
             workers=step.outside.workers,
