@@ -106,8 +106,8 @@ def peers_table(name: str) -> str:
         "",
         f"Training steps on {cpu['cores_allowed']} cores of {cpu['model']}, float32, all candidates by turns in "
         "one go, each in a process of its own with the same weights and batches, their first losses compared; median "
-        f"of the blocks, in brackets the 95% interval. {made}. PyTorch's tuned row is the fastest of its layouts and modes "
-        "there (eager and compiled, fused SGD, memory kept); its default row is as it comes. From "
+        f"of the blocks, in brackets the 95% interval. {made}. PyTorch's tuned row is the fastest of its layouts and "
+        "modes there (eager and compiled, fused SGD, memory kept); its default row is as it comes. From "
         + ", ".join(
             f"[{file.name}](benchmarks/results/{file.name}) ({result['commit'][:10]})"
             for file, result in zip(files, results, strict=True)

@@ -218,9 +218,9 @@ class _Trying:
             winner = best if best is not None and not side.alive else side
         else:
             winner = max(best, side, key=lambda one: sum(one.samples.images) / sum(one.samples.seconds))
-        for one in (best, side):
-            if one is not None:
-                one.samples = Samples()
+        for tried in (best, side):
+            if tried is not None:
+                tried.samples = Samples()
         for one in (best, side):
             if one is not None and one is not winner:
                 one.close()
