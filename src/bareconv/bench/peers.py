@@ -211,9 +211,9 @@ class _Trying:
         what decides is how fast they are by turns.
         """
         if best is not None and side.alive and best.alive:
-            for one in (side, best, best, side):
-                if one.alive:
-                    one.run(min(TRY_SECONDS, self.budget.seconds / 10) / 3)
+            for rival in (side, best, best, side):
+                if rival.alive:
+                    rival.run(min(TRY_SECONDS, self.budget.seconds / 10) / 3)
         if best is None or not side.alive or not best.alive:
             winner = best if best is not None and not side.alive else side
         else:
