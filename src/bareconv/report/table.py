@@ -148,7 +148,7 @@ def _times(runs: list[Run]) -> list[Row]:
         times("Compiling", lambda run: run.get("compile_seconds"), "once, in no other figure"),
         times("Evaluation", lambda run: run.get("evaluate_seconds")),
         Row("Images a second", [Cell(fmt.rate(run["images_per_second"])) for run in runs]),
-        Row("Arithmetic", [Cell(fmt.flops(_flops(run))) for run in runs], "reached in training"),
+        Row("Arithmetic", [Cell(fmt.flops(_flops(run))) for run in runs], "the layers' work, counted directly"),
     ]
     if any(r is not None for r in speed.values()):
         cells = [Cell(fmt.ratio(speed.get(i))) for i in range(len(runs))]
