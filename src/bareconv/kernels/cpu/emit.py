@@ -85,14 +85,8 @@ class Value:
     def __or__(self, other: Any) -> Value:
         return self._binary(other, "or_", "")
 
-    def __xor__(self, other: Any) -> Value:
-        return self._binary(other, "xor", "")
-
     def __lshift__(self, other: Any) -> Value:
         return self._binary(other, "shl", "")
-
-    def __rshift__(self, other: Any) -> Value:
-        return self._binary(other, "lshr", "")
 
     def compare(self, sign: str, other: Any) -> Value:
         """True, lane by lane, where ``self sign other``; comparisons with NaN are false."""
