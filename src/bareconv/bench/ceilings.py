@@ -30,7 +30,7 @@ def measured_peak(device: Device, precision: str, threads: int, seconds: float =
 
     on_cpu = isinstance(device, CpuDevice)
     if on_cpu and why_no_plan() is None:
-        from bareconv.kernels.cpu.alone import peak_flops
+        from bareconv.bench.alone import peak_flops
 
         return Peak(device.name, threads, peak_flops(precision, threads, seconds), "multiply-adds and nothing else")
     size = SIZE if on_cpu else GPU_SIZE

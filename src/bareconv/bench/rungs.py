@@ -164,7 +164,7 @@ def simd_winograd(problem: ConvProblem) -> Task:
 
 
 def _alone(problem: ConvProblem, *, winograd: bool) -> Task:
-    from bareconv.kernels.cpu.alone import Conv2dAlone
+    from bareconv.bench.alone import Conv2dAlone
 
     conv = Conv2dAlone(*problem.arrays, problem.window, problem.threads, winograd=winograd)
     return Task(conv.run, lambda: conv.y, flops=float(conv.kernel.flops * problem.batch_size))

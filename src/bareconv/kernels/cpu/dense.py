@@ -11,29 +11,36 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bareconv.kernels.cpu.emit import Builder, Index, Pointer, Value
+from bareconv.kernels.cpu.emit import Builder, Pointer, Value
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.rules import Rule
+from bareconv.kernels.cpu.sweep import column_tiles, columns, row_tiles, runs, transposed
 from bareconv.kernels.cpu.tile import Tile, accumulate, spare_rows
 
 PANEL_BYTES = 1 << 15  # of a panel of weights: most of a first-level cache
 
 
 @dataclass(frozen=True)
-class DenseForward(Kernel):
-    """Y = X W + bias, then ``relu``. ``pitch``: elements from a row of X to the next (of Y: ``units``)."""
-
-    operands: ClassVar[tuple[str, ...]] = ("x", "weight", "bias", "y")
+class DenseKernel(Kernel):
+    """What the kernels of a dense layer have in common. ``pitch``: elements from a row of X (or dX) to the next."""
 
     features: int
     units: int
     pitch: int
-    bias: bool = True
-    relu: bool = False
 
     @property
     def flops(self) -> int:
         return 2 * self.features * self.units
+
+
+@dataclass(frozen=True)
+class DenseForward(DenseKernel):
+    """Y = X W + bias, then ``relu``; rows of Y are ``units`` apart."""
+
+    operands: ClassVar[tuple[str, ...]] = ("x", "weight", "bias", "y")
+
+    bias: bool = True
+    relu: bool = False
 
     @property
     def label(self) -> str:
@@ -82,18 +89,10 @@ class DenseForward(Kernel):
 
 
 @dataclass(frozen=True)
-class DenseInputGradient(Kernel):
+class DenseInputGradient(DenseKernel):
     """dX = dY W'; ``scratch`` holds a panel of W turned round: ``scratch_elements`` a worker."""
 
     operands: ClassVar[tuple[str, ...]] = ("dy", "weight", "dx", "scratch")
-
-    features: int
-    units: int
-    pitch: int  # from a row of dX to the next
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.features * self.units
 
     @property
     def label(self) -> str:
@@ -134,7 +133,7 @@ class DenseInputGradient(Kernel):
 
 
 @dataclass(frozen=True)
-class DenseWeightUpdate(Kernel):
+class DenseWeightUpdate(DenseKernel):
     """dW = X' dY, and the optimizer's step with it: for the features from ``begin`` to ``end``, over ``images`` rows.
 
     ``images`` is a word of memory. A panel of features at a time, over ``ROWS`` rows at a time: the panel's part of
@@ -148,15 +147,8 @@ class DenseWeightUpdate(Kernel):
     )
     ROWS: ClassVar[int] = 128
 
-    features: int
-    units: int
-    pitch: int
     rule: Rule
     blocked: bool = False
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.features * self.units
 
     @property
     def label(self) -> str:
@@ -256,45 +248,6 @@ def panel_rows(rows: int, row_bytes: int) -> int:
     return max(1, min(rows, PANEL_BYTES // row_bytes))
 
 
-def columns(b: Builder, count: int) -> Iterator[tuple[Index, Value | None]]:
-    """(first column, mask) of each register of a row: whole ones in a loop, then what is left."""
-    if count >= b.lanes:
-        for i in b.range(0, count // b.lanes * b.lanes, b.lanes):
-            yield i, None
-    if count % b.lanes:
-        yield count // b.lanes * b.lanes, b.tail(count % b.lanes)
-
-
-def column_tiles(b: Builder, count: int, vectors: int) -> Iterator[tuple[Value, int, Value | None]]:
-    """(first column, registers, mask of the last register) of the tiles of a row."""
-    width = vectors * b.lanes
-    if count >= width:
-        for i in b.range(0, count // width * width, width):
-            yield i, vectors, None
-    rest = count % width
-    if rest:
-        yield b.index(count - rest), -(-rest // b.lanes), b.tail(rest % b.lanes or b.lanes)
-
-
-def runs(b: Builder, count: int, size: int) -> Iterator[tuple[Value, int]]:
-    """(first, how many) of the parts of a range: whole ones in a loop, then what is left."""
-    if count >= size:
-        for i in b.range(0, count // size * size, size):
-            yield i, size
-    if count % size:
-        yield b.index(count // size * size), count % size
-
-
-def row_tiles(b: Builder, count: Value, rows: int) -> Iterator[tuple[Value, int]]:
-    """(first row, rows) of tiles over a number of rows that is known at run time: whole tiles, then smaller ones."""
-    done = b.variable(b.index(0))
-    for size in dict.fromkeys((rows, max(1, rows // 3), 1)):
-        last = count - size + 1
-        for row in b.range(done.value, last, size):
-            yield row, size
-            done.value = row + size
-
-
 def turn_round(
     b: Builder, source: Pointer, pitch: int, into: Pointer, into_pitch: int, length: int, rows: int | None = None
 ) -> None:
@@ -309,18 +262,3 @@ def turn_round(
             if isinstance(column, int) and i >= length % lanes:  # past the last column
                 break
             into.store(row, (column + i) * into_pitch)
-
-
-def transposed(b: Builder, block: list[Value]) -> list[Value]:
-    """The square block of registers turned round: lane j of row i becomes lane i of row j."""
-    lanes, half = len(block), len(block) // 2
-    while half:
-        low = [j + (lanes if j & half else 0) - (half if j & half else 0) for j in range(lanes)]
-        high = [j + half if not j & half else j + lanes for j in range(lanes)]
-        block = list(block)
-        for i in range(lanes):
-            if not i & half:
-                top, bottom = block[i], block[i + half]
-                block[i], block[i + half] = b.shuffle(top, bottom, low), b.shuffle(top, bottom, high)
-        half //= 2
-    return block

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bareconv.kernels.cpu.dense import columns
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
+from bareconv.kernels.cpu.sweep import columns
 
 
 @dataclass(frozen=True)

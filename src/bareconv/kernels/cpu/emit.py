@@ -204,16 +204,13 @@ class Pointer:
 
 
 class Builder:
-    """Writes one function ``name(args, begin, end, worker)`` of a module."""
+    """Writes one function ``name``, of no result, of a module."""
 
-    def __init__(
-        self, module: ir.Module, name: str, target: Target, arguments: Sequence[Any], result: Any = None
-    ) -> None:
+    def __init__(self, module: ir.Module, name: str, target: Target, arguments: Sequence[Any]) -> None:
         self.target, self.lanes = target, target.lanes
         self.number = ir.FloatType() if target.dtype == "float32" else ir.DoubleType()
         self.vector_type = ir.VectorType(self.number, self.lanes)
-        self.function = ir.Function(module, ir.FunctionType(result or ir.VoidType(), list(arguments)), name)
-        # Without this attribute LLVM may split wide vectors on processors that it believes to prefer narrow ones.
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), list(arguments)), name)
         self.function.attributes.add("nounwind")
         entry = self.function.append_basic_block("entry")
         self.ir = ir.IRBuilder(self.function.append_basic_block("body"))

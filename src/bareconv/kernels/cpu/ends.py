@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from llvmlite import ir
 
-from bareconv.kernels.cpu.dense import columns
 from bareconv.kernels.cpu.emit import I8, I32, I64, Builder, Value
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
+from bareconv.kernels.cpu.sweep import columns
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bareconv.kernels.cpu.dense import column_tiles, columns, runs
 from bareconv.kernels.cpu.emit import I8, Builder, Index, Value, Variable
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
+from bareconv.kernels.cpu.sweep import column_tiles, columns, runs
 from bareconv.kernels.cpu.tile import accumulate, spare_rows
 from bareconv.ops.windows import Pair
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bareconv.kernels.cpu.dense import columns, row_tiles
+from bareconv.kernels.cpu.dense import DenseKernel
 from bareconv.kernels.cpu.emit import I8, I64, Index, Pointer, Value
-from bareconv.kernels.cpu.kernel import Frame, Kernel
+from bareconv.kernels.cpu.kernel import Frame
+from bareconv.kernels.cpu.sweep import columns, row_tiles
 from bareconv.kernels.cpu.target import Target
 
 
@@ -68,17 +69,8 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class NarrowForward(Kernel):
-    """Y = X W + bias, then ``relu``. ``pitch``: elements from a row of X to the next (of Y: ``units``)."""
-
-    operands: ClassVar[tuple[str, ...]] = ("x", "order", "weight", "bias", "y")
-
-    features: int
-    units: int
-    pitch: int
-    bias: bool = True
-    relu: bool = False
-    pixels: Pixels | None = None
+class NarrowKernel(DenseKernel):
+    """What the kernels of a narrow layer have in common: features padded to ``width``."""
 
     @property
     def flops(self) -> int:
@@ -90,19 +82,30 @@ class NarrowForward(Kernel):
         return -(-self.features // self.target.lanes) * self.target.lanes
 
     @property
-    def rows(self) -> int:
-        """Images whose sums are in registers together."""
+    def together(self) -> int:
+        """How many sums of each unit are in registers at a time."""
         return max(1, self.target.registers * 5 // 8 // self.units)
+
+
+@dataclass(frozen=True)
+class NarrowForward(NarrowKernel):
+    """Y = X W + bias, then ``relu``; rows of Y are ``units`` apart."""
+
+    operands: ClassVar[tuple[str, ...]] = ("x", "order", "weight", "bias", "y")
+
+    bias: bool = True
+    relu: bool = False
+    pixels: Pixels | None = None
 
     @property
     def label(self) -> str:
-        return f"lanes of features: {self.rows} rows x {self.units} units"
+        return f"lanes of features: {self.together} rows x {self.units} units"
 
     def write(self, k: Frame) -> None:
         b = k.b
         x, y = _Rows(k, self.pitch, self.pixels), k.operand("y").image(k.begin)
         weight, bias = k.operand("weight").base, k.operand("bias").base
-        for row, rows in row_tiles(b, k.end - k.begin, self.rows):
+        for row, rows in row_tiles(b, k.end - k.begin, self.together):
             sums = [[b.variable(b.zero) for _ in range(self.units)] for _ in range(rows)]
             starts = [x.at(row + i) for i in range(rows)]
             for column, mask in columns(b, self.features):
@@ -122,38 +125,23 @@ class NarrowForward(Kernel):
 
 
 @dataclass(frozen=True)
-class NarrowWeightGradient(Kernel):
+class NarrowWeightGradient(NarrowKernel):
     """``gradient`` (units, width) += dY' X, over all images of the call."""
 
     operands: ClassVar[tuple[str, ...]] = ("x", "order", "dy", "gradient")
 
-    features: int
-    units: int
-    pitch: int
     pixels: Pixels | None = None
 
     @property
-    def flops(self) -> int:
-        return 2 * self.width * self.units
-
-    @property
-    def width(self) -> int:
-        return -(-self.features // self.target.lanes) * self.target.lanes
-
-    @property
     def label(self) -> str:
-        return f"lanes of features: {self.units} units x {self._vectors} vectors"
-
-    @property
-    def _vectors(self) -> int:
-        return max(1, self.target.registers * 5 // 8 // self.units)
+        return f"lanes of features: {self.units} units x {self.together} vectors"
 
     def write(self, k: Frame) -> None:
         b = k.b
         x, dy, gradient = _Rows(k, self.pitch, self.pixels), k.operand("dy").image(k.begin), k.operand("gradient").base
         factor = b.constant(x.factor)
         count, lanes = k.end - k.begin, b.lanes
-        wide = self._vectors * lanes
+        wide = self.together * lanes
         whole = self.features // wide * wide
 
         def tile(first: Index, masks: list[Value | None]) -> None:
@@ -174,7 +162,7 @@ class NarrowWeightGradient(Kernel):
 
         if whole:
             for first in b.range(0, whole, wide):
-                tile(first, [None] * self._vectors)
+                tile(first, [None] * self.together)
         rest = self.features - whole
         if rest:
             tile(whole, [b.tail(rest - v * lanes) for v in range(-(-rest // lanes))])

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from llvmlite import ir
 
-from bareconv.kernels.cpu.dense import columns
 from bareconv.kernels.cpu.emit import I8, I64, Builder, Index, Pointer, Value
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
+from bareconv.kernels.cpu.sweep import columns
 from bareconv.ops.windows import Pair
 
 DOUBLE = ir.DoubleType()
@@ -25,6 +25,27 @@ DOUBLE = ir.DoubleType()
 def _add_to(b: Builder, sums: Pointer, at: Index, value: Value, mask: Value | None) -> None:
     """sums[at ...] += value, in double precision."""
     sums.store(sums.vector(at, mask, b.lanes) + b.convert(value, DOUBLE), at, mask)
+
+
+def _totals(b: Builder, sums: Pointer, workers: Value, pitch: int, places: tuple[Value, Value]) -> tuple[Value, Value]:
+    """What the workers have summed up at two places, which are cleared for the next step."""
+    zero = b.as_type(0.0, DOUBLE)
+    totals = b.variable(zero), b.variable(zero)
+    for worker in b.range(0, workers):
+        for into, at in zip(totals, places, strict=True):
+            place = worker * pitch + at
+            into.value = into.value + sums.load(place)
+            sums.store(zero, place)
+    return totals[0].value, totals[1].value
+
+
+def _write_coefficients(
+    b: Builder, into: Pointer, c: Value, channels: int, mean: Value, inverse: Value, gamma: Value, beta: Value
+) -> None:
+    """Channel ``c``'s mean, inverse standard deviation, scale and shift, into (4, channels)."""
+    scale = gamma * inverse
+    for i, value in enumerate((mean, inverse, scale, beta - mean * scale)):
+        into.store(b.convert(value, b.number), c + i * channels)
 
 
 @dataclass(frozen=True)
@@ -82,22 +103,15 @@ class NormFinish(Kernel):
         count = b.convert(k.operand("images", I64).base.load() * self.pixels, DOUBLE)
         arrays = {name: k.operand(name).base for name in ("gamma", "beta", "mean", "var", "coefficients")}
         for c in b.range(k.begin, k.end):
-            total, squares = b.variable(b.as_type(0.0, DOUBLE)), b.variable(b.as_type(0.0, DOUBLE))
-            for worker in b.range(0, workers):
-                for into, at in ((total, c), (squares, c + C)):
-                    place = worker * self.pitch + at
-                    into.value = into.value + sums.load(place)
-                    sums.store(b.as_type(0.0, DOUBLE), place)
-            offset = total.value / count
-            variance = squares.value / count - offset * offset
+            total, squares = _totals(b, sums, workers, self.pitch, (c, c + C))
+            offset = total / count
+            variance = squares / count - offset * offset
             variance = b.select(variance > 0.0, variance, b.as_type(0.0, DOUBLE))
             running = b.convert(arrays["mean"].load(c), DOUBLE)
             mean = running + offset
             inverse = 1.0 / b.sqrt(variance + self.eps)
             gamma, beta = (b.convert(arrays[name].load(c), DOUBLE) for name in ("gamma", "beta"))
-            scale = gamma * inverse
-            for i, value in enumerate((mean, inverse, scale, beta - mean * scale)):
-                arrays["coefficients"].store(b.convert(value, b.number), c + i * C)
+            _write_coefficients(b, arrays["coefficients"], c, C, mean, inverse, gamma, beta)
             others = count - 1.0
             unbiased = variance * (count / b.select(others > 1.0, others, b.as_type(1.0, DOUBLE)))
             arrays["mean"].store(b.convert(running + offset * self.momentum, b.number), c)
@@ -124,9 +138,7 @@ class NormScale(Kernel):
         for c in b.range(k.begin, k.end):
             gamma, beta, mean, var = (b.convert(arrays[n].load(c), DOUBLE) for n in ("gamma", "beta", "mean", "var"))
             inverse = 1.0 / b.sqrt(var + self.eps)
-            scale = gamma * inverse
-            for i, value in enumerate((mean, inverse, scale, beta - mean * scale)):
-                arrays["coefficients"].store(b.convert(value, b.number), c + i * C)
+            _write_coefficients(b, arrays["coefficients"], c, C, mean, inverse, gamma, beta)
 
 
 @dataclass(frozen=True)
@@ -237,18 +249,13 @@ class NormBackwardFinish(Kernel):
         count = b.convert(k.operand("images", I64).base.load() * self.pixels, DOUBLE)
         arrays = {name: k.operand(name).base for name in ("gamma", "coefficients", "dgamma", "dbeta", "terms")}
         for c in b.range(k.begin, k.end):
-            dbeta, dgamma = b.variable(b.as_type(0.0, DOUBLE)), b.variable(b.as_type(0.0, DOUBLE))
-            for worker in b.range(0, workers):
-                for into, at in ((dbeta, c), (dgamma, c + C)):
-                    place = worker * self.pitch + at
-                    into.value = into.value + sums.load(place)
-                    sums.store(b.as_type(0.0, DOUBLE), place)
-            arrays["dgamma"].store(b.convert(dgamma.value, b.number), c)
-            arrays["dbeta"].store(b.convert(dbeta.value, b.number), c)
+            dbeta, dgamma = _totals(b, sums, workers, self.pitch, (c, c + C))
+            arrays["dgamma"].store(b.convert(dgamma, b.number), c)
+            arrays["dbeta"].store(b.convert(dbeta, b.number), c)
             factor = arrays["gamma"].load(c) * arrays["coefficients"].load(c + C)
             arrays["terms"].store(factor, c)
-            arrays["terms"].store(b.convert(dbeta.value / count, b.number), c + C)
-            arrays["terms"].store(b.convert(dgamma.value / count, b.number), c + 2 * C)
+            arrays["terms"].store(b.convert(dbeta / count, b.number), c + C)
+            arrays["terms"].store(b.convert(dgamma / count, b.number), c + 2 * C)
 
 
 @dataclass(frozen=True)

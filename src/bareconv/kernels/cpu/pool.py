@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bareconv.kernels.cpu.dense import columns
 from bareconv.kernels.cpu.emit import I8, I32
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
-from bareconv.kernels.cpu.sparse import clear
+from bareconv.kernels.cpu.sweep import clear, columns
 from bareconv.ops.windows import Pair
 
 

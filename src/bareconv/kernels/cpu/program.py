@@ -131,7 +131,7 @@ class Run(Kernel):
 class Program:
     """Stages laid out in memory, and the threads that run them. ``addresses``: of the compiled kernels.
 
-    Not for several callers at a time. ``close`` ends the threads.
+    Not for several callers at a time.
     """
 
     def __init__(self, stages: Sequence[Stage], addresses: Mapping[Kernel, int], run: Run, threads: Workers) -> None:

@@ -17,10 +17,10 @@ from typing import ClassVar
 
 from llvmlite import ir
 
-from bareconv.kernels.cpu.dense import columns, runs, transposed
-from bareconv.kernels.cpu.emit import I1, I8, I32, I64, Builder, Index, Pointer, Value
+from bareconv.kernels.cpu.emit import I8, I32, I64, Builder, Index, Pointer, Value
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
+from bareconv.kernels.cpu.sweep import clear, columns, runs, transposed
 from bareconv.ops.windows import Pair
 
 STRIP_BYTES = 1 << 15  # of X that a strip of windows covers: what the first-level cache holds
@@ -201,9 +201,3 @@ def population(b: Builder, mask: Value) -> Value:
     kind = ir.IntType(mask.type.count)
     bits = b.intrinsic("ctpop", kind, [b.bits(mask, kind).ir], [kind])
     return b.widen(bits, I64)
-
-
-def clear(b: Builder, at: Pointer, count: int) -> None:
-    """Set ``count`` elements to zero."""
-    size = count * b.target.element_bytes
-    b.intrinsic("memset", ir.VoidType(), [at.ir, I8(0), I64(size), I1(0)], [at.ir.type, I64])

@@ -29,13 +29,11 @@ def accumulate(
     b: Pointer,
     loops: Sequence[tuple[Index, int, int]],
     start: Callable[[int, int], Value] | None = None,
-    unroll: int = 1,
 ) -> Tile:
     """The sums of products of one tile, [row][vector].
 
     ``rows``: the offsets of the tile's rows in A. ``loops``: what is summed over, the outermost first, each as (count,
-    step in A, step in B) in elements. ``start(row, vector)``: what a sum starts from, zero unless given. The innermost
-    loop is written ``unroll`` times a turn.
+    step in A, step in B) in elements. ``start(row, vector)``: what a sum starts from, zero unless given.
     """
     sums = [[k.variable(start(i, v) if start else k.zero) for v in range(vectors)] for i in range(len(rows))]
 
@@ -51,18 +49,11 @@ def accumulate(
             products(a, b)
             return
         count, a_step, b_step = loops[level]
-        if isinstance(count, Value):  # known at run time
-            for i in k.range(0, count):
-                loop(a + i * a_step, b + i * b_step, level + 1)
+        if count == 1:
+            loop(a, b, level + 1)
             return
-        turn = unroll if level + 1 == len(loops) else 1
-        whole = count // turn * turn
-        if whole > turn:
-            for i in k.range(0, whole, turn):
-                for u in range(turn):
-                    loop(a + i * a_step + u * a_step, b + i * b_step + u * b_step, level + 1)
-        for rest in range(whole if whole > turn else 0, count):
-            loop(a + rest * a_step, b + rest * b_step, level + 1)
+        for i in k.range(0, count):
+            loop(a + i * a_step, b + i * b_step, level + 1)
 
     loop(a, b, 0)
     return [[variable.value for variable in row] for row in sums]

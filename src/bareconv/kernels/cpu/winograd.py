@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bareconv.kernels.cpu.dense import columns, row_tiles
 from bareconv.kernels.cpu.emit import I8, Builder, Pointer, Value
 from bareconv.kernels.cpu.finish import finish
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.plane import Plane
+from bareconv.kernels.cpu.sweep import columns, row_tiles
 from bareconv.kernels.cpu.tile import accumulate, spare_rows
 from bareconv.ops.windows import Pair
 

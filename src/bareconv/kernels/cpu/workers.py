@@ -20,13 +20,8 @@ from bareconv.kernels.cpu.kernel import Frame, Kernel
 
 SPINS = 1000  # turns of waiting before the core is offered to others
 LOOKOUT = 20_000  # turns of looking out for work before sleeping: some milliseconds
-_BEGUN, _FUNCTION, _TABLE, _FIRST, _DONE = (
-    0,
-    1,
-    2,
-    3,
-    8,
-)  # what a helper's words are; what it writes is a cache line away
+# What a helper's words are; the one that it writes itself is a cache line away.
+_BEGUN, _FUNCTION, _TABLE, _FIRST, _DONE = 0, 1, 2, 3, 8
 
 
 @dataclass(frozen=True)
