@@ -75,6 +75,27 @@ def test_ladder():
         assert "wrong" not in {rung["status"] for rung in rungs}
 
 
+def test_speed_targets():
+    """What the plan promises, held against what was measured; the README says where it is missed."""
+    folder = ROOT / "benchmarks" / "results"
+    wanted = {("basic", 64): 3.0, ("small", 64): 3.5, ("small", 256): 3.5, ("lenet5", 64): 3.0, ("resnet9", 128): 1.2}
+    found = {}
+    for name in ("peers-2-cores", "peers-256-2-cores", "peers-resnet9-2-cores"):
+        for group in read(folder / f"{name}.json")["peers"]:
+            theirs = [one for one in group["candidates"] if one["name"] == "pytorch"]
+            found[group["model"], group["batch_size"]] = min(one["ratio"]["value"] for one in theirs)
+    assert all(found[key] >= ratio for key, ratio in wanted.items()), found
+    rates = [run["images_per_second"] for run in read(folder / "batches-2-cores.json")["runs"]]
+    assert len(rates) == 7
+    assert min(rates) >= 0.7 * max(rates)
+    (layer,) = read(folder / "ladder-1-core.json")["ladder"]["problems"]
+    (simd,) = (rung for rung in layer["rungs"] if rung["name"] == "SIMD")
+    assert simd["peak_share"] >= 0.85
+    runs = read(folder / "original-2-cores.json")["runs"]
+    (original,) = (run for run in runs if (run["engine"], run["precision"]) == ("plan", "float32"))
+    assert original["train_seconds"] < 3.0
+
+
 def test_peers():
     """No figure of a candidate that computes something else; what is missed is for the README to say."""
     result = read(ROOT / "benchmarks" / "results" / "peers-2-cores.json")
