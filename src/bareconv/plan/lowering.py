@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy
 from bareconv.kernels.cpu.parameters import Update
+from bareconv.kernels.cpu.program import WHOLE
 from bareconv.nn.layer import features
 from bareconv.plan.fused import fused
 from bareconv.plan.fused.dense import reads_pixels
 from bareconv.plan.memory import Buffer
 from bareconv.plan.record import Place, RecordedStage, find_lifetimes
-from bareconv.plan.step import GRAIN, WHOLE, Array, Step
+from bareconv.plan.step import GRAIN, Array, Step
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bareconv.kernels.cpu.kernel import LOCAL_TO_CALL, LOCAL_TO_ROUND, Kernel
+from bareconv.kernels.cpu.program import WHOLE
 from bareconv.plan.memory import Buffer
 
 
@@ -42,7 +43,7 @@ class RecordedStage:
     uses: list[Buffer] = field(default_factory=list)  # by the host
     label: tuple[str, str, str] = ("", "", "")  # of a host's work: node, phase, what it does
     segment: int = 0
-    round: int = 1 << 40
+    round: int = WHOLE
 
     def buffers(self) -> Iterator[Buffer]:
         """All that this stage reads or writes."""
@@ -53,9 +54,7 @@ class RecordedStage:
 
 
 class Recorder:
-    """Collects the stages of a program. ``WHOLE`` is the chunk of a kernel that wants all images of a round at once."""
-
-    WHOLE = 1 << 40
+    """Collects the stages of a program. A chunk of ``WHOLE`` is for a kernel that wants all of a round at once."""
 
     def __init__(self) -> None:
         self.stages: list[RecordedStage] = []
@@ -72,7 +71,7 @@ class Recorder:
     def shared(self, kernel: Kernel, extent: int, grain: int, *, wait: bool = True, **operands: Any) -> None:
         """A call over a fixed range that the workers share; they wait for each other before it, unless told not to."""
         first = not self.stages or self.stages[-1].host is not None
-        self.stages.append(RecordedStage(extent=extent, chunk=Recorder.WHOLE, grain=grain, wait=wait and not first))
+        self.stages.append(RecordedStage(extent=extent, chunk=WHOLE, grain=grain, wait=wait and not first))
         self._add(kernel, operands)
 
     def host(self, work: Callable[..., None], what: str, uses: Sequence[Buffer]) -> None:
@@ -107,14 +106,12 @@ def find_lifetimes(stages: Sequence[RecordedStage]) -> None:
             uses.setdefault(buffer, []).append(stage)
     for stage in stages:
         if stage.extent is None and stage.host is None:
-            chunks = [
-                other.chunk for other in stages if other.segment == stage.segment and other.chunk < Recorder.WHOLE
-            ]
+            chunks = [other.chunk for other in stages if other.segment == stage.segment and other.chunk < WHOLE]
             largest = max(chunks, default=1)
             stage.round = -(-ROUND // largest) * largest
     for buffer, users in uses.items():
         one, alike = users[0], {user.segment for user in users}
         if buffer.per != "image" or buffer.kept or len(alike) > 1 or one.host is not None or one.extent is not None:
             continue
-        alone = all(user is one for user in users) and one.chunk < Recorder.WHOLE
+        alone = all(user is one for user in users) and one.chunk < WHOLE
         buffer.local, buffer.chunk = (LOCAL_TO_CALL, one.chunk) if alone else (LOCAL_TO_ROUND, one.round)

@@ -25,7 +25,6 @@ from bareconv.plan.memory import Buffer
 from bareconv.plan.parameters import Parameters
 from bareconv.plan.record import Place, RecordedStage, Recorder
 
-WHOLE = Recorder.WHOLE
 GRAIN = 1024  # parameters dealt out together
 
 Array = tuple[Buffer, Plane]

@@ -21,6 +21,8 @@ from bareconv.kernels.cpu.clock import tick_seconds
 from bareconv.kernels.cpu.kernel import SLOTS, Frame, Kernel
 from bareconv.kernels.cpu.workers import SPINS, Workers
 
+WHOLE = 1 << 40  # more images than there will be: all of a worker's slice at once
+
 
 @dataclass(frozen=True)
 class Address:
@@ -56,7 +58,7 @@ class Stage:
     grain: int = 1
     wait: bool = False  # for all workers, before it begins
     segment: int = 0
-    round: int = 1 << 40  # images that go through the segment together
+    round: int = WHOLE  # images that go through the segment together
 
 
 @dataclass(frozen=True)

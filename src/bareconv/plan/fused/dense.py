@@ -7,13 +7,14 @@ from bareconv.kernels.cpu.elementwise import Elementwise
 from bareconv.kernels.cpu.gradient import WeightGradient
 from bareconv.kernels.cpu.narrow import NarrowForward, NarrowWeightGradient, Pixels, is_narrow
 from bareconv.kernels.cpu.plane import Plane
+from bareconv.kernels.cpu.program import WHOLE
 from bareconv.nn import layers
 from bareconv.nn.layer import features
 from bareconv.plan import packing
 from bareconv.plan.covers import is_updated_at_once
 from bareconv.plan.graph import Graph, Node
 from bareconv.plan.memory import Buffer
-from bareconv.plan.step import WHOLE, Fused, Step, pitch
+from bareconv.plan.step import Fused, Step, pitch
 
 TURNS = 64  # features dealt out together, where there are enough
 
