@@ -21,7 +21,7 @@ from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.program import Address, Call, _operand_table
 from bareconv.kernels.cpu.target import Target, host_target
-from bareconv.plan.memory import LINE, SLACK
+from bareconv.plan.cpu.memory import LINE, SLACK
 
 POISON = 0xFF
 GUARD = 1024  # bytes on either side of a block: more than kernels may read beyond it

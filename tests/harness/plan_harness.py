@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bareconv.nn.layer import Layer, Shape
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, Optimizer
-from bareconv.plan.cpu import CpuPlan
+from bareconv.plan.cpu.plan import CpuPlan
 from bareconv.training.engine import EngineSettings, ReferenceEngine
 
 MakeLayers = Callable[[], Sequence[Layer]]

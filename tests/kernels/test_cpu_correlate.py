@@ -17,7 +17,7 @@ from bareconv.kernels.cpu.correlate import Correlate
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.target import Target
 from bareconv.ops.windows import Pair, Window
-from bareconv.plan.packing import correlate_places, turned_round
+from bareconv.plan.cpu.packing import correlate_places, turned_round
 
 FLAGS = st.fixed_dictionaries({"bias": st.booleans(), "relu": st.booleans(), "add": st.booleans()})
 

@@ -21,13 +21,13 @@ from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.target import host_target
 from bareconv.nn import models
 from bareconv.optim import SGD
-from bareconv.plan.cpu import CpuPlan
+from bareconv.plan.cpu.plan import CpuPlan
 
 PROGRAM = """
 import numpy as np
 from bareconv.nn import models
 from bareconv.optim import SGD
-from bareconv.plan.cpu import CpuPlan
+from bareconv.plan.cpu.plan import CpuPlan
 model = models.lenet5((14, 14, 1))
 plan = CpuPlan(model, SGD(0.1, momentum=0.9), 8, threads=2)
 pixels = np.random.default_rng(0).integers(0, 256, (8, 14, 14, 1), np.uint8)

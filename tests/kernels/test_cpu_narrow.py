@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bareconv import ops
 from bareconv.kernels.cpu.narrow import NarrowForward, NarrowWeightGradient, Pixels, is_narrow
 from bareconv.kernels.cpu.target import Target
-from bareconv.plan.packing import by_unit, by_unit_positions
+from bareconv.plan.cpu.packing import by_unit, by_unit_positions
 
 Array = NDArray[np.float64]
 SHAPES = {

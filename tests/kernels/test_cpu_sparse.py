@@ -15,7 +15,7 @@ from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.sparse import SparseBackward
 from bareconv.kernels.cpu.target import Target
 from bareconv.ops.windows import Pair, Window
-from bareconv.plan.packing import run_places, run_positions
+from bareconv.plan.cpu.packing import run_places, run_positions
 
 POOLS = [(2, 2), (3, 3), (1, 2), (2, 1)]
 

@@ -17,7 +17,7 @@ from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.target import Target
 from bareconv.kernels.cpu.winograd import Winograd, WinogradWeights, pays
 from bareconv.ops.windows import Pair, Window
-from bareconv.plan.packing import in_registers
+from bareconv.plan.cpu.packing import in_registers
 
 Array = NDArray[np.float64]
 

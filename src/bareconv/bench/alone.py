@@ -18,8 +18,8 @@ from bareconv.kernels.cpu.target import host_target
 from bareconv.kernels.cpu.winograd import Winograd, WinogradWeights, pays
 from bareconv.kernels.cpu.workers import Workers
 from bareconv.ops.windows import Window
-from bareconv.plan.memory import allocate
-from bareconv.plan.packing import correlate_places, in_registers
+from bareconv.plan.cpu.memory import allocate
+from bareconv.plan.cpu.packing import correlate_places, in_registers
 
 
 def peak_flops(precision: str, threads: int, seconds: float = 0.4) -> float:

@@ -1,9 +1,7 @@
-"""A training step planned as a whole: fused, specialised to its shapes, laid out in memory once.
+"""A training step planned as a whole.
 
-    plan = CpuPlan(model, optimizer, batch_size=64)
-    loss, correct = plan.step(images, labels, order, lr)
-    logits = plan.predict(images)
-    print(plan.explain())
-
-``plan.tuned`` does without a compiler: the same groups of layers by tuned NumPy kernels.
+graph     a model as fused operations, whatever the device
+explain   what a plan has chosen: a row for every call
+cpu       the plan on a CPU: machine code for the model's shapes, memory laid out once
+tuned     without a compiler: the same groups of layers by tuned NumPy kernels
 """

@@ -220,7 +220,7 @@ class TunedEngine(ReferenceEngine):
 
     def prepare(self, on_compile: OnCompile | None = None) -> None:
         if self._made is None:
-            from bareconv.plan.tuned import TunedNumpyStep
+            from bareconv.plan.tuned.step import TunedNumpyStep
 
             settings = self._settings
             self._made = TunedNumpyStep(
@@ -285,7 +285,7 @@ class PlanEngine:
     def plan(self) -> Any:
         """The plan, made when it is first asked for."""
         if self._plan is None:
-            from bareconv.plan.cpu import CpuPlan
+            from bareconv.plan.cpu.plan import CpuPlan
 
             settings = self._settings
             self._plan = CpuPlan(

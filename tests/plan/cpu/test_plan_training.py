@@ -17,7 +17,7 @@ from bareconv.nn.layer import Layer
 from bareconv.nn.layers import GELU, BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-from bareconv.plan.cpu import CpuPlan
+from bareconv.plan.cpu.plan import CpuPlan
 
 RUNS: dict[str, tuple[Callable[[], Model], int]] = {
     "mlp": (lambda: models.mlp((9, 9, 1)), 6),

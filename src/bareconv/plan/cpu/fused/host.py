@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bareconv.nn.layer import Layer
-from bareconv.plan.step import Array, Fused
+from bareconv.plan.cpu.step import Array, Fused
 
 
 @dataclass

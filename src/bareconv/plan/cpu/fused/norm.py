@@ -14,12 +14,12 @@ from bareconv.kernels.cpu.norm import (
     NormSums,
 )
 from bareconv.nn import layers
-from bareconv.plan.covers import has_kernel
-from bareconv.plan.fused.conv import gradient_border
+from bareconv.plan.cpu.covers import has_kernel
+from bareconv.plan.cpu.fused.conv import gradient_border
+from bareconv.plan.cpu.memory import Buffer
+from bareconv.plan.cpu.record import Place, Recorder
+from bareconv.plan.cpu.step import Fused, Step, pitch
 from bareconv.plan.graph import Node
-from bareconv.plan.memory import Buffer
-from bareconv.plan.record import Place, Recorder
-from bareconv.plan.step import Fused, Step, pitch
 
 
 class NormRelu(Fused):

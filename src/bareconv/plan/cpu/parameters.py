@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from bareconv.kernels.cpu.parameters import ALIGNMENT
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer
-from bareconv.plan.memory import allocate
+from bareconv.plan.cpu.memory import allocate
 
 
 class Parameters:

@@ -14,10 +14,10 @@ from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
 from bareconv.kernels.cpu.rules import SCALARS
 from bareconv.kernels.cpu.workers import Workers
 from bareconv.optim import Optimizer
+from bareconv.plan.cpu.lowering import Lowered
+from bareconv.plan.cpu.memory import Buffer, allocate, lay_out
+from bareconv.plan.cpu.record import Recorded, RecordedStage
 from bareconv.plan.explain import Row
-from bareconv.plan.lowering import Lowered
-from bareconv.plan.memory import Buffer, allocate, lay_out
-from bareconv.plan.record import Recorded, RecordedStage
 
 OnCompile = Callable[[int, int], None]
 

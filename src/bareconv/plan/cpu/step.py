@@ -19,11 +19,11 @@ from bareconv.nn import layers
 from bareconv.nn.layer import Shape, features
 from bareconv.nn.model import Model
 from bareconv.ops.windows import Pair
-from bareconv.plan.covers import has_kernel, is_sparse
+from bareconv.plan.cpu.covers import has_kernel, is_sparse
+from bareconv.plan.cpu.memory import Buffer
+from bareconv.plan.cpu.parameters import Parameters
+from bareconv.plan.cpu.record import Place, RecordedStage, Recorder
 from bareconv.plan.graph import Graph, Node, Tensor
-from bareconv.plan.memory import Buffer
-from bareconv.plan.parameters import Parameters
-from bareconv.plan.record import Place, RecordedStage, Recorder
 
 GRAIN = 1024  # parameters dealt out together
 

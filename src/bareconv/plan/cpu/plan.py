@@ -15,13 +15,13 @@ from bareconv.kernels.cpu.workers import Workers
 from bareconv.nn import layers
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
-from bareconv.plan.binding import Bound, OnCompile
-from bareconv.plan.covers import is_sparse, is_updated_at_once, lays_out_its_gradient
+from bareconv.plan.cpu.binding import Bound, OnCompile
+from bareconv.plan.cpu.covers import is_sparse, is_updated_at_once, lays_out_its_gradient
+from bareconv.plan.cpu.lowering import Lowered, lower
+from bareconv.plan.cpu.parameters import Parameters
+from bareconv.plan.cpu.step import Step
 from bareconv.plan.explain import Explanation
 from bareconv.plan.graph import graph_of
-from bareconv.plan.lowering import Lowered, lower
-from bareconv.plan.parameters import Parameters
-from bareconv.plan.step import Step
 
 PREDICT_IMAGES = 256  # of one call of the inference program
 

@@ -12,9 +12,9 @@ from bareconv.kernels.cpu.elementwise import Elementwise
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.pool import PoolBackward, PoolForward
 from bareconv.nn import layers
-from bareconv.plan.covers import has_kernel
-from bareconv.plan.memory import Buffer
-from bareconv.plan.step import Fused, plane_of
+from bareconv.plan.cpu.covers import has_kernel
+from bareconv.plan.cpu.memory import Buffer
+from bareconv.plan.cpu.step import Fused, plane_of
 
 
 class Pool(Fused):

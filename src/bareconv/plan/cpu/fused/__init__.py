@@ -1,13 +1,13 @@
 """The fused operations, by the class of their first layer: each writes down its calls, forward and backward."""
 
-from bareconv.plan.covers import has_kernel
-from bareconv.plan.fused.conv import ConvRelu
-from bareconv.plan.fused.dense import DenseRelu
-from bareconv.plan.fused.host import ByLayer
-from bareconv.plan.fused.norm import NormRelu
-from bareconv.plan.fused.simple import AddRelu, DropoutMask, FlattenView, Pool, Relu
+from bareconv.plan.cpu.covers import has_kernel
+from bareconv.plan.cpu.fused.conv import ConvRelu
+from bareconv.plan.cpu.fused.dense import DenseRelu
+from bareconv.plan.cpu.fused.host import ByLayer
+from bareconv.plan.cpu.fused.norm import NormRelu
+from bareconv.plan.cpu.fused.simple import AddRelu, DropoutMask, FlattenView, Pool, Relu
+from bareconv.plan.cpu.step import Fused, Step
 from bareconv.plan.graph import Node
-from bareconv.plan.step import Fused, Step
 
 FUSED: dict[str, type[Fused]] = {
     "Conv2d": ConvRelu,

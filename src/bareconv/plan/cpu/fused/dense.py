@@ -10,11 +10,11 @@ from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.program import WHOLE
 from bareconv.nn import layers
 from bareconv.nn.layer import features
-from bareconv.plan import packing
-from bareconv.plan.covers import is_updated_at_once
+from bareconv.plan.cpu import packing
+from bareconv.plan.cpu.covers import is_updated_at_once
+from bareconv.plan.cpu.memory import Buffer
+from bareconv.plan.cpu.step import Fused, Step, pitch
 from bareconv.plan.graph import Graph, Node
-from bareconv.plan.memory import Buffer
-from bareconv.plan.step import Fused, Step, pitch
 
 TURNS = 64  # features dealt out together, where there are enough
 

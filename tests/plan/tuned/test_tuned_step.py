@@ -14,7 +14,7 @@ from bareconv import nn
 from bareconv.errors import ShapeError, UsageError
 from bareconv.nn import models
 from bareconv.optim import SGD
-from bareconv.plan.tuned import TunedNumpyStep
+from bareconv.plan.tuned.step import TunedNumpyStep
 from bareconv.training.engine import EngineSettings, ReferenceEngine
 
 ODD = [

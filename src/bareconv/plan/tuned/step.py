@@ -24,7 +24,7 @@ from bareconv.kernels.slices import slices
 from bareconv.kernels.tuned import SoftmaxCrossEntropyBlock
 from bareconv.nn.layer import Layer, Shape
 from bareconv.nn.model import Model
-from bareconv.plan.tuned_units import DenseUnit, Unit, grouped, make_unit, per_image, weight_gradient
+from bareconv.plan.tuned.units import DenseUnit, Unit, grouped, make_unit, per_image, weight_gradient
 
 T = TypeVar("T")
 

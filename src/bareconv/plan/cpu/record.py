@@ -8,7 +8,7 @@ from typing import Any
 
 from bareconv.kernels.cpu.kernel import LOCAL_TO_CALL, LOCAL_TO_ROUND, Kernel
 from bareconv.kernels.cpu.program import WHOLE
-from bareconv.plan.memory import Buffer
+from bareconv.plan.cpu.memory import Buffer
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from bareconv.nn.layer import Layer
 from bareconv.nn.layers import GELU, BatchNorm, Conv2d, Dense, Dropout, Flatten, MaxPool2d, ReLU
 from bareconv.nn.model import Model
 from bareconv.optim import SGD
-from bareconv.plan.covers import is_sparse
+from bareconv.plan.cpu.covers import is_sparse
+from bareconv.plan.cpu.lowering import lower
+from bareconv.plan.cpu.memory import LINE, PAGE, SLACK, Buffer, allocate, lay_out
+from bareconv.plan.cpu.record import RecordedStage
+from bareconv.plan.cpu.step import Step
 from bareconv.plan.graph import graph_of
-from bareconv.plan.lowering import lower
-from bareconv.plan.memory import LINE, PAGE, SLACK, Buffer, allocate, lay_out
-from bareconv.plan.record import RecordedStage
-from bareconv.plan.step import Step
 
 
 def names(layers: list[Layer], **options: tuple[type[Layer], ...]) -> list[str]:

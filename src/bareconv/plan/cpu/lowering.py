@@ -11,11 +11,11 @@ from bareconv.kernels.cpu.ends import Normalise, SoftmaxCrossEntropy
 from bareconv.kernels.cpu.parameters import Update
 from bareconv.kernels.cpu.program import WHOLE
 from bareconv.nn.layer import features
-from bareconv.plan.fused import fused
-from bareconv.plan.fused.dense import reads_pixels
-from bareconv.plan.memory import Buffer
-from bareconv.plan.record import Place, RecordedStage, find_lifetimes
-from bareconv.plan.step import GRAIN, Array, Step
+from bareconv.plan.cpu.fused import fused
+from bareconv.plan.cpu.fused.dense import reads_pixels
+from bareconv.plan.cpu.memory import Buffer
+from bareconv.plan.cpu.record import Place, RecordedStage, find_lifetimes
+from bareconv.plan.cpu.step import GRAIN, Array, Step
 
 
 @dataclass

@@ -15,12 +15,12 @@ from bareconv.kernels.cpu.sparse import SparseBackward
 from bareconv.kernels.cpu.winograd import Winograd, WinogradWeights, pays
 from bareconv.nn import layers
 from bareconv.ops.windows import Pair
-from bareconv.plan import packing
-from bareconv.plan.covers import is_sparse
+from bareconv.plan.cpu import packing
+from bareconv.plan.cpu.covers import is_sparse
+from bareconv.plan.cpu.memory import Buffer
+from bareconv.plan.cpu.record import Recorder
+from bareconv.plan.cpu.step import Fused, Step, plane_of
 from bareconv.plan.graph import Node
-from bareconv.plan.memory import Buffer
-from bareconv.plan.record import Recorder
-from bareconv.plan.step import Fused, Step, plane_of
 
 
 class ConvRelu(Fused):

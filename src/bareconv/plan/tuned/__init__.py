@@ -1,0 +1,1 @@
+"""A training step by the tuned NumPy kernels, layer group by layer group, without a compiler."""
