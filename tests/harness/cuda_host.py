@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bareconv.kernels.cuda import nvrtc
 from bareconv.kernels.cuda.kernel import Kernel
 
 SOURCES = Path(__file__).parents[2] / "src/bareconv/kernels/cuda/source"
@@ -26,6 +27,8 @@ ORDERS = {"forward": 0, "backward": 1, "random": 2}
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to build CUDA kernels for the CPU with")
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.why_not() is not None, reason=str(nvrtc.why_not()))
 
 
 class Guarded:
