@@ -16,7 +16,7 @@ from bareconv.kernels.cuda.compiler import compile_kernel
 from bareconv.kernels.cuda.kernel import Kernel
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _function(kernel: Kernel) -> int:
     limits = driver.device_limits(0)
     return driver.load(compile_kernel(kernel, limits.architecture).cubin, kernel)
