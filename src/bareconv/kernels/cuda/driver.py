@@ -130,6 +130,11 @@ def wait_event(stream: Stream, event: Event) -> None:
     _call("cuStreamWaitEvent", ctypes.c_void_p(stream or None), ctypes.c_void_p(event), 0)
 
 
+def destroy_event(event: Event) -> None:
+    """It is no longer needed; what waits for it still does."""
+    _call("cuEventDestroy_v2", ctypes.c_void_p(event))
+
+
 class CapturedGraph:
     """What ``body`` put into ``stream``, and into streams that wait for it: launched as one."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -46,13 +45,17 @@ class Place:
 
 @dataclass
 class Recorded:
-    """A launch: its kernel and its operands, None where a pointer is null. ``node``: what it is for."""
+    """A launch: its kernel and its operands, None where a pointer is null. ``node``: what it is for.
+
+    ``joins``: it waits for what runs beside the trunk.
+    """
 
     kernel: Kernel
     operands: dict[str, Place | None]
     node: str
     phase: str
     branch: int = TRUNK
+    joins: bool = False
 
 
 @dataclass
@@ -74,6 +77,7 @@ class Recorder:
     node: str = ""
     phase: str = ""
     branch: int = TRUNK
+    joins: bool = False  # the next launch
 
     def launch(self, kernel: Kernel, **operands: Buffer | Place | None) -> None:
         """A launch on these operands; a kernel's operands that are not named are null pointers."""
@@ -82,7 +86,8 @@ class Recorder:
         for name in kernel.operands:
             given = operands.get(name)
             places[name] = Place(given) if isinstance(given, Buffer) else given
-        self.items.append(Recorded(kernel, places, self.node, self.phase, self.branch))
+        self.items.append(Recorded(kernel, places, self.node, self.phase, self.branch, self.joins))
+        self.joins = False
 
     def host(self, work: Callable[..., None], why: str, uses: Sequence[Buffer]) -> None:
         """Python's turn; ``why`` no kernel does it."""
@@ -100,15 +105,16 @@ class Recorder:
                         yield number, item.branch, place.buffer
 
 
-def lay_out(recorder: Recorder) -> tuple[list[Buffer], int]:
-    """Give every buffer its offset; returns them, and the bytes of all. Buffers of different times share a place."""
+def lay_out(recorder: Recorder, outside: Container[Buffer] = ()) -> int:
+    """Give every buffer but those ``outside`` its offset; returns the bytes of all. Those of different times overlap."""
     last = len(recorder.items)
     buffers: dict[Buffer, None] = {}
     for number, branch, buffer in recorder.buffers():
-        # What the branch uses may be in use until the two join, at the end.
-        first, end = buffer.span or (number, number)
-        buffer.span = min(first, number), max(end, last if branch == BRANCH else number)
-        buffers[buffer] = None
+        if buffer not in outside:
+            # What the branch uses may be in use until the two join, at the end.
+            first, end = buffer.span or (number, number)
+            buffer.span = min(first, number), max(end, last if branch == BRANCH else number)
+            buffers[buffer] = None
     placed: list[tuple[int, int, Buffer]] = []
     for buffer in sorted(buffers, key=lambda one: -one.bytes):
         size, offset = -(-max(buffer.bytes, 1) // ALIGNMENT) * ALIGNMENT, 0
@@ -117,7 +123,7 @@ def lay_out(recorder: Recorder) -> tuple[list[Buffer], int]:
                 offset = high
         buffer.offset = offset
         placed.append((offset, offset + size, buffer))
-    return list(buffers), max((high for _, high, _ in placed), default=0)
+    return max((high for _, high, _ in placed), default=0)
 
 
 def _together(a: Buffer, b: Buffer) -> bool:
@@ -125,6 +131,3 @@ def _together(a: Buffer, b: Buffer) -> bool:
         return True
     return a.span[0] <= b.span[1] and b.span[0] <= a.span[1]
 
-
-Views = Callable[[Buffer], Any]
-Operands = Mapping[str, Place | None]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from bareconv.device import Array, CudaDevice
 from bareconv.kernels.cuda import driver
 from bareconv.kernels.cuda.compiler import CompiledKernels, compile_kernels
 from bareconv.kernels.cuda.kernel import Kernel
 from bareconv.kernels.cuda.limits import Limits
+from bareconv.plan.cuda.record import BRANCH, TRUNK
 
 OnCompile = Callable[[int, int], None]
+Part: TypeAlias = tuple[Callable[[int], None], int, bool]  # a launch, its branch, whether it waits for the other
 
 
 class Runtime(Protocol):
@@ -41,11 +43,8 @@ class Runtime(Protocol):
         """A launch on operands at these addresses: a function of the stream."""
         ...
 
-    def capture(self, trunk: Callable[[int, int], None]) -> Callable[[], None] | None:
-        """``trunk(stream, branch)`` puts launches into two streams; the result launches them all at once.
-
-        None where there are no graphs.
-        """
+    def capture(self, parts: Sequence[Part], steps: int) -> Callable[[], None] | None:
+        """All ``parts``, ``steps`` times over, as one launch; None where there are no graphs."""
         ...
 
 
@@ -82,8 +81,32 @@ class GpuRuntime:
         overlap = overlap and self.limits.capability >= driver.OLDEST_OVERLAP
         return driver.Launch(self._functions[kernel], kernel, addresses, overlap)
 
-    def capture(self, trunk: Callable[[int, int], None]) -> Callable[[], None] | None:
+    def capture(self, parts: Sequence[Part], steps: int) -> Callable[[], None] | None:
         if self._streams is None:
             self._streams = driver.make_stream(), driver.make_stream()
-        stream, branch = self._streams
-        return driver.CapturedGraph(stream, lambda: trunk(stream, branch)).launch
+        streams = self._streams
+
+        def body() -> None:
+            for _ in range(steps):
+                last, open_ = TRUNK, False
+                for launch, branch, joins in parts:
+                    if branch == BRANCH != last:
+                        _wait(streams[BRANCH], streams[TRUNK])
+                        open_ = True
+                    if joins and open_:
+                        _wait(streams[TRUNK], streams[BRANCH])
+                        open_ = False
+                    launch(streams[branch])
+                    last = branch
+                if open_:
+                    _wait(streams[TRUNK], streams[BRANCH])
+
+        return driver.CapturedGraph(streams[TRUNK], body).launch
+
+
+def _wait(stream: driver.Stream, other: driver.Stream) -> None:
+    """What is put into ``stream`` from now on comes after all that is in ``other``."""
+    event = driver.make_event()
+    driver.record_event(event, other)
+    driver.wait_event(stream, event)
+    driver.destroy_event(event)
