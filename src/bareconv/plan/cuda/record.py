@@ -47,7 +47,7 @@ class Place:
 class Recorded:
     """A launch: its kernel and its operands, None where a pointer is null. ``node``: what it is for.
 
-    ``joins``: it waits for what runs beside the trunk.
+    ``joins``: it waits for what runs beside the trunk. ``reads``: what it finds through a table in memory.
     """
 
     kernel: Kernel
@@ -56,6 +56,7 @@ class Recorded:
     phase: str
     branch: int = TRUNK
     joins: bool = False
+    reads: Sequence[Buffer] = ()
 
 
 @dataclass
@@ -79,14 +80,14 @@ class Recorder:
     branch: int = TRUNK
     joins: bool = False  # the next launch
 
-    def launch(self, kernel: Kernel, **operands: Buffer | Place | None) -> None:
+    def launch(self, kernel: Kernel, reads: Sequence[Buffer] = (), **operands: Buffer | Place | None) -> None:
         """A launch on these operands; a kernel's operands that are not named are null pointers."""
         assert set(operands) <= set(kernel.operands), f"{kernel.entry} wants {kernel.operands}, got {set(operands)}"
         places: dict[str, Place | None] = {}
         for name in kernel.operands:
             given = operands.get(name)
             places[name] = Place(given) if isinstance(given, Buffer) else given
-        self.items.append(Recorded(kernel, places, self.node, self.phase, self.branch, self.joins))
+        self.items.append(Recorded(kernel, places, self.node, self.phase, self.branch, self.joins, reads))
         self.joins = False
 
     def host(self, work: Callable[..., None], why: str, uses: Sequence[Buffer]) -> None:
@@ -103,6 +104,8 @@ class Recorder:
                 for place in item.operands.values():
                     if place is not None:
                         yield number, item.branch, place.buffer
+                for buffer in item.reads:
+                    yield number, item.branch, buffer
 
 
 def lay_out(recorder: Recorder, outside: Container[Buffer] = ()) -> int:
