@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cuda_host import needs_nvrtc, to_kept
 
-from bareconv.kernels.cpu.rules import SCALARS, Rule, scalars
+from bareconv.optim.rule import SCALARS, Rule, scalars
 from bareconv.kernels.cuda.compiler import compile_kernel
 from bareconv.kernels.cuda.kernel import PRECISIONS, padded
 from bareconv.kernels.cuda.limits import GENERATIONS, H100

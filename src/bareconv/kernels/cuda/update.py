@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bareconv.kernels.cpu.rules import SCALARS, Rule
+from bareconv.optim.rule import SCALARS, Rule
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
 

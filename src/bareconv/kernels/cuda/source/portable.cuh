@@ -271,6 +271,6 @@ struct Control {
     int position;    // of the step among those that were asked for
     int images;      // of this step's batch
     int total;       // images in the order
-    int batch;       // images of a full batch
+    int batch;       // images of a full batch; 0: every step takes all images
     int first_step;  // the number of the step at position 0, counted from the training's start
 };
