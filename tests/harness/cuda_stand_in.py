@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from cuda_host import launch_at
 from bareconv.device import Array
 from bareconv.kernels.cuda.kernel import Kernel
 from bareconv.kernels.cuda.limits import H100, Limits
-from bareconv.plan.cuda.runtime import OnCompile, Part
+from bareconv.plan.cuda.runtime import OnCompile, Part, describe
 
 
 class StandIn:
@@ -54,6 +55,15 @@ class StandIn:
                     launch(0)
 
         return graph if self._graphs else None
+
+    def describe(self, kernel: Kernel) -> str:
+        return describe(kernel)
+
+    def time(self, launch: Callable[[int], None], repeats: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(repeats):
+            launch(0)
+        return (time.perf_counter() - begun) / repeats
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> Array:

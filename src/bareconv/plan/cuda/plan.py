@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from bareconv.plan.cuda.binding import Bound, NoRoomError, Program
 from bareconv.plan.cuda.fused.host import from_kept
 from bareconv.plan.cuda.lowering import Lowered, lower, refresher
 from bareconv.plan.cuda.parameters import Parameters
-from bareconv.plan.cuda.record import Buffer
+from bareconv.plan.cuda.record import BRANCH, Buffer, Recorded, RecordedHost
 from bareconv.plan.cuda.runtime import GpuRuntime, OnCompile, Runtime
 from bareconv.plan.cuda.step import Step
+from bareconv.plan.explain import Explanation, Row
 from bareconv.plan.graph import graph_of
 
 PREDICT_IMAGES = 256  # of one launch of the inference program
@@ -86,6 +87,7 @@ class CudaPlan:
         self._training: _Made | None = None
         self._inference: _Made | None = None
         self._refresher: Callable[[], None] | None = None
+        self._seconds: list[float] = []  # of a step's launches, where they were timed
 
     @property
     def compiled(self) -> int:
@@ -333,3 +335,42 @@ class CudaPlan:
             what = "clipping the gradient's norm" if self.clip_norm is not None else repr(self.optimizer)
             return f"{what}: applied by the reference after every step"
         return self._prepared().program.why_not_captured
+
+    # Looking at it
+
+    def explain(self) -> Explanation:
+        """A row for every launch of a step: what it is for, its kernel, its work; times once ``profile`` has run."""
+        made = self._prepared()
+        rows = [self._row(item) for item in made.program.record.items]
+        if self._seconds:
+            rows = [replace(row, seconds=seconds) for row, seconds in zip(rows, self._seconds, strict=True)]
+        title = f"{self.model.name}: {self.runtime.limits.architecture}, {self.precision}, {self._graph_words()}"
+        title += f", batches of up to {self.batch_size}"
+        return Explanation(title, tuple(rows), 0.0, sum(self.kept_bytes().values()))
+
+    def _graph_words(self) -> str:
+        reason = self.why_not_captured
+        return "one CUDA graph" if reason is None else f"no CUDA graph ({reason})"
+
+    def _row(self, item: Recorded | RecordedHost) -> Row:
+        if isinstance(item, RecordedHost):
+            return Row(item.node, item.phase, "Python", item.why, 0, None)
+        kernel, batch = item.kernel, self.batch_size
+        how = self.runtime.describe(kernel) + (", beside the others" if item.branch == BRANCH else "")
+        return Row(item.node, item.phase, kernel.name, how, round(kernel.flops / batch), None, round(kernel.bytes / batch))
+
+    def profile(
+        self, pixels: Array, labels: Array, order: Array | None = None, repeats: int = 20
+    ) -> list[tuple[Row, float]]:
+        """(row, seconds) of every launch, each timed alone, ``repeats`` times in a row on the same data.
+
+        Steps at a learning rate of 0, but running statistics move. Only where a step is a graph.
+        """
+        bound = self._ready(pixels, labels, order, [0.0], 0)
+        bound.run()
+        seconds = []
+        for launch in bound.launches():
+            self._tell(len(pixels) if order is None else len(order), 0 if order is None else self.batch_size, 0, [[0.0]])
+            seconds.append(self.runtime.time(launch, repeats))
+        self._seconds = seconds
+        return [(self._row(item), one) for item, one in zip(bound.program.record.items, seconds, strict=True)]

@@ -31,10 +31,13 @@ class Fused:
         """The gradient of the output, zeroed where its relu was: by whoever wrote it, or now."""
         step, output = self.step, self.node.output
         dy = step.gradient(output)
-        if self.node.relu and not step.is_masked(output):
-            kernel = elementwise.relu_backward(step.precision, step.batch, step.pitch(output))
-            step.launch(kernel, dy=dy, y=step.tensor(output), dx=dy)
-        return dy
+        if not self.node.relu or step.is_masked(output):
+            return dy
+        # Not in place: a sum's gradient is the same memory for both of its operands.
+        masked = step.like(output, f"{dy.name} through its relu")
+        kernel = elementwise.relu_backward(step.precision, step.batch, step.pitch(output))
+        step.launch(kernel, dy=dy, y=step.tensor(output), dx=masked)
+        return masked
 
     def pass_on(self, tensor: Tensor, dy: Buffer) -> None:
         """dX = dY: the same memory, where no one else writes into it."""
