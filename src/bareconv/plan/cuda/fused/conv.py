@@ -29,7 +29,8 @@ class ConvRelu(Fused):
         layer = node.layers[0]
         assert isinstance(layer, layers.Conv2d)
         self.layer, self.convolution = layer, convolution_of(layer)
-        self.statistics: Buffer | None = None  # for a batch norm that follows, which sets it before ``forward``
+        self.counts_statistics = False  # for a batch norm that follows
+        self.statistics: tuple[Buffer, Parts] | None = None
         self.before_pool: Buffer | None = None
 
     @classmethod
