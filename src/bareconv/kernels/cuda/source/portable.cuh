@@ -218,6 +218,10 @@ DEVICE void let_next_kernel_start() {
 #endif
 }
 
+// What the counter was before this call adds 1 to it, for blocks that need to know which of them is the last. It orders
+// no other memory accesses.
+DEVICE int count_up(int* counter) { return atomicAdd(counter, 1); }
+
 #else
 #include "host.hpp"
 #endif
