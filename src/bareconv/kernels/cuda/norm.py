@@ -77,7 +77,7 @@ class Norm:
 @dataclass(frozen=True)
 class Parts:
     """How pixels are shared out among sums: part i has tiles i, i + ``count``, ... of ``tile`` pixels that follow
-    each other in (images, H, W)."""
+    each other in (images, H, W). ``tile`` 0: after the parts, as many floats say how many pixels each has."""
 
     count: int
     tile: int

@@ -184,10 +184,14 @@ DEVICE Moments merged(const Moments& a, const Moments& b) {
     return {count, a.mean + distance * share, a.squares + b.squares + distance * distance * a.count * share};
 }
 
-// Pixels in part ``part``: tiles part, part + PARTS, ... of TILE rows.
-DEVICE int pixels_of_part(int part, int rows) {
+// Pixels in part ``part``: tiles part, part + PARTS, ... of TILE rows; where TILE is 0 they are behind all parts.
+DEVICE float pixels_of_part(int part, int rows, const float* parts) {
+#if TILE > 0
     const int full = rows / TILE, rest = rows % TILE;
-    return (full > part ? (full - part - 1) / PARTS + 1 : 0) * TILE + (full % PARTS == part ? rest : 0);
+    return (float)((full > part ? (full - part - 1) / PARTS + 1 : 0) * TILE + (full % PARTS == part ? rest : 0));
+#else
+    return parts[(long long)PARTS * 2 * PITCH + part];
+#endif
 }
 
 KERNEL(THREADS, 1)
@@ -203,7 +207,7 @@ finish_statistics(const float* RESTRICT parts, const Control* RESTRICT control, 
 #pragma unroll 4
     for (int part = group; part < PARTS; part += GROUPS) {
         const float* from = parts + (long long)part * (2 * PITCH) + channel;
-        mine = merged(mine, {(float)pixels_of_part(part, rows), from[0], from[PITCH]});
+        mine = merged(mine, {pixels_of_part(part, rows, parts), from[0], from[PITCH]});
     }
     shared[threadIdx.x] = mine;
     for (int half = GROUPS / 2; half > 0; half /= 2) {
