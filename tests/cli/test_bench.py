@@ -110,7 +110,7 @@ def test_an_interruption_before_there_is_anything(run, here, monkeypatch):
 
 def test_absent_peers_are_named(run, here, monkeypatch):
     absent = {"pytorch": "torch is not installed for python3", "dezero": "dezero is not installed for python3"}
-    monkeypatch.setattr(peers_verb, "find", lambda names, python: Found({}, absent))
+    monkeypatch.setattr(peers_verb, "find", lambda *asked: Found({}, absent))
     outcome = run("bench", "peers", *MLP, "--budget", "0.5", "--json")
     assert outcome.code == 0
     result = outcome.result()

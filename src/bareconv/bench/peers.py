@@ -132,7 +132,7 @@ def _has(python: str, package: str) -> bool:
 
 @dataclass
 class Compared(Measured):
-    """What came of a workload; ``tries``: what each peer's variants did when they were tried briefly."""
+    """What came of a workload; ``tries``: the variants of which the best is measured, as they were tried briefly."""
 
     device: str = "cpu"
     tries: dict[str, list[Side]] = field(default_factory=dict)
@@ -141,6 +141,10 @@ class Compared(Measured):
     def ours(self) -> Side | None:
         """The engine that the others are compared with: the first that has figures."""
         return next((side for side in self.sides if side.candidate.ours and side.rate is not None), None)
+
+    def beside(self, side: Side) -> Samples | None:
+        """Our engine's blocks that were taken by turns with a side's; None where there are none, or it is ours."""
+        return None if self.ours in (None, side) else self.ours.samples
 
 
 def compare(
@@ -292,7 +296,7 @@ def record(compared: Compared, absent: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _candidate(side: Side, compared: Compared) -> dict[str, Any]:
-    candidate, ours = side.candidate, compared.ours
+    candidate, ours = side.candidate, compared.beside(side)
     entry: dict[str, Any] = {
         "name": candidate.name,
         "variant": candidate.variant,
@@ -305,11 +309,11 @@ def _candidate(side: Side, compared: Compared) -> dict[str, Any]:
     }
     if side.rate is not None:
         entry["throughput"] = throughput(side, compared.workload.threads)
-        if ours is not None and ours is not side:
-            entry["ratio"] = dataclasses.asdict(ratio(ours.samples.rates, side.samples.rates))
-    tries = compared.tries.get(candidate.name, [])
-    if side in tries:
-        entry["tries"] = [_try(one) for one in tries]
+        if ours is not None:
+            entry["ratio"] = dataclasses.asdict(ratio(ours.rates, side.samples.rates))
+    for tries in compared.tries.values():
+        if side in tries:
+            entry["tries"] = [_try(one) for one in tries]
     return entry
 
 

@@ -15,7 +15,6 @@ from bareconv.device import CpuDevice, get_device
 from bareconv.nn.model import Model
 from bareconv.training import Settings, Trainer
 
-
 GPU_CHUNK = 8192  # steps of some microseconds each, between two waits for the GPU
 
 

@@ -83,7 +83,7 @@ class PyTorchCuda(Candidate):
         self.mixed = self.options["mixed"] if name == "bfloat16" else None
 
     def _halve(self) -> tuple[list[Any], list[Any]]:
-        """The bfloat16 weights of the layers with products, and their float32 masters, which have room for gradients."""
+        """The bfloat16 weights of the layers with products, and their float32 masters with gradients."""
         torch = self.torch
         halves: list[Any] = []
         masters: list[Any] = []
@@ -176,7 +176,7 @@ class PyTorchCuda(Candidate):
             weight.grad = None  # so that backward writes gradients of the graph's own, and adds to none
         with self.torch.cuda.graph(graph):
             step()
-        return graph.replay  # type: ignore[no-any-return]
+        return graph.replay
 
     def _step(self, step: int) -> Any:
         """That step; the loss, on the device."""
