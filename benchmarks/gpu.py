@@ -24,7 +24,7 @@ from bareconv import host
 from bareconv.bench import results
 from bareconv.bench.contests import Contest, Times, compete, contest
 from bareconv.bench.environment import describe
-from bareconv.bench.parts import SANITIZERS, run_part, sanitizer_command, test_command
+from bareconv.bench.parts import SANITIZERS, pytest_command, run_part, sanitizer_command
 from bareconv.bench.peers import find, record
 from bareconv.bench.steady import run_record
 from bareconv.bench.workload import LR, ON_GPU_ONLY, PRECISIONS, Workload, natural_shape
@@ -189,7 +189,7 @@ def run(options: dict[str, Any]) -> None:
     kept = {name: value for name, value in options.items() if name not in ("output", "python")}
     report = Report(kept, device, output)
     if options["tests"]:
-        report.part(run_part("tests", test_command(Path("tests")), options["part_seconds"], sys.executable))
+        report.part(run_part("tests", pytest_command(Path("tests")), options["part_seconds"], sys.executable))
     for program in options["programs"]:
         for tool in SANITIZERS:
             command = sanitizer_command(tool, shlex.split(program))

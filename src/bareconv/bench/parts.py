@@ -46,7 +46,7 @@ def run_part(name: str, command: Sequence[str], seconds: float, python: str) -> 
     return {**part, "status": status, "seconds": time.monotonic() - begun, "said": lines}
 
 
-def test_command(folder: Path) -> list[str]:
+def pytest_command(folder: Path) -> list[str]:
     """Runs the tests in a folder that need a GPU; where there are none, that is a failure."""
     return ["python", "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", str(folder)]
 
