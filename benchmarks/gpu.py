@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -49,8 +48,8 @@ SANITIZED: tuple[str, ...] = ()  # programs that run every kernel once, as words
 class Report:
     """What there is so far; writes it when told."""
 
-    def __init__(self, settings: dict[str, Any], device: Device, output: Path) -> None:
-        self.settings, self.device, self.output = settings, device, output
+    def __init__(self, settings: dict[str, Any], device: Device, output: Path, commit: str | None) -> None:
+        self.settings, self.device, self.output, self.commit = settings, device, output, commit
         self.environment = describe()
         self.parts: list[dict[str, Any]] = []
         self.contests: list[Contest] = []
@@ -90,6 +89,8 @@ class Report:
             notes=[note for notes in self.notes.values() for note in notes],
             environment=self.environment,
         )
+        if self.commit is not None:
+            result["commit"] = self.commit
         try:
             results.write(result, self.output)
         except BareconvError as error:  # what comes later may still be written
@@ -170,6 +171,7 @@ def short_name(device: Device) -> str:
 @click.option("--tests", is_flag=True, help="Run the tests that need a GPU, first.")
 @click.option("--sanitize", "programs", multiple=True, default=SANITIZED, help='Words after "python", to be sanitized.')
 @click.option("--part-seconds", default=180.0, show_default=True, help="The longest that a part may take.")
+@click.option("--commit", help="Of this checkout, where git is not there to say it.")
 @click.option("--no-timing", is_flag=True, help="Only the tests and the sanitizers.")
 def main(**options: Any) -> None:
     """Test, sanitize, measure; write the result and print a table."""
@@ -186,14 +188,15 @@ def run(options: dict[str, Any]) -> None:
     if device.name == "cpu" and any(precision in ON_GPU_ONLY for _, _, precision in chosen):
         raise UsageError(f"--device cpu: {' and '.join(ON_GPU_ONLY)} need a GPU; name other cases")
     output = options["output"] or ROOT / "benchmarks" / "results" / f"{short_name(device)}.json"
-    kept = {name: value for name, value in options.items() if name not in ("output", "python")}
-    report = Report(kept, device, output)
+    kept = {name: value for name, value in options.items() if name not in ("output", "python", "commit")}
+    report = Report(kept, device, output, options["commit"])
+    report.write()  # at once, so that what keeps it from being written is known at the beginning
     if options["tests"]:
-        report.part(run_part("tests", pytest_command(Path("tests")), options["part_seconds"], sys.executable))
+        report.part(run_part("tests", pytest_command(), options["part_seconds"], ROOT))
     for program in options["programs"]:
         for tool in SANITIZERS:
             command = sanitizer_command(tool, shlex.split(program))
-            report.part(run_part(f"{tool}: {program}", command, options["part_seconds"], sys.executable))
+            report.part(run_part(f"{tool}: {program}", command, options["part_seconds"], ROOT))
     if not options["no_timing"]:
         time_cases(report, chosen, options)
     report.write()

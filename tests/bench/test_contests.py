@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Any
 
 import pytest
 from bench_stand_ins import LOSSES, QUICK, stand_in
@@ -78,7 +79,7 @@ def test_two_rounds(make, valid):
         ("channels_last", "compile", {"step": 0.001}),
     ]
     contests = [make(*rivals), make(*rivals[2:3], name="two")]
-    seen: list[tuple] = []
+    seen: list[Any] = []
     said: list[str] = []
     compete(contests, TIMES, 4, lambda one: seen.append((one, *valid(one))), said.append)
     assert everyone_gone(*contests)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from bareconv.bench.parts import KEPT_LINES, pytest_command, run_part, sanitizer
 
 
 def part(code, seconds=20.0):
-    return run_part("it", ["python", "-c", code], seconds, sys.executable)
+    return run_part("it", ["python", "-c", code], seconds, Path.cwd())
 
 
 def test_how_it_ended():
@@ -20,9 +19,14 @@ def test_how_it_ended():
     assert passed["command"] == "python -c 'print('\"'\"'fine'\"'\"')'"
     failed = part("import sys; print('so', file=sys.stderr); sys.exit(3)")
     assert (failed["status"], failed["said"]) == ("failed", ["so"])
-    missing = run_part("it", ["no-such-program"], 1.0, sys.executable)
+    missing = run_part("it", ["no-such-program"], 1.0, Path.cwd())
     assert (missing["status"], missing["said"]) == ("missing", ["no-such-program is not installed"])
     results.validate(results.new("gpu", {}, parts=[passed, failed, missing]))
+
+
+def test_it_runs_in_its_folder(tmp_path):
+    part = run_part("it", ["python", "-c", "import os; print(os.getcwd())"], 20.0, tmp_path)
+    assert part["said"] == [str(tmp_path.resolve())]
 
 
 def test_only_the_last_lines_are_kept():
@@ -53,4 +57,4 @@ def test_commands():
         *("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "86", "--target-processes", "all"),
         *("python", "-m", "kernels"),
     ]
-    assert pytest_command(Path("tests"))[:6] == ["python", "-m", "pytest", "-q", "-m", "cuda"]
+    assert pytest_command()[:6] == ["python", "-m", "pytest", "-q", "-m", "cuda"]

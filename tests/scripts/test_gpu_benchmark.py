@@ -44,15 +44,16 @@ def test_cases(script):
 
 
 def test_a_whole_run(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "pytest_command", lambda folder: ["python", "-c", "print('3 passed')"])
+    monkeypatch.setattr(script, "pytest_command", lambda: ["python", "-c", "print('3 passed')"])
     output = tmp_path / "cpu.json"
     words = ["--device", "cpu", "--case", "mlp:16:float32,float64", "--case", "nothing:16:float32"]
-    words += ["--budget", "20", "--second", "0.3", "--threads", "1", "--output", str(output)]
+    words += ["--budget", "20", "--second", "0.3", "--threads", "1", "--output", str(output), "--commit", 40 * "a"]
     outcome = CliRunner().invoke(
         script.main, [*words, "--tests", "--sanitize", "-m no_such_module"], catch_exceptions=False
     )
     assert outcome.exit_code == 0
     result = results.read(output)
+    assert result["commit"] == 40 * "a"
     assert [(run["model"], run["precision"], run["engine"]) for run in result["runs"]] == [
         ("mlp", "float32", "plan"),
         ("mlp", "float64", "plan"),

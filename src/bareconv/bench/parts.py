@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,19 +20,19 @@ SANITIZERS = ("memcheck", "racecheck")
 FOUND_EXIT_CODE = 86  # of a sanitizer that found something, whatever the program's own is
 
 
-def run_part(name: str, command: Sequence[str], seconds: float, python: str) -> dict[str, Any]:
-    """Run ``command``, where "python" stands for that interpreter, for at most ``seconds``: a ``part`` of the result.
+def run_part(name: str, command: Sequence[str], seconds: float, folder: Path) -> dict[str, Any]:
+    """Run ``command`` in a folder for at most ``seconds``: a ``part`` of the result. "python" is this interpreter.
 
     Its standard output and error are kept together, the last lines of them. It ends with all that it started.
     """
-    words = [python if word == "python" else word for word in command]
+    words = [sys.executable if word == "python" else word for word in command]
     part = {"name": name, "command": shlex.join(command), "status": "missing", "seconds": 0.0, "said": []}
     if shutil.which(words[0]) is None:
         return {**part, "said": [f"{words[0]} is not installed"]}
     begun = time.monotonic()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            words, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             status = "passed" if process.wait(seconds) == 0 else "failed"
@@ -46,9 +47,9 @@ def run_part(name: str, command: Sequence[str], seconds: float, python: str) -> 
     return {**part, "status": status, "seconds": time.monotonic() - begun, "said": lines}
 
 
-def pytest_command(folder: Path) -> list[str]:
-    """Runs the tests in a folder that need a GPU; where there are none, that is a failure."""
-    return ["python", "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", str(folder)]
+def pytest_command() -> list[str]:
+    """Runs the tests that need a GPU; where there are none, that is a failure."""
+    return ["python", "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
 
 
 def sanitizer_command(tool: str, program: Sequence[str]) -> list[str]:

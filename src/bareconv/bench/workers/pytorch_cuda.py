@@ -70,6 +70,7 @@ class PyTorchCuda(Candidate):
             momentum=values["momentum"],
             fused=True,
         )
+        self.replay: Callable[[], None] = self._advance
         self.loss = self._loss(values["mean"], 1.0 / values["std"], channels_last)
         self._get_ready()
 
@@ -138,7 +139,8 @@ class PyTorchCuda(Candidate):
                 tensor.copy_(before)
             for state in self.optimizer.state.values():
                 state["momentum_buffer"].zero_()
-        self.replay = None if mode == "eager" else self._captured()
+        if mode != "eager" and self.on_gpu:
+            self.replay = self._captured()
         if self.on_gpu:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -147,8 +149,7 @@ class PyTorchCuda(Candidate):
     def _warm_up(self) -> None:
         """Some steps on another stream than the default one, as capturing asks for."""
         with self._on_a_stream():
-            for step in range(min(WARM_UP_STEPS, len(self.order))):
-                self._step(step)
+            self._many(0, min(WARM_UP_STEPS, len(self.order)))
 
     @contextlib.contextmanager
     def _on_a_stream(self) -> Iterator[None]:
@@ -163,28 +164,20 @@ class PyTorchCuda(Candidate):
         stream.synchronize()
 
     def _captured(self) -> Callable[[], None]:
-        """Takes the step that ``position`` names, leaves its loss in ``last_loss``, and goes on to the next."""
-
-        def step() -> None:
-            self.last_loss = self._step_on(self.position)
-            self.position += 1
-
-        if not self.on_gpu:
-            return step
+        """``_advance`` as one graph."""
         graph = self.torch.cuda.CUDAGraph()
         for weight in self.weights:
             weight.grad = None  # so that backward writes gradients of the graph's own, and adds to none
         with self.torch.cuda.graph(graph):
-            step()
+            self._advance()
         return graph.replay
 
-    def _step(self, step: int) -> Any:
-        """That step; the loss, on the device."""
-        if self.options["mode"] == "eager":
-            return self._step_on(self.order[step])
-        return self._step_on(self.position.fill_(step))
+    def _advance(self) -> None:
+        """Take the step that ``position`` names, leave its loss in ``last_loss``, and go on to the next."""
+        self.last_loss = self._step(self.position)
+        self.position += 1
 
-    def _step_on(self, batch: Any) -> Any:
+    def _step(self, batch: Any) -> Any:
         """One whole step on what ``_loss`` takes; the loss, on the device."""
         torch = self.torch
         loss = self.loss(batch)
@@ -201,9 +194,9 @@ class PyTorchCuda(Candidate):
 
     def _many(self, first: int, count: int) -> Any:
         """``count`` steps from step ``first``; the last one's loss, on the device."""
-        if self.replay is None:
+        if self.options["mode"] == "eager":
             for step in range(first, first + count):
-                self.last_loss = self._step(step)
+                self.last_loss = self._step(self.order[step])
         else:
             self.position.fill_(first)
             for _ in range(count):
