@@ -12,6 +12,7 @@ import pytest
 from kernel_harness import NAMES, target_of
 
 from bareconv.errors import UsageError
+from bareconv.kernels import cache
 from bareconv.kernels.cpu import jit
 from bareconv.kernels.cpu.correlate import Correlate
 from bareconv.kernels.cpu.elementwise import Elementwise
@@ -110,16 +111,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BARECONV_CACHE_DIR", str(tmp_path / "told"))
-    assert jit.cache_folder() == tmp_path / "told"
+    assert cache.cache_folder() == tmp_path / "told"
     monkeypatch.delenv("BARECONV_CACHE_DIR")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert jit.cache_folder() == tmp_path / "bareconv"
+    assert cache.cache_folder() == tmp_path / "bareconv"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert jit.cache_folder() == tmp_path / ".cache" / "bareconv"
+    assert cache.cache_folder() == tmp_path / ".cache" / "bareconv"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert jit.cache_folder() == tmp_path / "Library" / "Caches" / "bareconv"
+    assert cache.cache_folder() == tmp_path / "Library" / "Caches" / "bareconv"
 
 
 def test_names_tell_kernels_apart() -> None:

@@ -6,17 +6,15 @@ names the file. A cache that cannot be written is done without; a file that is d
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bareconv.kernels import cache
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.target import Target
 
@@ -41,7 +39,7 @@ def compile_kernels(kernels: Iterable[Kernel], on_progress: Callable[[int, int],
     names = {kernel: _digest(kernel) for kernel in wanted}
     missing = []
     for kernel in wanted:
-        code = None if names[kernel] in _loaded else _read(names[kernel])
+        code = None if names[kernel] in _loaded else cache.read(f"{names[kernel]}.o")
         if code is not None:
             _load(names[kernel], code)
         elif names[kernel] not in _loaded:
@@ -50,7 +48,7 @@ def compile_kernels(kernels: Iterable[Kernel], on_progress: Callable[[int, int],
         if on_progress:
             on_progress(done, len(missing))
         code = object_code(kernel, names[kernel])
-        _write(names[kernel], code)
+        cache.write(f"{names[kernel]}.o", code)
         _load(names[kernel], code)
     if on_progress and missing:
         on_progress(len(missing), len(missing))
@@ -96,16 +94,6 @@ def intermediate_code(kernel: Kernel, name: str) -> str:
     kernel.write(Frame(builder, kernel.operands))
     builder.finish()
     return str(module)
-
-
-def cache_folder() -> Path:
-    """Where compiled code is kept: BARECONV_CACHE_DIR, else the user's cache folder."""
-    told = os.environ.get("BARECONV_CACHE_DIR")
-    if told:
-        return Path(told)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "bareconv"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bareconv"
 
 
 _loaded: dict[str, int] = {}  # the digests of what is in memory, and where
@@ -156,26 +144,3 @@ def _sources() -> str:
 
 def _digest(kernel: Kernel) -> str:
     return "bareconv_" + hashlib.sha256(f"{_sources()} {kernel!r}".encode()).hexdigest()[:32]
-
-
-def _read(name: str) -> bytes | None:
-    """The object file of that name from the cache; None where there is none, or it is damaged."""
-    try:
-        data = (cache_folder() / f"{name}.o").read_bytes()
-    except OSError:
-        return None
-    check, code = data[:32], data[32:]
-    return code if hashlib.sha256(code).digest() == check else None
-
-
-def _write(name: str, code: bytes) -> None:
-    """Keep it; a full disk or a folder that is not ours is no reason to stop."""
-    folder = cache_folder()
-    aside = folder / f"{name}.{os.getpid()}.new"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside.write_bytes(hashlib.sha256(code).digest() + code)
-        aside.replace(folder / f"{name}.o")
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()

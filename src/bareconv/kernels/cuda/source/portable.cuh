@@ -218,6 +218,10 @@ DEVICE void let_next_kernel_start() {
 #endif
 }
 
+// What the counter was before this call adds 1 to it, for blocks that need to know which of them is the last. It orders
+// no other memory accesses.
+DEVICE int count_up(int* counter) { return atomicAdd(counter, 1); }
+
 #else
 #include "host.hpp"
 #endif
@@ -267,6 +271,6 @@ struct Control {
     int position;    // of the step among those that were asked for
     int images;      // of this step's batch
     int total;       // images in the order
-    int batch;       // images of a full batch
+    int batch;       // images of a full batch; 0: every step takes all images
     int first_step;  // the number of the step at position 0, counted from the training's start
 };
