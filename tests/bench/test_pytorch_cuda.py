@@ -84,15 +84,7 @@ def test_both_ways_to_bfloat16(python, losses):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize(
-    ("precision", "variant"),
-    [
-        ("float64", "nchw eager"),
-        ("float64", "channels_last graph"),
-        ("float32", "nchw graph"),
-        ("tf32", "channels_last graph"),
-        ("bfloat16", "channels_last graph copy"),
-        ("bfloat16", "nchw graph autocast"),
-    ],
+    ("precision", "variant"), [("float64", "channels_last graph"), ("bfloat16", "nchw graph copy")]
 )
 def test_on_a_gpu(precision, variant, python, losses):
     ours = losses(our_candidate("reference", "cpu", 1))
