@@ -160,7 +160,12 @@ def test_precisions_of_a_gpu_are_refused_on_a_cpu(run, here):
 def test_peers_of_a_gpu(run, here, monkeypatch):
     """What is compared depends on where, and in which precision; the CPU stands in for the GPU."""
     asked = []
-    monkeypatch.setattr(peers_verb, "find", lambda *words: asked.append(words) or Found({}, {}))
+
+    def find(*words):
+        asked.append(words)
+        return Found({}, {})
+
+    monkeypatch.setattr(peers_verb, "find", find)
     outcome = run("bench", "peers", *MLP, "--precision", "float64", "--budget", "0.5", "--json")
     assert outcome.code == 0
     assert [words[2:] for words in asked] == [("cpu", "float64")]
