@@ -68,7 +68,9 @@ def compile_kernels(
 
 def compile_kernel(kernel: Kernel, architecture: str) -> Compiled:
     """Machine code of one kernel. BareconvError, with the compiler's words, where it does not compile."""
-    return nvrtc.compile_source(source_text(kernel), f"{kernel.entry} of {kernel.source}", architecture, headers=sources())
+    return nvrtc.compile_source(
+        source_text(kernel), f"{kernel.entry} of {kernel.source}", architecture, headers=sources()
+    )
 
 
 def source_text(kernel: Kernel) -> str:
