@@ -202,7 +202,7 @@ def pixel_gradient(
     all_words = features // together
     slices = -(-all_words // 256)
     words = -(-all_words // slices)
-    sharers = max(1, 800 // words)
+    sharers = max(1, 640 // words)
     parts = max(1, min(limits.multiprocessors // slices, -(-batch // 32)))
     images = -(-batch // parts)
     parts = -(-batch // images)

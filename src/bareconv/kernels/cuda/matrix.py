@@ -86,7 +86,8 @@ def tilings(
         if (m > 16 and m // 2 >= rows) or (n > 16 and n // 2 >= columns):
             continue
         warps_m, warps_n = _warps(m, n)
-        for stages in (4, 3, 2):
+        most = min(4, -(-summed // chunk) + 1)  # all chunks on their way before the first is used
+        for stages in range(most, 1, -1):
             tiling = Tiling(m, n, chunk, warps_m, warps_n, stages)
             if tiling.shared_bytes(precision, left, right) <= limits.shared_bytes:
                 yield tiling
