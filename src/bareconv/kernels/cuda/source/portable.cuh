@@ -274,3 +274,9 @@ struct Control {
     int batch;       // images of a full batch; 0: every step takes all images
     int first_step;  // the number of the step at position 0, counted from the training's start
 };
+
+// Where an image of the step is among all of them. ``order`` null: they are taken as they lie.
+DEVICE int place_of(int image, const int* order, const Control* control) {
+    const int place = control->position * control->batch + image;
+    return order == nullptr ? place : order[place];
+}
