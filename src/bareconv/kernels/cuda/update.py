@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bareconv.optim.rule import SCALARS, Rule
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
+from bareconv.optim.rule import SCALARS, Rule
 
 THREADS = 256
 RULES = ("gradient", "sgd", "rmsprop", "adam", "adamw")  # by the number that RULE has in the sources
