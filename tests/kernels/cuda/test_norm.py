@@ -96,14 +96,15 @@ def run(launch, case, limits, order="forward", statistics=None):
         parts, sums = statistics
     else:
         kernel, parts = kernels.statistics(precision, BATCH, norm, limits)
-        sums = np.full((parts.count, 2, padded(case.C)), np.nan, np.float32)
+        sums = np.full(parts.size(case.C), np.nan, np.float32)
         launch(kernel, {"x": case.x, "control": case.control, "parts": sums}, order)
-    launch(kernels.finish_statistics(norm, parts), {**arrays, **parameters, **running, "parts": sums}, order)
+    finish = kernels.finish_statistics(norm, parts)
+    launch(finish, {"coefficients": case.coefficients, **parameters, **running, "parts": sums}, order)
     added = case.other if norm.added else None
     launch(kernels.apply(precision, BATCH, norm, limits), {**arrays, "x": case.x, "other": added, "y": case.y}, order)
 
     kernel, parts = kernels.sum_gradients(precision, BATCH, norm, limits)
-    sums = np.full((parts.count, 2, padded(case.C)), np.nan, np.float32)
+    sums = np.full(parts.size(case.C), np.nan, np.float32)
     through = (
         {"y": case.y, "masked": poison(case.dy.shape, precision)} if norm.masked_by_y else {"y": None, "masked": None}
     )
@@ -156,12 +157,15 @@ def test_masked_gradient_may_take_the_place_of_dy():
     case.y[:IMAGES] = case.expected_y
     case.coefficients[:] = 0.5
     kernel, parts = kernels.sum_gradients("float32", BATCH, norm, SMALL)
-    sums = np.full((parts.count, 2, 8), np.nan, np.float32)
+    sums = np.full(parts.size(8), np.nan, np.float32)
     arrays = {"x": case.x, "y": case.y, "coefficients": case.coefficients, "control": case.control, "parts": sums}
     arrays |= {"dy": case.dy, "masked": case.dy}
     launch_at(kernel, [ctypes.c_void_p(arrays[name].ctypes.data) for name in kernel.operands])
     np.testing.assert_array_equal(case.real(case.dy), case.masked)
-    assert relative_error(sums[:, 0].sum(axis=0, dtype=np.float64), case.expected_dbeta) < 1e-5
+    assert (
+        relative_error(sums[: -parts.count].reshape(-1, 2, 8)[:, 0].sum(axis=0, dtype=np.float64), case.expected_dbeta)
+        < 1e-5
+    )
 
 
 def test_statistics_of_numbers_far_from_zero(launch):
@@ -180,12 +184,16 @@ def test_merges_the_statistics_that_another_kernel_has_written(launch):
     case = Case("bfloat16", norm)
     case.expect()
     tile = 16
-    parts = Parts(-(-BATCH * 25 // tile), tile)
-    sums = np.full((parts.count, 2, 16), np.nan, np.float32)
+    parts = Parts(-(-BATCH * 25 // tile))
+    sums, counts = np.zeros((parts.count, 2, 16), np.float32), np.zeros(parts.count, np.float32)
     pixels = from_kept(case.x)[:IMAGES].reshape(-1, 16)
     for part in range(parts.count):
         mine = pixels[part * tile : (part + 1) * tile]
-        sums[part] = (mine.mean(axis=0), ((mine - mine.mean(axis=0)) ** 2).sum(axis=0)) if len(mine) else np.nan
+        counts[part] = len(mine)
+        if len(mine):
+            sums[part] = mine.mean(axis=0), ((mine - mine.mean(axis=0)) ** 2).sum(axis=0)
+    assert counts[-1] == 0
+    sums = np.concatenate([sums.ravel(), counts])
     run(launch, case, SMALL, statistics=(parts, sums))
     case.check(case.y, case.expected_y, "y")
     case.check(case.dx, case.expected_dx, "dx")

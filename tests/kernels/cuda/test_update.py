@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from cuda_host import needs_nvrtc, to_kept
 
-from bareconv.optim.rule import SCALARS, Rule, scalars
 from bareconv.kernels.cuda.compiler import compile_kernel
 from bareconv.kernels.cuda.kernel import PRECISIONS, padded
 from bareconv.kernels.cuda.limits import GENERATIONS, H100
 from bareconv.kernels.cuda.update import Parameter, copy_weights, finish_step, update, update_table
 from bareconv.optim import SGD, Adam, AdamW, RMSprop
+from bareconv.optim.rule import SCALARS, Rule, scalars
 
 OPTIMIZERS = {
     "sgd": lambda: SGD(0.1),

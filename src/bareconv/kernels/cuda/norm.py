@@ -6,7 +6,7 @@ in evaluation: ``use_running``, ``apply``. Backward: ``sum_gradients``, ``finish
 Operands, the same in all: ``x`` what is normalised, ``y`` the node's output, ``dx`` and ``dy`` their gradients,
 ``other`` what a residual sum adds, all as activations are kept; ``control``; ``gamma``, ``beta``, ``running_mean``,
 ``running_var`` float32 (C), the model's own; ``coefficients`` float32 (COEFFICIENTS, padded C), which goes from kernel
-to kernel; ``parts`` float32 (parts, 2, padded C), the blocks' sums.
+to kernel; ``parts`` float32, the blocks' sums, see ``Parts``.
 """
 
 from __future__ import annotations
@@ -76,15 +76,13 @@ class Norm:
 
 @dataclass(frozen=True)
 class Parts:
-    """How pixels are shared out among sums: part i has tiles i, i + ``count``, ... of ``tile`` pixels that follow
-    each other in (images, H, W). ``tile`` 0: after the parts, as many floats say how many pixels each has."""
+    """Sums by block: float32 [``count``][2][padded C], then of statistics how many pixels each block counted."""
 
     count: int
-    tile: int
 
     def size(self, channels: int) -> int:
         """Elements of the operand ``parts``."""
-        return self.count * 2 * padded(channels)
+        return self.count * (2 * padded(channels) + 1)
 
 
 @dataclass(frozen=True)
@@ -145,8 +143,8 @@ def _pass(
     else:
         rows = math.prod(norm.pooled)
         unroll = 2 if norm.masked_by_y and stage == "sum_gradients" else unroll
-    # Sums have as many blocks as run at a time, and for each at least 32 KB to read: more parts take longer to merge. In
-    # other kernels many small blocks share out the work better.
+    # Sums have as many blocks as run at a time, and for each at least 32 KB to read: more parts take longer to merge.
+    # In other kernels many small blocks share out the work better.
     blocks_each = {"statistics": 4, "sum_gradients": 2}.get(stage, 16)
     least_tiles = max(1, 8 // (unroll * (cells if stage == "sum_gradients" else 1))) if sums else 1
     grid = _grid(precision, norm.channels, batch * rows, unroll, limits, blocks_each, least_tiles)
@@ -173,22 +171,19 @@ def _pass(
 
 
 def statistics(precision: Precision, batch: int, norm: Norm, limits: Limits) -> tuple[Kernel, Parts]:
-    """x -> ``parts``: mean, and sum of the squared distances from it, by block and channel."""
+    """x -> ``parts``: by block and channel the mean, and the sum of the squares of the distances from it."""
     kernel, grid = _pass("statistics", precision, batch, norm, limits, ("x", "control", "parts"), (1, 0))
-    return kernel, Parts(grid.blocks, grid.rows)
+    return kernel, Parts(grid.blocks)
 
 
 def finish_statistics(norm: Norm, parts: Parts) -> Kernel:
-    """``parts``, of ``statistics`` or of a convolution, merged -> ``coefficients``, and the running statistics moved.
-
-    ``parts.tile`` says which pixels a part has counted.
-    """
+    """``parts``, of ``statistics`` or of a convolution, merged -> ``coefficients``; the running statistics moved."""
     return _kernel(
         "finish_statistics",
         norm,
-        {"PARTS": parts.count, "TILE": parts.tile, "EPS": norm.eps, "MOMENTUM": norm.momentum},
+        {"PARTS": parts.count, "EPS": norm.eps, "MOMENTUM": norm.momentum},
         (padded(norm.channels) // 8, 1, 1),
-        ("parts", "control", "gamma", "beta", "running_mean", "running_var", "coefficients"),
+        ("parts", "gamma", "beta", "running_mean", "running_var", "coefficients"),
         work=4 * parts.size(norm.channels),
     )
 
@@ -221,7 +216,7 @@ def sum_gradients(precision: Precision, batch: int, norm: Norm, limits: Limits) 
     operands = ("x", "dy", "y", "coefficients", "control", "parts", "masked")
     tensors = (1.0, 3.0 if norm.masked_by_y else 1.0)
     kernel, grid = _pass("sum_gradients", precision, batch, norm, limits, operands, tensors)
-    return kernel, Parts(grid.blocks, grid.rows)
+    return kernel, Parts(grid.blocks)
 
 
 def finish_gradients(norm: Norm, parts: Parts) -> Kernel:

@@ -122,7 +122,8 @@ DEVICE int winner(const Numbers (&x)[CELLS], int i, float scale, float shift, fl
 
 #if STAGE == STATISTICS
 
-// parts[block][0][channel]: the mean of the block's rows, [1]: the sum of the squares of their distances from it.
+// parts[block][0][channel]: the mean of the block's rows, [1]: the sum of the squares of their distances from it. After
+// all parts, how many rows each block had.
 KERNEL(THREADS, 4)
 statistics(const Kind* RESTRICT x, const Control* RESTRICT control, float* RESTRICT parts) {
     SHARED_MEMORY(memory);
@@ -167,6 +168,7 @@ statistics(const Kind* RESTRICT x, const Control* RESTRICT control, float* RESTR
         mine[channel] = start + mean;
         mine[PITCH + channel] = square - sum * mean;
     });
+    if (blockIdx.y == 0 && threadIdx.x == 0) parts[(long long)gridDim.x * (2 * PITCH) + blockIdx.x] = count;
 }
 
 #elif STAGE == FINISH_STATISTICS
@@ -184,30 +186,19 @@ DEVICE Moments merged(const Moments& a, const Moments& b) {
     return {count, a.mean + distance * share, a.squares + b.squares + distance * distance * a.count * share};
 }
 
-// Pixels in part ``part``: tiles part, part + PARTS, ... of TILE rows; where TILE is 0 they are behind all parts.
-DEVICE float pixels_of_part(int part, int rows, const float* parts) {
-#if TILE > 0
-    const int full = rows / TILE, rest = rows % TILE;
-    return (float)((full > part ? (full - part - 1) / PARTS + 1 : 0) * TILE + (full % PARTS == part ? rest : 0));
-#else
-    return parts[(long long)PARTS * 2 * PITCH + part];
-#endif
-}
-
 KERNEL(THREADS, 1)
-finish_statistics(const float* RESTRICT parts, const Control* RESTRICT control, const float* RESTRICT gamma,
-                  const float* RESTRICT beta, float* RESTRICT running_mean, float* RESTRICT running_var,
-                  float* RESTRICT coefficients) {
+finish_statistics(const float* RESTRICT parts, const float* RESTRICT gamma, const float* RESTRICT beta,
+                  float* RESTRICT running_mean, float* RESTRICT running_var, float* RESTRICT coefficients) {
     SHARED Moments shared[THREADS];
     const int channel = blockIdx.x * SIDE + threadIdx.x % SIDE, group = threadIdx.x / SIDE;
     wait_for_kernels_before();
     let_next_kernel_start();
-    const int rows = control->images * PIXELS;
+    const float* counts = parts + (long long)PARTS * (2 * PITCH);
     Moments mine = {0.f, 0.f, 0.f};
 #pragma unroll 4
     for (int part = group; part < PARTS; part += GROUPS) {
         const float* from = parts + (long long)part * (2 * PITCH) + channel;
-        mine = merged(mine, {pixels_of_part(part, rows, parts), from[0], from[PITCH]});
+        mine = merged(mine, {counts[part], from[0], from[PITCH]});
     }
     shared[threadIdx.x] = mine;
     for (int half = GROUPS / 2; half > 0; half /= 2) {
@@ -222,7 +213,7 @@ finish_statistics(const float* RESTRICT parts, const Control* RESTRICT control, 
         inv_std = 1.f / sqrtf(var + (float)(EPS));
         scale = gamma[channel] * inv_std;
         shift = fmaf(-mine.mean, scale, beta[channel]);
-        if (rows > 0) {
+        if (mine.count > 0.f) {
             const float keep = (float)(1.0 - (MOMENTUM)), take = (float)(MOMENTUM);
             running_mean[channel] = running_mean[channel] * keep + take * mine.mean;
             running_var[channel] = running_var[channel] * keep + take * (var * (count / max(count - 1.f, 1.f)));
