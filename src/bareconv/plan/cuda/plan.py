@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -84,7 +83,7 @@ class CudaPlan:
         self._hits = xp.zeros(WINDOW, xp.int32)
         self._order: Array | None = None
         self._labels: tuple[Array, Array] | None = None  # as they came, and as the kernels read them
-        self._staged: Array | None = None  # images to predict
+        self._staged: tuple[Array, Array] | None = None  # images to predict, and labels
         self._training: _Made | None = None
         self._inference: _Made | None = None
         self._refresher: Callable[[], None] | None = None
@@ -289,11 +288,15 @@ class CudaPlan:
             )
         if self._inference is None:
             self._inference = self._made(PREDICT_IMAGES, False)
-            self._staged = xp.zeros((PREDICT_IMAGES, *self.model.input_shape), xp.uint8)
-        made, staged = self._inference, self._staged
-        assert staged is not None
+            # A head computes a loss as well; its labels are anything.
+            self._staged = (
+                xp.zeros((PREDICT_IMAGES, *self.model.input_shape), xp.uint8),
+                xp.zeros(PREDICT_IMAGES, xp.int32),
+            )
+        assert self._staged is not None
+        made, (staged, no_labels) = self._inference, self._staged
         self.parameters.take_over()
-        bound = self._bind(made, staged, None, None)
+        bound = self._bind(made, staged, no_labels, None)
         self._refresh(made)
         classes = features(self.model.output_shape)
         out = xp.empty((len(pixels), classes), xp.float32)
