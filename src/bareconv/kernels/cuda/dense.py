@@ -132,15 +132,13 @@ def gradient_of_weight(precision: Precision, shape: DenseShape, batch: int, limi
     return _weight(precision, shape, batch, tiling, parts, None)
 
 
-def gradient_and_update(
-    precision: Precision, shape: DenseShape, batch: int, limits: Limits, rule: Rule
-) -> Kernel:
-    """The gradients of weight and bias, and at once the step along them by ``rule``, which must be more than "gradient".
+def gradient_and_update(precision: Precision, shape: DenseShape, batch: int, limits: Limits, rule: Rule) -> Kernel:
+    """The gradients of weight and bias, and at once the step along them by ``rule``; not for the rule "gradient".
 
-    Operands: x, dy, control, scalars float32 (steps, SCALARS), row ``control.position`` of which is this step's; weight,
-    weight_state1, weight_state2, copy (the working copy, whose padding must be zeros); bias, bias_state1, bias_state2.
-    A state that the rule does not have may be null. No one may read the weight or its copy while this runs:
-    ``gradient_of_input`` of the same layer comes before it.
+    Operands: x, dy, control; scalars float32 (steps, SCALARS), row ``control.position`` of which is this step's;
+    weight, weight_state1, weight_state2, copy (the working copy, whose padding must be zeros); bias, bias_state1,
+    bias_state2. A state that the rule does not have may be null. No one may read the weight or its copy while this
+    runs: ``gradient_of_input`` of the same layer comes before it.
     """
     tiling, _ = _weight_tiling(precision, shape, batch, limits, most_parts=1)
     return _weight(precision, shape, batch, tiling, 1, rule)
@@ -202,7 +200,7 @@ def pixel_gradient(
     all_words = features // together
     slices = -(-all_words // 256)
     words = -(-all_words // slices)
-    sharers = max(1, 800 // words)
+    sharers = max(1, 640 // words)
     parts = max(1, min(limits.multiprocessors // slices, -(-batch // 32)))
     images = -(-batch // parts)
     parts = -(-batch // images)
@@ -352,7 +350,9 @@ def _pixel_defines(
     precision: Precision, shape: DenseShape, mean: float, std: float, **others: int
 ) -> tuple[tuple[str, str | int | float], ...]:
     return (
-        *_defines(precision, FEATURES=shape.taps * shape.channels, CHANNELS=shape.channels, UNITS=shape.units, **others),
+        *_defines(
+            precision, FEATURES=shape.taps * shape.channels, CHANNELS=shape.channels, UNITS=shape.units, **others
+        ),
         ("MEAN", mean),
         ("STD", std),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
@@ -25,8 +26,8 @@ def head(
 ) -> Kernel | None:
     """From the first dense layer's sums to the loss and back. None where it does not fit: too many or too wide layers.
 
-    ``units`` of each dense layer, up to three, the last being the classes; ``relus``: whether a relu follows each, which
-    it never does the last. ``splits``: of the sums.
+    ``units`` of each dense layer, up to three, the last being the classes; ``relus``: whether a relu follows each,
+    which it never does the last. ``splits``: of the sums.
 
     Operands, i counting the layers: sums float32 (splits, batch, padded units_0); bias_0 float32; w_1 (its working
     copy), bias_1, w_2, bias_2, a null bias being none; labels int32 (all images), order (null: as they lie), control.
@@ -39,7 +40,7 @@ def head(
     if not 1 <= layers <= _MOST_LAYERS or relus[-1]:
         return None
     size = KEPT_BYTES[precision]
-    weights = sum(padded(below) * _row_pitch(above, precision) * size for below, above in zip(units, units[1:]))
+    weights = sum(padded(below) * _row_pitch(above, precision) * size for below, above in pairwise(units))
     # Enough blocks for all multiprocessors, and a power of two of images for each.
     tile = 1
     while tile < _MOST_IMAGES and -(-batch // (2 * tile)) >= limits.multiprocessors * 3 // 4:
@@ -75,7 +76,7 @@ def head(
         *("image_loss", "image_hit"),
     )
     small = sum(padded(one) for one in units)
-    products = sum(below * one for below, one in zip(units, units[1:]))
+    products = sum(below * one for below, one in pairwise(units))
     return Kernel(
         "head.cu",
         "head",

@@ -25,7 +25,7 @@ CACHE_RATE = 4e12  # bytes a second to and from the second-level cache, by all m
 
 @dataclass(frozen=True)
 class Tiling:
-    """A block's tile of the result (``m`` x ``n``), ``chunk`` places of the sum at a time, ``stages`` of them at once."""
+    """A block's tile of the result, ``m`` x ``n``: ``chunk`` places of the sum at a time, ``stages`` chunks at once."""
 
     m: int
     n: int
@@ -59,9 +59,7 @@ class Tiling:
         bias = self.threads * 16 // KEPT_BYTES[precision] * 4
         return max(self.stages * stage, self.m * (self.n + 8) * 4, bias)
 
-    def seconds(
-        self, precision: Precision, limits: Limits, left: int, right: int, blocks: int, summed: int
-    ) -> float:
+    def seconds(self, precision: Precision, limits: Limits, left: int, right: int, blocks: int, summed: int) -> float:
         """About how long ``blocks`` of these take, each with a sum over ``summed`` places."""
         shared = self.shared_bytes(precision, left, right)
         most = max(1, min(limits.shared_bytes // shared, 1024 // self.threads))
@@ -86,7 +84,8 @@ def tilings(
         if (m > 16 and m // 2 >= rows) or (n > 16 and n // 2 >= columns):
             continue
         warps_m, warps_n = _warps(m, n)
-        for stages in (4, 3, 2):
+        most = min(4, -(-summed // chunk) + 1)  # all chunks on their way before the first is used
+        for stages in range(most, 1, -1):
             tiling = Tiling(m, n, chunk, warps_m, warps_n, stages)
             if tiling.shared_bytes(precision, left, right) <= limits.shared_bytes:
                 yield tiling

@@ -264,10 +264,11 @@ def _ways_to_share(convolution: Convolution, precision: Precision, limits: Limit
 def _tiles(convolution: Convolution, batch: int) -> Iterator[tuple[int, int, int]]:
     """Images, rows and columns of output pixels: even shares of an image, or several whole ones."""
     P, Q = convolution.output
+    if convolution.width + 2 * convolution.padding[1] >= 1 << 16:  # a table keeps image and column in 16 bits each
+        batch = 1
     for columns in _shares(Q):
-        if columns > 256 or (columns < 16 and columns < Q and Q < 64):
-            if columns > 1:
-                continue
+        if columns > 256 or 1 < columns < min(16, Q):
+            continue
         for rows in _shares(P):
             if rows * columns > 1024 and rows > 1:
                 continue
@@ -299,9 +300,6 @@ def _layout(convolution: Convolution, precision: Precision, warps: _Warps, tile:
             if last < first[axis]:  # not one: then one that is looked at and found outside
                 first[axis], last, checks[axis] = 0, 0, True
             loaded[axis] = last - first[axis] + 1
-    # Several images of a tile are told apart in place of its columns.
-    if images > 1 and checks[1]:
-        checks[1] = True
     steps_down, phases = strides[0] // step[0], strides[1] // step[1]
 
     # 8 rows of 16 bytes (bf16), 4 of 32, that follow each other in the contraction lie in different banks.

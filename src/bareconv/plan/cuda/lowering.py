@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bareconv.device import Array
-from bareconv.kernels.cuda import loss
+from bareconv.kernels.cuda.loss import softmax_loss
 from bareconv.kernels.cuda.prepare import prepare
 from bareconv.kernels.cuda.update import Parameter, copy_weights, update, update_table
 from bareconv.nn.layer import features
@@ -64,7 +64,7 @@ def lower(step: Step) -> Lowered:
         into = step.into(graph.output)
         assert into is not None
         step.launch(
-            loss.softmax_cross_entropy(step.precision, step.batch, features(graph.output.shape), step.smoothing),
+            softmax_loss(step.precision, features(graph.output.shape), step.batch, step.smoothing),
             logits=logits,
             labels=outside.labels,
             order=outside.order,

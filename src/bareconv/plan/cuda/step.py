@@ -11,7 +11,7 @@ from bareconv.nn.layer import features
 from bareconv.nn.model import Model
 from bareconv.optim.rule import Rule
 from bareconv.plan.cuda.parameters import Layout, Parameters, layouts
-from bareconv.plan.cuda.record import Buffer, Place, Recorder
+from bareconv.plan.cuda.record import Buffer, Operand, Place, Recorder
 from bareconv.plan.graph import Graph, Node, Tensor
 
 
@@ -87,11 +87,11 @@ class Step:
         """Whether a parameter's gradient depends on that tensor's."""
         return self._trains[tensor]
 
-    def launch(self, kernel: Kernel, reads: Sequence[Buffer] = (), **operands: Buffer | Place | None) -> None:
-        """A launch; the control block is given to whoever wants it."""
+    def launch(self, kernel: Kernel, *, reads: Sequence[Buffer] = (), **operands: Operand) -> None:
+        """A launch, as ``Recorder.launch``; the control block is given to whoever wants it."""
         if "control" in kernel.operands:
             operands["control"] = self.outside.control
-        self.record.launch(kernel, reads, **operands)
+        self.record.launch(kernel, operands, reads)
 
     # Arrays
 

@@ -14,11 +14,11 @@ constexpr int PITCH = padded(UNITS);
 constexpr int CHUNKS = blocks_of(FEATURES, CHUNK);
 
 #if FINISH
-KERNEL(Product::THREADS, 1)
+KERNEL(Product::SIZE, 1)
 dense_forward(const Number::Type* RESTRICT x, const Number::Type* RESTRICT w, const float* RESTRICT bias,
               const Control* RESTRICT control, Number::Type* RESTRICT y) {
 #else
-KERNEL(Product::THREADS, 1)
+KERNEL(Product::SIZE, 1)
 dense_product(const Number::Type* RESTRICT x, const Number::Type* RESTRICT w, const Control* RESTRICT control,
               float* RESTRICT sums) {
 #endif
@@ -31,11 +31,11 @@ dense_product(const Number::Type* RESTRICT x, const Number::Type* RESTRICT w, co
     Product product;
     add_chunks<STAGES>(product, shared, chunks, [&](Number::Type* left, Number::Type* right, int chunk) {
         const int first = (first_chunk + chunk) * CHUNK;
-        Product::Left::copy<Product::THREADS>(left, x, [&](int row, int column) {
+        Product::Left::copy<Product::SIZE>(left, x, [&](int row, int column) {
             const int image = first_image + row, feature = first + column;
             return image < IMAGES && feature < FEATURES ? x + (long long)image * FEATURES + feature : nullptr;
         });
-        Product::Right::copy<Product::THREADS>(right, w, [&](int row, int column) {
+        Product::Right::copy<Product::SIZE>(right, w, [&](int row, int column) {
             const int feature = first + row, unit = first_unit + column;
             return feature < FEATURES && unit < PITCH ? w + (long long)feature * PITCH + unit : nullptr;
         });

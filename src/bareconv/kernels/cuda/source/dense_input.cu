@@ -10,7 +10,7 @@ typedef Kept<PRECISION> Number;
 constexpr int PITCH = padded(UNITS);
 constexpr int CHUNKS = blocks_of(PITCH, CHUNK);
 
-KERNEL(Product::THREADS, 1)
+KERNEL(Product::SIZE, 1)
 dense_gradient_of_input(const Number::Type* RESTRICT dy, const Number::Type* RESTRICT w,
 #if MASK
                         const Number::Type* RESTRICT x,
@@ -24,11 +24,11 @@ dense_gradient_of_input(const Number::Type* RESTRICT dy, const Number::Type* RES
     Product product;
     add_chunks<STAGES>(product, shared, CHUNKS, [&](Number::Type* left, Number::Type* right, int chunk) {
         const int first = chunk * CHUNK;
-        Product::Left::copy<Product::THREADS>(left, dy, [&](int row, int column) {
+        Product::Left::copy<Product::SIZE>(left, dy, [&](int row, int column) {
             const int image = first_image + row, unit = first + column;
             return image < IMAGES && unit < PITCH ? dy + (long long)image * PITCH + unit : nullptr;
         });
-        Product::Right::copy<Product::THREADS>(right, w, [&](int row, int column) {
+        Product::Right::copy<Product::SIZE>(right, w, [&](int row, int column) {
             const int feature = first_feature + row, unit = first + column;
             return feature < FEATURES && unit < PITCH ? w + (long long)feature * PITCH + unit : nullptr;
         });

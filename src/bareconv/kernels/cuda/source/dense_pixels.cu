@@ -2,7 +2,6 @@
 // way, x[n][f] = (pixel - MEAN) / STD: nothing is written that is as large as the images. Products are of float32
 // whatever PRECISION is; it says what the weights, and dy, are kept as. FEATURES of an image, a pixel's CHANNELS.
 #include "matrix.cuh"
-#include "softmax.cuh"
 
 typedef Kept<PRECISION> Number;
 

@@ -19,7 +19,7 @@ typedef Kept<PRECISION> Number;
 constexpr int PITCH = padded(UNITS);
 constexpr int CHANNEL_PITCH = padded(CHANNELS), FEATURES = TAPS * CHANNEL_PITCH;
 constexpr int FEATURE_TILES = blocks_of(FEATURES, TILE_M);
-constexpr int THREADS = Product::THREADS;
+constexpr int THREADS = Product::SIZE;
 constexpr int GROUPS = TILE_M * TILE_N / 4 / THREADS;  // of four weights, a thread
 
 // Up to four neighbours, those below ``count``; all at once where no row is cut.
@@ -86,13 +86,13 @@ DEVICE void sum_gradient(float* shared, const Number::Type* RESTRICT dy, int fir
 }
 
 #if defined(RULE)
-KERNEL(Product::THREADS, 1)
+KERNEL(Product::SIZE, 1)
 dense_update(const Number::Type* RESTRICT x, const Number::Type* RESTRICT dy, const Control* RESTRICT control,
              const float* RESTRICT scalars, float* RESTRICT weight, float* RESTRICT weight_state1,
              float* RESTRICT weight_state2, Number::Type* RESTRICT copy, float* RESTRICT bias,
              float* RESTRICT bias_state1, float* RESTRICT bias_state2) {
 #else
-KERNEL(Product::THREADS, 1)
+KERNEL(Product::SIZE, 1)
 dense_gradient_of_weight(const Number::Type* RESTRICT x, const Number::Type* RESTRICT dy,
                          const Control* RESTRICT control, float* RESTRICT weight_partial,
                          float* RESTRICT bias_partial) {

@@ -74,14 +74,14 @@ constexpr int lanes_for(int numbers, int terms) {
 template <int INPUTS, int UNITS, bool RELU, bool ROUND>
 DEVICE void layer_forward(float* h, const float* below, const Number::Type* w, const float* RESTRICT bias) {
     constexpr int ROW = row_pitch(UNITS), NUMBERS = padded(UNITS) * (TILE / TOGETHER);
-    constexpr int LANES = lanes_for(NUMBERS, INPUTS), WORK = NUMBERS * LANES;
+    constexpr int SHARERS = lanes_for(NUMBERS, INPUTS), WORK = NUMBERS * SHARERS;
     for (int begin = 0; begin < WORK; begin += THREADS) {
-        const int index = begin + threadIdx.x, lane = index % LANES;
-        const int number = min(index / LANES, NUMBERS - 1);
+        const int index = begin + threadIdx.x, lane = index % SHARERS;
+        const int number = min(index / SHARERS, NUMBERS - 1);
         const int unit = number % padded(UNITS), image = number / padded(UNITS) * TOGETHER;
         float sums[TOGETHER] = {};
 #pragma unroll 8
-        for (int k = lane; k < INPUTS; k += LANES) {
+        for (int k = lane; k < INPUTS; k += SHARERS) {
             const float weight = to_float(w[k * ROW + unit]);
             float values[TOGETHER];
             load_images(values, below + k * TILE + image);
@@ -89,7 +89,7 @@ DEVICE void layer_forward(float* h, const float* below, const Number::Type* w, c
             for (int n = 0; n < TOGETHER; n++) sums[n] = fmaf(values[n], weight, sums[n]);
         }
 #pragma unroll
-        for (int mask = 1; mask < LANES; mask *= 2)
+        for (int mask = 1; mask < SHARERS; mask *= 2)
 #pragma unroll
             for (int n = 0; n < TOGETHER; n++) sums[n] += shuffle_xor(sums[n], mask);
         if (lane != 0 || index >= WORK) continue;

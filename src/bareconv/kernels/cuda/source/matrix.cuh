@@ -4,6 +4,8 @@
 #pragma once
 #include "portable.cuh"
 
+// Names of template parameters here are not those of any kernel's constants, which are macros.
+
 // How an operand lies in memory: ALONG has the numbers that are summed over beside each other, a row for each row (or
 // column) of the result; ACROSS has a row for each place of the sum.
 constexpr int ALONG = 0, ACROSS = 1;
@@ -37,27 +39,27 @@ struct Segment {
     }
 };
 
-// One operand's chunk in shared memory: SIZE rows (or columns) of the result, CHUNK places of the sum.
-template <int P, int SIZE, int CHUNK, int LIE>
+// One operand's chunk in shared memory: SIZE rows (or columns) of the result, DEPTH places of the sum.
+template <int P, int SIZE, int DEPTH, int LIE>
 struct Operand {
     typedef typename Kept<P>::Type Type;
     static constexpr int SEGMENT = Segment<P>::SIZE;
-    static constexpr int ROWS = LIE == ALONG ? SIZE : CHUNK, WIDTH = LIE == ALONG ? CHUNK : SIZE;
+    static constexpr int ROWS = LIE == ALONG ? SIZE : DEPTH, WIDTH = LIE == ALONG ? DEPTH : SIZE;
     // An odd number of segments: eight rows' segments lie in different banks. Where tf32 is read a number at a time,
     // 8 numbers: four rows of eight neighbours lie in different banks.
     static constexpr int PITCH = WIDTH + (P == TF32 && LIE == ACROSS ? 8 : SEGMENT);
     static constexpr int BYTES = ROWS * PITCH * Kept<P>::BYTES;
     static constexpr int STEP = P == BFLOAT16 ? 16 : 8;  // places of the sum in one multiplication of matrices
-    static_assert(WIDTH % (2 * SEGMENT) == 0 && CHUNK % STEP == 0, "a row is an even number of segments");
+    static_assert(WIDTH % (2 * SEGMENT) == 0 && DEPTH % STEP == 0, "a row is an even number of segments");
 
     // Copy a chunk: ``source(row, column)`` is where the segment lies, or null where it counts as zeros.
-    template <int THREADS, class Source>
+    template <int ALL, class Source>
     DEVICE static void copy(Type* to, const Type* readable, Source&& source) {
         constexpr int PER_ROW = WIDTH / SEGMENT, COUNT = ROWS * PER_ROW;
 #pragma unroll
-        for (int i = 0; i < blocks_of(COUNT, THREADS); i++) {
-            const int index = i * THREADS + threadIdx.x;
-            if (COUNT % THREADS != 0 && index >= COUNT) break;
+        for (int i = 0; i < blocks_of(COUNT, ALL); i++) {
+            const int index = i * ALL + threadIdx.x;
+            if (COUNT % ALL != 0 && index >= COUNT) break;
             const int row = index / PER_ROW, column = index % PER_ROW * SEGMENT;
             const Type* from = source(row, column);
             copy_16(to + row * PITCH + column, from == nullptr ? readable : from, from != nullptr);
@@ -95,18 +97,18 @@ struct Operand {
     }
 };
 
-// A block's tile of the result. WARPS_M x WARPS_N warps share it.
-template <int P, int M, int N, int CHUNK, int WARPS_M, int WARPS_N, int LEFT_LIE, int RIGHT_LIE>
+// A block's tile of the result. HIGH x WIDE warps share it.
+template <int P, int M, int N, int DEPTH, int HIGH, int WIDE, int LEFT_LIE, int RIGHT_LIE>
 struct Tile {
     typedef Kept<P> Number;
     typedef typename Number::Type Type;
-    typedef Operand<P, M, CHUNK, LEFT_LIE> Left;
-    typedef Operand<P, N, CHUNK, RIGHT_LIE> Right;
-    static constexpr int HEIGHT = M, WIDTH = N, THREADS = 32 * WARPS_M * WARPS_N;
+    typedef Operand<P, M, DEPTH, LEFT_LIE> Left;
+    typedef Operand<P, N, DEPTH, RIGHT_LIE> Right;
+    static constexpr int HEIGHT = M, WIDTH = N, SIZE = 32 * HIGH * WIDE;  // SIZE: threads
     static constexpr int STAGE_BYTES = Left::BYTES + Right::BYTES;
     static constexpr int PITCH = N + 8;  // of the result in shared memory, in floats
     static constexpr int RESULT_BYTES = M * PITCH * 4;
-    static constexpr int WARP_M = M / WARPS_M, WARP_N = N / WARPS_N;
+    static constexpr int WARP_M = M / HIGH, WARP_N = N / WIDE;
     static constexpr bool SCALAR = P == FLOAT32;
     // Without the matrix unit: 4 x 8 lanes a warp, each with PER_M x PER_N numbers, in groups of neighbours where the
     // operand lies ACROSS, of lanes apart where it lies ALONG: so that a load takes 16 bytes.
@@ -119,11 +121,11 @@ struct Tile {
 
     // sums += left right, a chunk of both.
     DEVICE void add(const Type* left, const Type* right) {
-        const int warp = warp_of_block(), row = warp / WARPS_N * WARP_M, column = warp % WARPS_N * WARP_N;
+        const int warp = warp_of_block(), row = warp / WIDE * WARP_M, column = warp % WIDE * WARP_N;
         if constexpr (SCALAR) {
             const int y = lane_of_warp() / 8, x = lane_of_warp() % 8;
 #pragma unroll
-            for (int place = 0; place < CHUNK; place += 4) {
+            for (int place = 0; place < DEPTH; place += 4) {
                 float a[PER_M][4], b[PER_N][4];
                 load_scalars<LEFT_LIE, PER_M, 4, Left::PITCH>(a, left, row, y, place);
                 load_scalars<RIGHT_LIE, PER_N, 8, Right::PITCH>(b, right, column, x, place);
@@ -136,7 +138,7 @@ struct Tile {
             }
         } else {
 #pragma unroll
-            for (int place = 0; place < CHUNK; place += Left::STEP) {
+            for (int place = 0; place < DEPTH; place += Left::STEP) {
                 u32 a[ROWS][4], b[COLUMNS / 2][4];
 #pragma unroll
                 for (int i = 0; i < ROWS; i++) Left::load_left(a[i], left, row + 16 * i, place);
@@ -157,7 +159,7 @@ struct Tile {
 
     // The tile, in floats, to shared memory: a row every PITCH.
     DEVICE void store(float* result) const {
-        const int warp = warp_of_block(), row = warp / WARPS_N * WARP_M, column = warp % WARPS_N * WARP_N;
+        const int warp = warp_of_block(), row = warp / WIDE * WARP_M, column = warp % WIDE * WARP_N;
         const int lane = lane_of_warp();
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
@@ -174,20 +176,20 @@ struct Tile {
             }
     }
 
-    // Which of the warp's rows (or columns) is number ``i`` of lane ``of`` among LANES.
-    template <int LIE, int PER, int LANES>
+    // Which of the warp's rows (or columns) is number ``i`` of lane ``of`` among SPREAD.
+    template <int LIE, int PER, int SPREAD>
     DEVICE static int index_of(int of, int i) {
         constexpr int GROUP = PER < 4 ? PER : 4;
-        return LIE == ALONG ? i * LANES + of : (i / GROUP * LANES + of) * GROUP + i % GROUP;
+        return LIE == ALONG ? i * SPREAD + of : (i / GROUP * SPREAD + of) * GROUP + i % GROUP;
     }
 
-    template <int LIE, int PER, int LANES, int ROW_PITCH>
+    template <int LIE, int PER, int SPREAD, int ROW_PITCH>
     DEVICE static void load_scalars(float (&values)[PER][4], const Type* from, int first, int of, int place) {
         if constexpr (SCALAR) {
             if constexpr (LIE == ALONG) {
 #pragma unroll
                 for (int i = 0; i < PER; i++) {
-                    const float4 four = *(const float4*)(from + (first + i * LANES + of) * ROW_PITCH + place);
+                    const float4 four = *(const float4*)(from + (first + i * SPREAD + of) * ROW_PITCH + place);
                     values[i][0] = four.x, values[i][1] = four.y, values[i][2] = four.z, values[i][3] = four.w;
                 }
             } else {
@@ -197,7 +199,7 @@ struct Tile {
                 for (int k = 0; k < 4; k++)
 #pragma unroll
                     for (int i = 0; i < PER; i += GROUP) {
-                        const float* mine = from + (place + k) * ROW_PITCH + first + (i / GROUP * LANES + of) * GROUP;
+                        const float* mine = from + (place + k) * ROW_PITCH + first + (i / GROUP * SPREAD + of) * GROUP;
                         if constexpr (GROUP == 4) {
                             const float4 four = *(const float4*)mine;
                             values[i][k] = four.x, values[i + 1][k] = four.y;
@@ -212,27 +214,27 @@ struct Tile {
     }
 };
 
-// All ``chunks`` of the sum, STAGES of them on their way at a time. ``copy(left, right, chunk)`` starts the copies of
+// All ``chunks`` of the sum, AHEAD of them on their way at a time. ``copy(left, right, chunk)`` starts the copies of
 // one. At the end the shared memory is free again.
-template <int STAGES, class Tile, class Copy>
+template <int AHEAD, class Tile, class Copy>
 DEVICE void add_chunks(Tile& tile, u8* shared, int chunks, Copy&& copy) {
     typedef typename Tile::Type Type;
     const auto left = [=](int stage) { return (Type*)(shared + stage * Tile::STAGE_BYTES); };
     const auto right = [=](int stage) { return (Type*)(shared + stage * Tile::STAGE_BYTES + Tile::Left::BYTES); };
 #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; stage++) {
+    for (int stage = 0; stage < AHEAD - 1; stage++) {
         if (stage < chunks) copy(left(stage), right(stage), stage);
         end_copies();
     }
-    int stage = 0, free = STAGES - 1;
+    int stage = 0, free = AHEAD - 1;
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
-        copies_done<STAGES - 2>();
+        copies_done<AHEAD - 2>();
         sync_block();
-        if (chunk + STAGES - 1 < chunks) copy(left(free), right(free), chunk + STAGES - 1);
+        if (chunk + AHEAD - 1 < chunks) copy(left(free), right(free), chunk + AHEAD - 1);
         end_copies();
         tile.add(left(stage), right(stage));
-        free = stage, stage = stage + 1 == STAGES ? 0 : stage + 1;
+        free = stage, stage = stage + 1 == AHEAD ? 0 : stage + 1;
     }
     copies_done();
     sync_block();
@@ -244,9 +246,9 @@ template <int WIDTH, class Tile, class Work>
 DEVICE void for_each_group(const float* result, Work&& work) {
     constexpr int PER_ROW = Tile::WIDTH / WIDTH, COUNT = Tile::HEIGHT * PER_ROW;
 #pragma unroll
-    for (int i = 0; i < blocks_of(COUNT, Tile::THREADS); i++) {
-        const int index = i * Tile::THREADS + threadIdx.x;
-        if (COUNT % Tile::THREADS != 0 && index >= COUNT) break;
+    for (int i = 0; i < blocks_of(COUNT, Tile::SIZE); i++) {
+        const int index = i * Tile::SIZE + threadIdx.x;
+        if (COUNT % Tile::SIZE != 0 && index >= COUNT) break;
         const int row = index / PER_ROW, column = index % PER_ROW * WIDTH;
         float values[WIDTH];
 #pragma unroll

@@ -107,7 +107,7 @@ DEVICE int4 place_of_loaded(int index) {
     const int h = row * STAGED_STEP_H, w = column * STAGED_STEP_W;
     return int4{((image * HEIGHT + h) * WIDTH + w) * padded(CHANNELS),
                 image * X_IMAGE_PITCH + row * X_ROW_PITCH + place_of_column(column) * X_PIXEL_PITCH, h,
-                TILE_IMAGES > 1 ? image : w};
+                TILE_IMAGES > 1 ? image << 16 | w : w};
 }
 
 DEVICE void copy_x(u8* stage, const Tile& tile, const int4* places, int copy, int channel) {
@@ -116,8 +116,8 @@ DEVICE void copy_x(u8* stage, const Tile& tile, const int4* places, int copy, in
     const int chunk = copy % X_CHUNKS;
     bool valid = channel + chunk * PER_COPY < padded(CHANNELS);
     if (CHECK_ROWS) valid = valid && (u32)(tile.row + place.z) < HEIGHT;
-    if (TILE_IMAGES > 1) valid = valid && place.w < tile.images;
-    else if (CHECK_COLUMNS) valid = valid && (u32)(tile.column + place.w) < WIDTH;
+    if (TILE_IMAGES > 1) valid = valid && place.w >> 16 < tile.images;
+    if (CHECK_COLUMNS) valid = valid && (u32)(tile.column + (TILE_IMAGES > 1 ? place.w & 0xffff : place.w)) < WIDTH;
     // Nothing is read where it is not valid, but the address must be one that could be.
     const Value* from = valid ? tile.x + place.x + chunk * PER_COPY : tile.dy;
     copy_16(stage + place.y + chunk * 16, from, valid);
@@ -374,10 +374,10 @@ weight_gradient(const Value* RESTRICT x, const Value* RESTRICT dy, float* RESTRI
             // The copies of a tile to come, spread over this one's steps.
             constexpr int X_PER_STEP = blocks_of(X_PER_THREAD, STEPS), DY_PER_STEP = blocks_of(DY_PER_THREAD, STEPS);
             if (more) {
-#pragma unroll
+#pragma unroll 4
                 for (int j = 0; j < X_PER_STEP; j++)
                     copy_x(ahead, tile, places, (step * X_PER_STEP + j) * THREADS + thread, block.channel);
-#pragma unroll
+#pragma unroll 4
                 for (int j = 0; j < DY_PER_STEP; j++)
                     copy_dy(ahead, tile, (step * DY_PER_STEP + j) * THREADS + thread, block.filter);
             }

@@ -6,7 +6,7 @@ from bareconv.kernels.cuda import dense
 from bareconv.kernels.cuda.dense import DenseShape
 from bareconv.nn import layers
 from bareconv.plan.cuda.fused.base import Fused
-from bareconv.plan.cuda.record import BRANCH, TRUNK, Buffer
+from bareconv.plan.cuda.record import BRANCH, TRUNK, Buffer, Operand
 from bareconv.plan.cuda.step import Step
 from bareconv.plan.graph import Node, Tensor
 
@@ -26,7 +26,7 @@ def shape_of(step: Step, node: Node) -> DenseShape:
     return DenseShape(layout.taps, layout.channels, dense_of(node).units)
 
 
-def bias_of(step: Step, layer: layers.Dense) -> object:
+def bias_of(step: Step, layer: layers.Dense) -> Operand:
     """Its bias, or a null pointer."""
     return step.master(f"{layer.name}.bias") if layer.bias else None
 
@@ -39,7 +39,7 @@ def weight_gradient(step: Step, layer: layers.Dense, shape: DenseShape, x: Buffe
     parts = dense.parts_of(*sizes)
     if step.rule.name != "gradient" and (shape.weight_size >= UPDATED_AT_ONCE or parts == 1):
         outside = step.outside
-        operands = {
+        operands: dict[str, Operand] = {
             "scalars": outside.scalars,
             "weight": step.master(weight),
             "weight_state1": step.state(outside.state1, weight),
@@ -66,8 +66,8 @@ def input_gradient(step: Step, layer: layers.Dense, shape: DenseShape, tensor: T
         return
     dx, add = into
     kernel = dense.gradient_of_input(step.precision, shape, step.batch, step.limits, mask=mask, add=add)
-    x = {"x": step.tensor(tensor)} if mask else {}
-    step.launch(kernel, dy=dy, w=step.copy(f"{layer.name}.weight"), dx=dx, **x)
+    x = step.tensor(tensor) if mask else None
+    step.launch(kernel, dy=dy, w=step.copy(f"{layer.name}.weight"), dx=dx, x=x)
 
 
 class DenseRelu(Fused):
@@ -80,7 +80,7 @@ class DenseRelu(Fused):
     def forward(self) -> None:
         step, node = self.step, self.node
         x, y = step.tensor(node.inputs[0]), step.tensor(node.output)
-        read = {"x": x, "w": step.copy(f"{self.layer.name}.weight")}
+        read: dict[str, Operand] = {"x": x, "w": step.copy(f"{self.layer.name}.weight")}
         sizes = step.precision, self.shape, step.batch
         splits = dense.splits_of(*sizes, step.limits)
         bias = bias_of(step, self.layer)

@@ -7,12 +7,14 @@ from typing import Any
 
 from bareconv.kernels.cuda import dense
 from bareconv.kernels.cuda.dense import PixelGradient
-from bareconv.kernels.cuda.head import MOST_LAYERS, head
+from bareconv.kernels.cuda.head import head
 from bareconv.kernels.cuda.kernel import Kernel
 from bareconv.plan.cuda.fused.dense import bias_of, dense_of, input_gradient, shape_of, weight_gradient
 from bareconv.plan.cuda.record import BRANCH, TRUNK, Buffer
 from bareconv.plan.cuda.step import Step
 from bareconv.plan.graph import Node, Tensor
+
+MOST_LAYERS = 3  # that the kernel takes
 
 
 class HeadBlock:

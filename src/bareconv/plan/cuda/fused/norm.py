@@ -23,7 +23,7 @@ class NormRelu(Fused):
         super().__init__(step, node)
         layer = node.layers[0]
         assert isinstance(layer, layers.BatchNorm)
-        self.layer, self.name = layer, layer.name
+        self.layer = layer
         pooled = node.pool
         self.norm = Norm(
             tuple(layer.in_shape),
@@ -51,8 +51,8 @@ class NormRelu(Fused):
     def forward(self) -> None:
         step, node, norm = self.step, self.node, self.norm
         x = step.tensor(node.inputs[0])
-        gamma, beta = step.master(f"{self.name}.gamma"), step.master(f"{self.name}.beta")
-        running = {f"running_{key}": step.running(f"{self.name}.{key}") for key in ("mean", "var")}
+        gamma, beta = step.master(f"{self.layer.name}.gamma"), step.master(f"{self.layer.name}.beta")
+        running = {f"running_{key}": step.running(f"{self.layer.name}.{key}") for key in ("mean", "var")}
         if step.training:
             parts, counted = self._statistics(x)
             step.launch(
@@ -75,7 +75,7 @@ class NormRelu(Fused):
             return self._convolution.statistics
         step = self.step
         kernel, counted = kernels.statistics(step.precision, step.batch, self.norm, step.limits)
-        parts = step.buffer(f"{self.name} statistics", counted.size(self.norm.channels), "float32")
+        parts = step.buffer(f"{self.layer.name} statistics", counted.size(self.norm.channels), "float32")
         step.launch(kernel, x=x, parts=parts)
         return parts, counted
 
@@ -83,7 +83,7 @@ class NormRelu(Fused):
         step, node, norm = self.step, self.node, self.norm
         x, dy = step.tensor(node.inputs[0]), step.gradient(node.output)
         kernel, counted = kernels.sum_gradients(step.precision, step.batch, norm, step.limits)
-        parts = step.buffer(f"{self.name} sums", counted.size(norm.channels), "float32")
+        parts = step.buffer(f"{self.layer.name} sums", counted.size(norm.channels), "float32")
         masked = None
         if norm.masked_by_y:
             # Not in place: dy is the same memory as another gradient's where a sum was passed on.
@@ -94,8 +94,8 @@ class NormRelu(Fused):
             kernels.finish_gradients(norm, counted),
             parts=parts,
             coefficients=self.coefficients,
-            dgamma=step.partial(f"{self.name}.gamma", 1),
-            dbeta=step.partial(f"{self.name}.beta", 1),
+            dgamma=step.partial(f"{self.layer.name}.gamma", 1),
+            dbeta=step.partial(f"{self.layer.name}.beta", 1),
         )
         through = dy if masked is None else masked
         into = step.into(node.inputs[0])

@@ -8,6 +8,7 @@ from bareconv.kernels.cuda.stem import Stem, StemBackward, stem_backward, stem_f
 from bareconv.kernels.cuda.kernel import Kernel
 from bareconv.nn import layers
 from bareconv.plan.cuda.fused.conv import convolution_of
+from bareconv.plan.cuda.record import Operand
 from bareconv.plan.cuda.step import Step
 from bareconv.plan.graph import Node, Tensor
 
@@ -67,11 +68,12 @@ class StemBlock:
             "partial_weight_b": step.partial(f"{b}.weight", made.parts),
             "partial_bias_b": step.partial(f"{b}.bias", made.parts),
         }
-        operands = {**self._read(), **partials, "dy": step.gradient(self.output), "where": self.where}
+        operands: dict[str, Operand] = {**self._read(), **partials}
+        operands |= {"dy": step.gradient(self.output), "where": self.where}
         for kernel in made.kernels:
             step.launch(kernel, **{name: operands[name] for name in kernel.operands if name in operands})
 
-    def _read(self) -> dict[str, object]:
+    def _read(self) -> dict[str, Operand]:
         """What both directions read."""
         step, outside = self.step, self.step.outside
         a, b = (_layer(node).name for node in self.nodes)
