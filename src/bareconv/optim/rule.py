@@ -39,14 +39,14 @@ class Rule:
         raise TypeError(f"optimizer {type(optimizer).__name__} has no kernel")
 
 
-def scalars(optimizer: Optimizer, lr: float) -> list[float]:
-    """The numbers of the step that follows ``optimizer.step`` done ones, at rate ``lr``, in the order in which kernels read them."""
+def scalars(optimizer: Optimizer, lr: float, ahead: int = 0) -> list[float]:
+    """The numbers, in the order in which kernels read them, of the step that comes ``ahead`` steps after the next."""
     decay = 1 - lr * optimizer.weight_decay if optimizer.decoupled else optimizer.weight_decay
     if isinstance(optimizer, SGD):
         return [lr, decay, optimizer.momentum]
     if isinstance(optimizer, RMSprop):
         return [lr, decay, optimizer.alpha, 1 - optimizer.alpha, optimizer.eps, optimizer.momentum]
     assert isinstance(optimizer, Adam)
-    t = optimizer.step + 1
+    t = optimizer.step + 1 + ahead
     c1, c2 = 1 - optimizer.beta1**t, math.sqrt(1 - optimizer.beta2**t)
     return [lr * c2 / c1, decay, optimizer.beta1, optimizer.beta2, 1 - optimizer.beta2, optimizer.eps * c2]

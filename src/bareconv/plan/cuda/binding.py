@@ -97,9 +97,9 @@ class Bound:
         for _ in range(count):
             self.run()
 
-    def capture(self) -> None:
-        """Make the graphs now, rather than when they are first wanted."""
-        self._graph(1)
+    def launches(self) -> list[Callable[[int], None]]:
+        """Each launch by itself, a function of the stream; of a program that Python has no part in."""
+        return [launch for launch, _, _ in self._parts()]
 
     def _graph(self, steps: int) -> Callable[[], None] | None:
         if steps not in self._graphs:

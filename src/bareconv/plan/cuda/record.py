@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -43,11 +44,14 @@ class Place:
     offset: int = 0
 
 
+Operand: TypeAlias = Buffer | Place | None  # None: a null pointer
+
+
 @dataclass
 class Recorded:
     """A launch: its kernel and its operands, None where a pointer is null. ``node``: what it is for.
 
-    ``joins``: it waits for what runs beside the trunk.
+    ``joins``: it waits for what runs beside the trunk. ``reads``: what it finds through a table in memory.
     """
 
     kernel: Kernel
@@ -56,6 +60,7 @@ class Recorded:
     phase: str
     branch: int = TRUNK
     joins: bool = False
+    reads: Sequence[Buffer] = ()
 
 
 @dataclass
@@ -79,14 +84,16 @@ class Recorder:
     branch: int = TRUNK
     joins: bool = False  # the next launch
 
-    def launch(self, kernel: Kernel, **operands: Buffer | Place | None) -> None:
-        """A launch on these operands; a kernel's operands that are not named are null pointers."""
-        assert set(operands) <= set(kernel.operands), f"{kernel.entry} wants {kernel.operands}, got {set(operands)}"
-        places: dict[str, Place | None] = {}
-        for name in kernel.operands:
-            given = operands.get(name)
-            places[name] = Place(given) if isinstance(given, Buffer) else given
-        self.items.append(Recorded(kernel, places, self.node, self.phase, self.branch, self.joins))
+    def launch(self, kernel: Kernel, operands: Mapping[str, Operand], reads: Sequence[Buffer] = ()) -> None:
+        """A launch on these operands; those of the kernel that are not named are null pointers.
+
+        A name that the kernel does not have may be given with None.
+        """
+        given = {name: Place(one) if isinstance(one, Buffer) else one for name, one in operands.items()}
+        odd = [name for name, place in given.items() if place is not None and name not in kernel.operands]
+        assert not odd, f"{kernel.entry} takes {kernel.operands}, not {odd}"
+        places = {name: given.get(name) for name in kernel.operands}
+        self.items.append(Recorded(kernel, places, self.node, self.phase, self.branch, self.joins, reads))
         self.joins = False
 
     def host(self, work: Callable[..., None], why: str, uses: Sequence[Buffer]) -> None:
@@ -103,6 +110,8 @@ class Recorder:
                 for place in item.operands.values():
                     if place is not None:
                         yield number, item.branch, place.buffer
+                for buffer in item.reads:
+                    yield number, item.branch, buffer
 
 
 def lay_out(recorder: Recorder, outside: Container[Buffer] = ()) -> int:

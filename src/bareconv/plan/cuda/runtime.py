@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
@@ -12,6 +14,8 @@ from bareconv.kernels.cuda.compiler import CompiledKernels, compile_kernels
 from bareconv.kernels.cuda.kernel import Kernel
 from bareconv.kernels.cuda.limits import Limits
 from bareconv.plan.cuda.record import BRANCH, TRUNK
+
+TIMED_ROWS = 7  # of launches, of which the first warms up
 
 OnCompile = Callable[[int, int], None]
 Part: TypeAlias = tuple[Callable[[int], None], int, bool]  # a launch, its branch, whether it waits for the other
@@ -47,6 +51,14 @@ class Runtime(Protocol):
         """All ``parts``, ``steps`` times over, as one launch; None where there are no graphs."""
         ...
 
+    def describe(self, kernel: Kernel) -> str:
+        """What its launch takes of the device."""
+        ...
+
+    def time(self, launch: Callable[[int], None], repeats: int) -> float:
+        """Seconds of one of ``repeats`` launches in a row, the median of several such rows."""
+        ...
+
 
 class GpuRuntime:
     """A CUDA GPU."""
@@ -56,6 +68,7 @@ class GpuRuntime:
         self.limits = driver.device_limits(device.index)
         self.compiled, self.compile_seconds = 0, 0.0
         self._functions: dict[Kernel, driver.Function] = {}
+        self._registers: dict[Kernel, int] = {}
         self._streams: tuple[driver.Stream, driver.Stream] | None = None
 
     def activate(self) -> AbstractContextManager[None]:
@@ -74,6 +87,7 @@ class GpuRuntime:
         self.compiled += made.written
         self.compile_seconds += made.seconds if made.written else 0.0
         for kernel, code in made.code.items():
+            self._registers[kernel] = code.registers
             if kernel not in self._functions:
                 self._functions[kernel] = driver.load(code.cubin, kernel)
 
@@ -102,6 +116,30 @@ class GpuRuntime:
                     _wait(streams[TRUNK], streams[BRANCH])
 
         return driver.CapturedGraph(streams[TRUNK], body).launch
+
+    def describe(self, kernel: Kernel) -> str:
+        return describe(kernel) + f", {self._registers[kernel]} registers"
+
+    def time(self, launch: Callable[[int], None], repeats: int) -> float:
+        def part(stream: int) -> None:
+            launch(stream)
+
+        graph = self.capture([(part, TRUNK, False)], repeats)
+        assert graph is not None
+        seconds = []
+        for _ in range(TIMED_ROWS):
+            marks = [self.device.mark()]
+            graph()
+            marks.append(self.device.mark())
+            seconds += self.device.seconds_between(marks)
+        return statistics.median(seconds[1:]) / repeats
+
+
+def describe(kernel: Kernel) -> str:
+    """Blocks, threads, shared memory."""
+    blocks = math.prod(kernel.grid)
+    shared = f", {kernel.shared_bytes / 1024:.0f} KB shared" if kernel.shared_bytes else ""
+    return f"{blocks} x {kernel.threads} threads{shared}"
 
 
 def _wait(stream: driver.Stream, other: driver.Stream) -> None:

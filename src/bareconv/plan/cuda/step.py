@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bareconv.kernels.cuda.kernel import KEPT_BYTES, Kernel, Precision, padded
+from bareconv.kernels.cuda.kernel import Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
 from bareconv.nn.layer import features
 from bareconv.nn.model import Model
 from bareconv.optim.rule import Rule
 from bareconv.plan.cuda.parameters import Layout, Parameters, layouts
-from bareconv.plan.cuda.record import Buffer, Place, Recorder
+from bareconv.plan.cuda.record import Buffer, Operand, Place, Recorder
 from bareconv.plan.graph import Graph, Node, Tensor
-
-CONTROL_WORDS = 16  # int32: ``Control`` of portable.cuh, and room
-SCALARS = 8  # floats of a step's optimizer
 
 
 @dataclass(eq=False)
@@ -33,8 +31,7 @@ class Outside:
     state2: Buffer = field(default_factory=lambda: Buffer("state2", 0, "float32"))
     gradient: Buffer = field(default_factory=lambda: Buffer("gradient", 0, "float32"))
     copy: Buffer = field(default_factory=lambda: Buffer("copy", 0, "uint8"))
-    segments: Buffer = field(default_factory=lambda: Buffer("segments", 0, "int64"))  # what the update works on
-    chunks: Buffer = field(default_factory=lambda: Buffer("chunks", 0, "int32"))
+    pieces: Buffer = field(default_factory=lambda: Buffer("pieces", 0, "uint8"))  # what the update works on
     running: dict[str, Buffer] = field(default_factory=dict)  # statistics of batch norms, by "layer.key"
 
     def all(self) -> list[Buffer]:
@@ -70,6 +67,8 @@ class Step:
 
     def __post_init__(self) -> None:
         self.layouts: dict[Tensor, Layout] = layouts(self.graph)
+        self.image_loss = self.buffer("image loss", self.batch, "float32")
+        self.image_hit = self.buffer("image hit", self.batch, "int32")
         self._arrays: dict[Tensor, Buffer] = {}
         self._gradients: dict[Tensor, Buffer] = {}
         self._written: set[Tensor] = set()
@@ -88,11 +87,11 @@ class Step:
         """Whether a parameter's gradient depends on that tensor's."""
         return self._trains[tensor]
 
-    def launch(self, kernel: Kernel, **operands: Buffer | Place | None) -> None:
-        """A launch; the control block is given to whoever wants it."""
+    def launch(self, kernel: Kernel, *, reads: Sequence[Buffer] = (), **operands: Operand) -> None:
+        """A launch, as ``Recorder.launch``; the control block is given to whoever wants it."""
         if "control" in kernel.operands:
             operands["control"] = self.outside.control
-        self.record.launch(kernel, **operands)
+        self.record.launch(kernel, operands, reads)
 
     # Arrays
 
@@ -103,6 +102,10 @@ class Step:
     def like(self, tensor: Tensor, name: str, dtype: str | None = None) -> Buffer:
         """A new array with the layout of that tensor, for the whole batch."""
         return self.buffer(name, self.batch * self.layouts[tensor].pitch, dtype)
+
+    def sums(self, units: int, splits: int, name: str) -> Buffer:
+        """Room for a dense layer's products, split over its features."""
+        return self.buffer(name, splits * self.batch * padded(units), "float32")
 
     def tensor(self, tensor: Tensor) -> Buffer:
         """Where that tensor is."""
@@ -169,6 +172,10 @@ class Step:
         """The working copy of that weight."""
         return Place(self.outside.copy, self.parameters.copies[name].offset)
 
+    def state(self, flat: Buffer, name: str) -> Place:
+        """That parameter's part of the optimizer's state."""
+        return Place(flat, 4 * self.parameters.start[name])
+
     def partial(self, name: str, parts: int) -> Buffer:
         """Room for partial sums of that parameter's gradient, which the update adds up."""
         buffer = self.buffer(f"{name} partial", parts * self.parameters.elements(name), "float32")
@@ -184,11 +191,6 @@ class Step:
         return self.layouts[tensor].pitch
 
 
-def kept_bytes(precision: Precision, elements: int) -> int:
-    """Of that many activations."""
-    return elements * KEPT_BYTES[precision]
-
-
 def image_of(tensor: Tensor) -> tuple[int, int, int]:
     """(H, W, C) of a tensor; a vector is one pixel."""
     shape = tensor.shape
@@ -196,5 +198,3 @@ def image_of(tensor: Tensor) -> tuple[int, int, int]:
         return shape[0], shape[1], shape[2]
     return 1, 1, features(shape)
 
-
-__all__ = ["CONTROL_WORDS", "SCALARS", "Outside", "Step", "Summed", "image_of", "kept_bytes", "padded"]

@@ -67,7 +67,7 @@ DEVICE void sum_losses(const Control& step, const float* image_loss, const int* 
 
 DEVICE void advance(Control* control, const Control& step) {
     control->position = step.position + 1;
-    control->images = max(0, min(step.batch, step.total - (step.position + 1) * step.batch));
+    if (step.batch > 0) control->images = max(0, min(step.batch, step.total - (step.position + 1) * step.batch));
 }
 
 #if defined(RULE)
