@@ -78,7 +78,7 @@ def launch_at(kernel: Kernel, pointers: list[ctypes.c_void_p], order: str = "for
     assert failure is None, f"{kernel.entry}: {failure.decode()}"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _built(source: str, entry: str, defines: tuple[tuple[str, Any], ...]) -> Any:
     assert COMPILER is not None
     lines = [f"#define {name} {value}" for name, value in defines]

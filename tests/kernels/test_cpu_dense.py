@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from bareconv import ops
 from bareconv.kernels.cpu.dense import ColumnSums, DenseForward, DenseInputGradient, DenseWeightUpdate
-from bareconv.kernels.cpu.rules import SCALARS, Rule
 from bareconv.kernels.cpu.target import Target
+from bareconv.optim.rule import SCALARS, Rule
 
 SIZES = st.sampled_from((1, 2, 7, 8, 15, 16, 17, 31, 33, 64, 70))
 

@@ -14,10 +14,10 @@ from bareconv.kernels.cpu.gradient import WeightGradient
 from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.narrow import NarrowForward, NarrowWeightGradient
 from bareconv.kernels.cpu.plane import Plane
-from bareconv.kernels.cpu.rules import Rule
 from bareconv.kernels.cpu.target import Target
 from bareconv.kernels.cpu.tile import spare_rows
 from bareconv.kernels.cpu.winograd import Winograd
+from bareconv.optim.rule import Rule
 
 MULTIPLY_ADD = r"vfmadd\w+|fmla"
 ON_STACK = r"\(%rsp[,)]|\[sp\b"  # the frame pointer is a register like others here

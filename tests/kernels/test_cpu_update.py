@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kernel_harness import TOLERANCE, Block, assert_close, call, distance, draws, filled, rounded, single
 
 from bareconv.kernels.cpu.parameters import ALIGNMENT, Pack, Update
-from bareconv.kernels.cpu.rules import SCALARS, Rule, scalars
 from bareconv.kernels.cpu.target import Target
 from bareconv.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from bareconv.optim.rule import SCALARS, Rule, scalars
 
 WORKERS = 3
 RULES: dict[str, dict[str, Any]] = {

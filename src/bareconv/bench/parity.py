@@ -21,7 +21,7 @@ from bareconv.training import Trainer
 
 GENTLE = 1 / 200  # of the base learning rate, in a proof that involves a precision below float64
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "tf32": 5e-2}
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "tf32": 5e-2, "bfloat16": 1e-1}
 LARGEST = 1e9  # relative difference: what is larger, infinite or NaN counts as this (JSON has no infinity)
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One call: what it is for, its kernel, FLOPs of an image (as executed), seconds so far (None: not measured)."""
+    """One call: what it is for, its kernel, its work, seconds so far (None: not measured).
+
+    ``flops`` of an image, on a CPU as executed; ``bytes`` of an image that must at least be moved, 0 where unknown.
+    """
 
     node: str
     phase: str
@@ -15,6 +18,7 @@ class Row:
     how: str
     flops: int
     seconds: float | None
+    bytes: int = 0
 
 
 @dataclass(frozen=True)

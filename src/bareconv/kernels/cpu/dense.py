@@ -13,9 +13,10 @@ from typing import ClassVar
 
 from bareconv.kernels.cpu.emit import Builder, Pointer, Value
 from bareconv.kernels.cpu.kernel import Frame, Kernel
-from bareconv.kernels.cpu.rules import Rule
+from bareconv.kernels.cpu.rules import prepare_rule
 from bareconv.kernels.cpu.sweep import column_tiles, columns, row_tiles, runs, transposed
 from bareconv.kernels.cpu.tile import Tile, accumulate, spare_rows
+from bareconv.optim.rule import Rule
 
 PANEL_BYTES = 1 << 15  # of a panel of weights: most of a first-level cache
 
@@ -175,7 +176,7 @@ class DenseWeightUpdate(DenseKernel):
         x, dy = k.operand("x").base, k.operand("dy").base
         images = k.operand("images", I64).base.load()
         arrays = {name: k.operand(name).base for name in ("weight", "gradient", "state1", "state2")}
-        update = self.rule.prepare(b, k.operand("scalars").base)
+        update = prepare_rule(self.rule, b, k.operand("scalars").base)
         rows, wide = tile_shape(self)
         if not self.blocked:
             for feature, size in row_tiles(b, k.end - k.begin, rows):

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from bareconv.kernels.cpu.emit import I32, I64
 from bareconv.kernels.cpu.kernel import Frame, Kernel
-from bareconv.kernels.cpu.rules import Rule
+from bareconv.kernels.cpu.rules import prepare_rule
+from bareconv.optim.rule import Rule
 
 ALIGNMENT = 16  # elements: a cache line of float32, and a multiple of every vector's lanes
 
@@ -42,7 +43,7 @@ class Update(Kernel):
         partial, places = k.operand("partial").base, k.operand("places", I32).base
         workers = k.operand("workers", I64).base.load()
         arrays = {name: k.operand(name).base for name in ("weight", "gradient", "state1", "state2")}
-        update = self.rule.prepare(b, k.operand("scalars").base)
+        update = prepare_rule(self.rule, b, k.operand("scalars").base)
         for i in b.range(k.begin, k.end, b.lanes):
             total = b.variable(b.zero)
             if self.mapped:

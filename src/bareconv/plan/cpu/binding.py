@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from bareconv.kernels.cpu.jit import compile_kernels
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
-from bareconv.kernels.cpu.rules import SCALARS
 from bareconv.kernels.cpu.workers import Workers
 from bareconv.optim import Optimizer
+from bareconv.optim.rule import SCALARS
 from bareconv.plan.cpu.lowering import Lowered
 from bareconv.plan.cpu.memory import Buffer, allocate, lay_out
 from bareconv.plan.cpu.record import Recorded, RecordedStage

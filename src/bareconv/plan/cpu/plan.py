@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from bareconv.errors import ShapeError, UsageError
 from bareconv.host import blas_threads
-from bareconv.kernels.cpu.rules import Rule, scalars
 from bareconv.kernels.cpu.target import Target, host_target
 from bareconv.kernels.cpu.workers import Workers
 from bareconv.nn import layers
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
+from bareconv.optim.rule import Rule, scalars
 from bareconv.plan.cpu.binding import Bound, OnCompile
 from bareconv.plan.cpu.covers import is_sparse, is_updated_at_once, lays_out_its_gradient
 from bareconv.plan.cpu.lowering import Lowered, lower

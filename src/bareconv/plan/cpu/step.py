@@ -13,12 +13,12 @@ from bareconv.kernels.cpu.elementwise import Elementwise
 from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.parameters import ALIGNMENT, Pack
 from bareconv.kernels.cpu.plane import Plane
-from bareconv.kernels.cpu.rules import Rule
 from bareconv.kernels.cpu.target import Target
 from bareconv.nn import layers
 from bareconv.nn.layer import Shape, features
 from bareconv.nn.model import Model
 from bareconv.ops.windows import Pair
+from bareconv.optim.rule import Rule
 from bareconv.plan.cpu.covers import has_kernel, is_sparse
 from bareconv.plan.cpu.memory import Buffer
 from bareconv.plan.cpu.parameters import Parameters

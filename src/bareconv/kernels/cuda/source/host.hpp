@@ -391,8 +391,13 @@ inline void copies_done() {
         fiber.pending.erase(fiber.pending.begin());
     }
 }
+inline u32 spread_signs(u32 bytes, int half) {
+    const u32 pair = bytes >> (16 * half);
+    return (pair & 0x80u ? 0xffffu : 0u) | (pair & 0x8000u ? 0xffff0000u : 0u);
+}
 inline void wait_for_kernels_before() {}
 inline void let_next_kernel_start() {}
+inline int count_up(int* counter) { return (*counter)++; }
 
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 inline float __fdividef(float a, float b) { return a / b; }

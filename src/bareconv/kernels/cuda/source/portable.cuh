@@ -164,6 +164,13 @@ DEVICE void multiply_tf32(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #endif
 }
 
+// Bytes 2 half and 2 half + 1 of ``bytes``, each spread over 16 bits that all equal its highest bit.
+DEVICE u32 spread_signs(u32 bytes, int half) {
+    u32 result;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(result) : "r"(bytes), "r"(half ? 0xbbaau : 0x9988u));
+    return result;
+}
+
 // 16 bytes from global to shared memory, both at multiples of 16, or zeros where not ``valid`` (the address must then
 // still be one that may be read from, but nothing is). There once ``copies_done`` says so, and a barrier has followed.
 DEVICE void copy_16(void* shared, const void* global, bool valid = true) {
@@ -218,6 +225,10 @@ DEVICE void let_next_kernel_start() {
 #endif
 }
 
+// What the counter was before this call adds 1 to it, for blocks that need to know which of them is the last. It orders
+// no other memory accesses.
+DEVICE int count_up(int* counter) { return atomicAdd(counter, 1); }
+
 #else
 #include "host.hpp"
 #endif
@@ -267,6 +278,12 @@ struct Control {
     int position;    // of the step among those that were asked for
     int images;      // of this step's batch
     int total;       // images in the order
-    int batch;       // images of a full batch
+    int batch;       // images of a full batch; 0: every step takes all images
     int first_step;  // the number of the step at position 0, counted from the training's start
 };
+
+// Where an image of the step is among all of them. ``order`` null: they are taken as they lie.
+DEVICE int place_of(int image, const int* order, const Control* control) {
+    const int place = control->position * control->batch + image;
+    return order == nullptr ? place : order[place];
+}

@@ -1,0 +1,344 @@
+// What the kernels of a network's first block share: two convolutions, A on the pixels and B on what A makes of them,
+// each followed by relu and perhaps by a max pool of 2 x 2. Everything between the pixels and the end of B stays in
+// shared memory.
+//
+// Outputs are computed by *squares* of 2 x 2, eight squares at a time: a matrix row of 16 bytes is a piece of one
+// pixel's channels, and a matrix has the pixels at the same place of eight squares. So the four values that a pool
+// compares lie in one thread's registers, and a matrix that is loaded once serves all taps of the four outputs
+// that read those pixels: (R + 1) (S + 1) loads instead of 4 R S.
+//
+// A convolution of few channels would waste most of each piece. So the pixels are spread first: a *line* holds the
+// A_KERNEL_W pixels from its place to the right, and A is a convolution of A_KERNEL_H x 1 over lines.
+//
+// A *band* is some rows of squares of one image: what a team of WARPS warps does at a time.
+#pragma once
+#include "portable.cuh"
+
+typedef Kept<PRECISION> Number;
+
+constexpr int even(int count) { return (count + 1) / 2 * 2; }
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+constexpr int PIECE = 16 / Number::BYTES;  // numbers of a piece
+constexpr int pieces_of(int numbers) { return blocks_of(numbers, PIECE); }
+// An odd number of pieces, so that eight pixels in a row lie in different banks.
+constexpr int pixel_bytes(int numbers) { return (pieces_of(numbers) | 1) * 16; }
+
+// Sizes: A's outputs, what is kept of them, the same of B. A pool drops an odd last row or column.
+constexpr int A_TAKES = A_POOL ? 2 : 1, B_TAKES = B_POOL ? 2 : 1;
+constexpr int A_HEIGHT = (HEIGHT + 2 * A_PADDING_H - A_KERNEL_H + 1) / A_TAKES;
+constexpr int A_WIDTH = (WIDTH + 2 * A_PADDING_W - A_KERNEL_W + 1) / A_TAKES;
+constexpr int B_HEIGHT = (A_HEIGHT + 2 * B_PADDING_H - B_KERNEL_H + 1) / B_TAKES;
+constexpr int B_WIDTH = (A_WIDTH + 2 * B_PADDING_W - B_KERNEL_W + 1) / B_TAKES;
+constexpr int A_CHANNELS = padded(A_FILTERS), B_CHANNELS = padded(B_FILTERS);
+constexpr int A_TAPS = A_KERNEL_H * A_KERNEL_W, B_TAPS = B_KERNEL_H * B_KERNEL_W;
+constexpr int LINE_NUMBERS = A_KERNEL_W * CHANNELS, LINE_PIECES = pieces_of(LINE_NUMBERS);
+constexpr int LINE_ROWS = LINE_PIECES * PIECE;  // of A's weights, for one row of its taps
+constexpr int IMAGE_BYTES = HEIGHT * WIDTH * CHANNELS;
+constexpr int PIXELS_BYTES = blocks_of(IMAGE_BYTES, 16) * 16;
+constexpr int THREADS = WARPS * 32;  // of a team
+
+// Squares in a row: of A's outputs, of B's.
+constexpr int A_SQUARES = A_POOL ? A_WIDTH : blocks_of(A_WIDTH, 2);
+constexpr int B_SQUARES = B_POOL ? B_WIDTH : blocks_of(B_WIDTH, 2);
+constexpr int B_SQUARE_ROWS = B_POOL ? B_HEIGHT : blocks_of(B_HEIGHT, 2);
+
+// Pixels in shared memory, in four quarters: those of even and of odd rows and columns apart. Then the pixels at the
+// same place of neighbouring squares are neighbours.
+template <int ROWS_, int COLUMNS_, int NUMBERS>
+struct Picture {
+    static constexpr int ROWS = even(ROWS_), COLUMNS = even(COLUMNS_), PIECES = pieces_of(NUMBERS);
+    static constexpr int PIXEL = pixel_bytes(NUMBERS), ROW = COLUMNS / 2 * PIXEL, QUARTER = ROWS / 2 * ROW;
+    static constexpr int BYTES = 4 * QUARTER;
+    DEVICE static constexpr int at(int row, int column) {
+        return ((row & 1) * 2 + (column & 1)) * QUARTER + (row >> 1) * ROW + (column >> 1) * PIXEL;
+    }
+};
+
+// The warps that work on a band together.
+struct Team {
+    int number, thread, warp, lane;
+    DEVICE Team() : number(threadIdx.x / THREADS), thread(threadIdx.x % THREADS), warp(thread / 32), lane(thread & 31) {}
+    DEVICE void sync() const {
+        if (TEAMS == 1) sync_block();
+        else sync_some(1 + number, THREADS);
+    }
+};
+
+DEVICE void clear(u8* to, int bytes, int thread, int threads) {
+    for (int i = thread * 16; i < bytes; i += threads * 16) *(uint4*)(to + i) = uint4{0u, 0u, 0u, 0u};
+}
+
+// ---- Matrices ----
+
+DEVICE void multiply(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    if (PRECISION == TF32) multiply_tf32(sum, a, b0, b1);
+    else multiply_bf16(sum, a, b0, b1);
+}
+
+// A product's contraction runs over (tap, piece), two at a time. Of CHUNK pieces a pixel:
+template <int TAPS, int CHUNK>
+struct Steps {
+    static constexpr int COUNT = blocks_of(TAPS * CHUNK, 2);
+    // Of the first or second half of a step; the second of the last may not exist.
+    DEVICE static constexpr bool exists(int step, int half) { return 2 * step + half < TAPS * CHUNK; }
+    DEVICE static constexpr int tap(int step, int half) { return exists(step, half) ? (2 * step + half) / CHUNK : 0; }
+    DEVICE static constexpr int piece(int step, int half) { return exists(step, half) ? (2 * step + half) % CHUNK : 0; }
+};
+
+// How many pieces of a pixel are loaded at a time.
+constexpr int chunk_of(int pieces) { return pieces % 2 ? 1 : 2; }
+
+// What a lane adds to a square's address for load_patch: four matrices are loaded at once.
+template <class From, int CHUNK>
+DEVICE int matrix_offset(int lane) {
+    const int matrix = lane >> 3;
+    return CHUNK == 2 ? (matrix & 1) * 16 + (matrix >> 1) * From::QUARTER : matrix * From::QUARTER;
+}
+
+template <bool TRANSPOSED>
+DEVICE void load_four(u32 (&four)[4], const u8* from) {
+    if (TRANSPOSED) load_matrices_transposed(four, from);
+    else load_matrices(four, from);
+}
+
+// The pixels that eight squares' outputs read, [row][column][piece], of CHUNK pieces. ``square``: of the lane's row.
+template <class From, bool TRANSPOSED, int HIGH, int WIDE, int CHUNK>
+DEVICE void load_patch(u32 (&patch)[HIGH][WIDE][CHUNK], const u8* square) {
+#pragma unroll
+    for (int row = 0; row < HIGH; row += CHUNK == 2 ? 1 : 2)
+#pragma unroll
+        for (int column = 0; column < WIDE; column += 2) {
+            u32 four[4];
+            load_four<TRANSPOSED>(four, square + From::at(row, column));
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (CHUNK == 2) patch[row][column + (i >> 1)][i & (CHUNK - 1)] = four[i];
+                else patch[(row + (i >> 1)) % HIGH][column + (i & 1)][0] = four[i];
+            }
+        }
+}
+
+// Eight squares' outputs, sum[column of the square][tile of 8 filters] with rows 0 to 7 of the upper and 8 to 15 of the
+// lower row, += patch * weight. The weights are in registers: all of PIECES pieces, in the order of Steps by chunks.
+template <class From, int R, int S, int PIECES, int TILES, int STEPS>
+DEVICE void convolve(float (&sum)[2][TILES][4], const u8* square, const u32 (&weight)[STEPS][TILES][2]) {
+    constexpr int CHUNK = chunk_of(PIECES);
+    typedef Steps<R * S, CHUNK> Order;
+    static_assert(STEPS == Order::COUNT * (PIECES / CHUNK), "weights of all steps");
+#pragma unroll
+    for (int chunk = 0; chunk < PIECES / CHUNK; chunk++) {
+        u32 patch[even(R + 1)][even(S + 1)][CHUNK];
+        load_patch<From, false>(patch, square + chunk * CHUNK * 16);
+#pragma unroll
+        for (int step = 0; step < Order::COUNT; step++) {
+            const int r0 = Order::tap(step, 0) / S, s0 = Order::tap(step, 0) % S, p0 = Order::piece(step, 0);
+            const int r1 = Order::tap(step, 1) / S, s1 = Order::tap(step, 1) % S, p1 = Order::piece(step, 1);
+#pragma unroll
+            for (int column = 0; column < 2; column++) {
+                const u32 pixels[4] = {patch[r0][s0 + column][p0], patch[r0 + 1][s0 + column][p0],
+                                       patch[r1][s1 + column][p1], patch[r1 + 1][s1 + column][p1]};
+#pragma unroll
+                for (int tile = 0; tile < TILES; tile++) {
+                    const u32(&b)[2] = weight[chunk * Order::COUNT + step][tile];
+                    multiply(sum[column][tile], pixels, b[0], b[1]);
+                }
+            }
+        }
+    }
+}
+
+// Where a filter's column lies in a product of TILES tiles, so that what a lane has of a row is 2 TILES filters that
+// follow each other: those from 2 TILES (lane % 4) on.
+template <int TILES>
+DEVICE constexpr int column_of(int filter) {
+    const int within = filter % (8 * TILES), pair = within / 2;
+    return filter - within + pair % TILES * 8 + pair / TILES * 2 + filter % 2;
+}
+
+// A product's right operand out of rows of PITCH bytes: eight columns, PIECE rows from ``first`` and from ``second``.
+template <int PITCH>
+DEVICE void load_right(u32 (&b)[2], const u8* rows, int first, int second, int column, int lane) {
+    if (PRECISION == TF32) {
+        const u8* from = rows + (lane & 3) * PITCH + (column + (lane >> 2)) * 4;
+        b[0] = *(const u32*)(from + first * PITCH), b[1] = *(const u32*)(from + second * PITCH);
+    } else {
+        load_matrices_transposed(b, rows + ((lane & 8 ? second : first) + (lane & 7)) * PITCH + column * 2);
+    }
+}
+
+// Weights [row][COLUMNS] into shared memory, rows of pixel_bytes(COLUMNS), columns where column_of<TILES> has them.
+// ``row_of(row)``: the row to copy, below 0 for zeros. Before they are there: copies_done and a barrier.
+template <int TILES, int COLUMNS, class RowOf>
+DEVICE void stage_weights(u8* to, const Number::Type* from, int rows, int thread, int threads, RowOf row_of) {
+    constexpr int WORDS = COLUMNS * Number::BYTES / 4, NUMBERS = 4 / Number::BYTES;
+    for (int i = thread; i < rows * WORDS; i += threads) {
+        const int row = i / WORDS, column = i % WORDS * NUMBERS, source = row_of(row);
+        copy_4(to + row * pixel_bytes(COLUMNS) + column_of<TILES>(column) * Number::BYTES,
+               from + (source < 0 ? 0 : source * COLUMNS + column), source >= 0);
+    }
+}
+
+// The row of A's weights, [tap][padded channels], that row ``row`` of [row of taps][LINE_ROWS] is; -1: none.
+DEVICE int row_of_line(int row) {
+    const int number = row % LINE_ROWS, tap = row / LINE_ROWS * A_KERNEL_W + number / CHANNELS;
+    return number < LINE_NUMBERS ? tap * padded(CHANNELS) + number % CHANNELS : -1;
+}
+
+// As many tiles at a time as divide all of them: 4, 2 or 1.
+constexpr int tiles_at_once(int tiles) { return tiles % 4 == 0 ? 4 : tiles % 2 == 0 ? 2 : 1; }
+
+template <int WORDS>
+DEVICE void store_words(void* to, const u32 (&words)[WORDS]) {
+    if constexpr (WORDS % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < WORDS; i += 4) ((uint4*)to)[i / 4] = uint4{words[i], words[i + 1], words[i + 2], words[i + 3]};
+    } else if constexpr (WORDS == 2) {
+        *(uint2*)to = uint2{words[0], words[1]};
+    } else {
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) ((u32*)to)[i] = words[i];
+    }
+}
+
+// Numbers that follow each other.
+template <int COUNT>
+DEVICE void store_numbers(void* to, const float (&values)[COUNT]) {
+    u32 words[COUNT * Number::BYTES / 4];
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4 / Number::BYTES) {
+        if constexpr (Number::BYTES == 2) words[i / 2] = pack(values[i], values[i + 1]);
+        else words[i] = bits_of(PRECISION == TF32 ? round_tf32(values[i]) : values[i]);
+    }
+    store_words(to, words);
+}
+
+// Numbers below 256, as bytes.
+template <int COUNT>
+DEVICE void store_bytes(u8* to, const u32 (&values)[COUNT]) {
+    if constexpr (COUNT % 4 == 0) {
+        u32 words[COUNT / 4];
+#pragma unroll
+        for (int i = 0; i < COUNT / 4; i++)
+            words[i] = values[4 * i] | values[4 * i + 1] << 8 | values[4 * i + 2] << 16 | values[4 * i + 3] << 24;
+        store_words(to, words);
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 2) *(u16*)(to + i) = (u16)(values[i] | values[i + 1] << 8);
+    }
+}
+
+// ---- The pixels, and A ----
+
+// The pixels of an image of the batch, as they are, on their way into shared memory.
+DEVICE void fetch_image(u8* to, const u8* pixels, const int* order, const Control& control, int image, int thread) {
+    const int place = control.position * control.batch + image;
+    const u8* from = pixels + (order == nullptr ? (long long)place : (long long)order[place]) * IMAGE_BYTES;
+    if (IMAGE_BYTES % 16 == 0) {
+        for (int i = thread * 16; i < IMAGE_BYTES; i += THREADS * 16) copy_16(to + i, from + i);
+    } else if (IMAGE_BYTES % 4 == 0) {
+        for (int i = thread * 4; i < IMAGE_BYTES; i += THREADS * 4) copy_4(to + i, from + i);
+    } else {
+        for (int i = thread; i < IMAGE_BYTES; i += THREADS) to[i] = from[i];
+    }
+    end_copies();
+}
+
+// Lines of a band: local row 0 is row ``first_row`` of the image, column 0 is A_PADDING_W to its left.
+template <class Lines>
+DEVICE void spread_pixels(u8* lines, const u8* image, int first_row, int thread) {
+    for (int i = thread; i < Lines::ROWS * Lines::COLUMNS; i += THREADS) {
+        const int row = i / Lines::COLUMNS, column = i % Lines::COLUMNS, h = first_row + row;
+#pragma unroll
+        for (int piece = 0; piece < LINE_PIECES; piece++) {
+            float values[PIECE];
+#pragma unroll
+            for (int e = 0; e < PIECE; e++) {
+                const int number = piece * PIECE + e, w = column + number / CHANNELS - A_PADDING_W;
+                values[e] = 0.f;
+                if (number < LINE_NUMBERS && h >= 0 && h < HEIGHT && w >= 0 && w < WIDTH) {
+                    const float pixel = image[(h * WIDTH + w) * CHANNELS + number % CHANNELS];
+                    values[e] = (pixel - (float)(MEAN)) * (float)(1.0 / (STD));
+                }
+            }
+            store_numbers(lines + Lines::at(row, column) + piece * 16, values);
+        }
+    }
+}
+
+// What a band of B's squares reads: rows of A's results, and of lines for them.
+template <int SQUARE_ROWS>
+struct BandOfB {
+    static constexpr int ROWS = 2 * SQUARE_ROWS + B_KERNEL_H - 1;
+    static constexpr int A_SQUARE_ROWS = A_POOL ? ROWS : blocks_of(ROWS, 2);
+    typedef Picture<ROWS, 2 * B_SQUARES + B_KERNEL_W - 1, A_CHANNELS> Activation;
+    typedef Picture<2 * A_SQUARE_ROWS + A_KERNEL_H - 1, 2 * A_SQUARES, LINE_NUMBERS> Lines;
+    // Rows of squares before it -> the row of A's results, and of the image, that local row 0 is.
+    DEVICE static int first_row(int squares) { return 2 * squares - B_PADDING_H; }
+    DEVICE static int first_pixel_row(int squares) { return A_TAKES * first_row(squares) - A_PADDING_H; }
+};
+
+constexpr int A_CHUNK = chunk_of(LINE_PIECES);
+constexpr int A_STEPS = Steps<A_KERNEL_H, A_CHUNK>::COUNT * (LINE_PIECES / A_CHUNK);
+constexpr int A_TILES = tiles_at_once(A_CHANNELS / 8);
+constexpr int A_WEIGHT_BYTES = A_KERNEL_H * LINE_ROWS * pixel_bytes(A_CHANNELS);
+
+// A, relu and pool of a band: lines -> B's input, whose border must hold zeros already. ``weights``: as stage_weights
+// leaves them for A_TILES. ``first_row``: of A's results, the one that local row 0 is.
+template <class Band>
+DEVICE void first_activation(u8* to, const u8* lines, const u8* weights, const float* RESTRICT bias, int first_row, const Team& team) {
+    typedef typename Band::Lines Lines;
+    typedef typename Band::Activation To;
+    typedef Steps<A_KERNEL_H, A_CHUNK> Order;
+    constexpr int SQUARES = Band::A_SQUARE_ROWS * A_SQUARES;
+    const int lane = team.lane;
+#pragma unroll 1
+    for (int first = 0; first < A_CHANNELS; first += 8 * A_TILES) {
+        u32 weight[A_STEPS][A_TILES][2];
+#pragma unroll
+        for (int step = 0; step < A_STEPS; step++) {
+            const int chunk = step / Order::COUNT, within = step % Order::COUNT;
+            int row[2];
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                row[half] = Order::tap(within, half) * LINE_ROWS + (chunk * A_CHUNK + Order::piece(within, half)) * PIECE;
+#pragma unroll
+            for (int tile = 0; tile < A_TILES; tile++) {
+                load_right<pixel_bytes(A_CHANNELS)>(weight[step][tile], weights, row[0], row[1], first + tile * 8, lane);
+                if (!Order::exists(within, 1)) weight[step][tile][1] = 0u;
+            }
+        }
+        const int filter = first + (lane & 3) * 2 * A_TILES;
+        float added[2 * A_TILES];
+#pragma unroll
+        for (int i = 0; i < 2 * A_TILES; i++) added[i] = filter + i < A_FILTERS ? bias[filter + i] : 0.f;
+        for (int group = team.warp; group < blocks_of(SQUARES, 8); group += WARPS) {
+            const int read = min(group * 8 + (lane & 7), SQUARES - 1);
+            float sum[2][A_TILES][4];
+#pragma unroll
+            for (int i = 0; i < 2 * A_TILES * 4; i++) sum[i / 4 / A_TILES][i / 4 % A_TILES][i % 4] = added[i / 4 % A_TILES * 2 + i % 2];
+            convolve<Lines, A_KERNEL_H, 1, LINE_PIECES>(sum, lines + read * Lines::PIXEL + matrix_offset<Lines, A_CHUNK>(lane), weight);
+            const int square = group * 8 + (lane >> 2), row = square / A_SQUARES, column = square % A_SQUARES;
+            if (square < SQUARES) {
+#pragma unroll
+                for (int at = 0; at < (A_POOL ? 1 : 4); at++) {
+                    const int y = A_POOL ? row : 2 * row + at / 2, x = A_POOL ? column : 2 * column + at % 2;
+                    const bool inside = first_row + y >= 0 && first_row + y < A_HEIGHT;
+                    float values[2 * A_TILES];
+#pragma unroll
+                    for (int i = 0; i < 2 * A_TILES; i++) {
+                        const int tile = i / 2, e = i % 2;
+                        float value = sum[at % 2][tile][at / 2 * 2 + e];
+                        if (A_POOL) {
+                            value = fmaxf(value, sum[1][tile][e]);
+                            value = fmaxf(value, fmaxf(sum[0][tile][2 + e], sum[1][tile][2 + e]));
+                        }
+                        values[i] = inside ? fmaxf(value, 0.f) : 0.f;
+                    }
+                    if (x < A_WIDTH && x + B_PADDING_W < To::COLUMNS && y < To::ROWS)
+                        store_numbers(to + To::at(y, x + B_PADDING_W) + filter * Number::BYTES, values);
+                }
+            }
+        }
+    }
+}

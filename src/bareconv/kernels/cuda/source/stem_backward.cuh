@@ -1,0 +1,79 @@
+// The gradient of what B gives, as the backward kernels of a network's first block read it: dY of B's outputs before
+// its pool, out of the gradient after it and where the maxima were.
+#pragma once
+#include "stem.cuh"
+
+// A piece of a pixel's gradients, and the code of each: the place of the maximum in its square, plus 4 where relu
+// lets nothing through.
+struct Piece {
+    u32 numbers[4], codes[PIECE / 4];
+
+    DEVICE Piece() : numbers{}, codes{} {}
+    DEVICE Piece(const Number::Type* RESTRICT dy, const u8* RESTRICT where, long long at) {
+        const uint4 four = *(const uint4*)(dy + at);
+        numbers[0] = four.x, numbers[1] = four.y, numbers[2] = four.z, numbers[3] = four.w;
+        if constexpr (PIECE == 8) {
+            const uint2 two = *(const uint2*)(where + at);
+            codes[0] = two.x, codes[1] = two.y;
+        } else {
+            codes[0] = *(const u32*)(where + at);
+        }
+    }
+
+    // Those numbers whose byte in ``refused`` has not its highest bit set; zeros for the others.
+    DEVICE uint4 without(const u32 (&refused)[PIECE / 4]) const {
+        u32 kept[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if constexpr (PIECE == 8) kept[i] = numbers[i] & ~spread_signs(refused[i / 2], i % 2);
+            else kept[i] = refused[0] >> (8 * i + 7) & 1u ? 0u : numbers[i];
+        }
+        return uint4{kept[0], kept[1], kept[2], kept[3]};
+    }
+    // What belongs to ``place`` of the square.
+    DEVICE uint4 at_place(int place) const {
+        u32 refused[PIECE / 4];
+#pragma unroll
+        for (int i = 0; i < PIECE / 4; i++) refused[i] = (codes[i] ^ 0x01010101u * place) + 0x7f7f7f7fu;  // 0 has no sign
+        return without(refused);
+    }
+    DEVICE uint4 alive() const {
+        u32 refused[PIECE / 4];
+#pragma unroll
+        for (int i = 0; i < PIECE / 4; i++) refused[i] = codes[i] << 5;
+        return without(refused);
+    }
+};
+
+DEVICE void add_piece(float (&sum)[PIECE], uint4 piece) {
+    const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+    for (int i = 0; i < PIECE; i++) {
+        if constexpr (PIECE == 8) sum[i] += i % 2 ? high_half(words[i / 2]) : low_half(words[i / 2]);
+        else sum[i] += float_of(words[i]);
+    }
+}
+
+constexpr int B_PIECES = pieces_of(B_CHANNELS);
+
+DEVICE long long place_of(int image, int p, int q) { return (((long long)image * B_HEIGHT + p) * B_WIDTH + q) * B_CHANNELS; }
+
+// Sums of several warps to one: of those with the same ``share``, which have the same elements, the first (``turn`` 0 of
+// TURNS) gets them all, added in order. All of the block's threads must call it.
+template <int TURNS, int COUNT>
+DEVICE void sum_over_turns(float (&sum)[COUNT], u8* shared, int share, int turn) {
+    float* mine = (float*)shared + share * COUNT * 32 + (threadIdx.x & 31);
+#pragma unroll 1
+    for (int other = 1; other < TURNS; other++) {
+        sync_block();
+        if (turn == other) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) mine[i * 32] = sum[i];
+        }
+        sync_block();
+        if (turn == 0) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) sum[i] += mine[i * 32];
+        }
+    }
+}

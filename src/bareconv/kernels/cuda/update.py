@@ -1,0 +1,180 @@
+"""What ends a training step: gradients summed, parameters updated, losses summed, on to the next step.
+
+All parameters that one launch updates lie in flat float32 arrays (masters, the optimizer's states, gradients). What a
+block of the launch does is a row of a table, ``update_table``, which says where in memory things lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
+from bareconv.kernels.cuda.limits import Limits
+from bareconv.optim.rule import SCALARS, Rule
+
+THREADS = 256
+RULES = ("gradient", "sgd", "rmsprop", "adam", "adamw")  # by the number that RULE has in the sources
+
+_ROW = np.dtype(
+    [
+        *((name, np.int64) for name in ("start", "partial", "copy")),
+        *((name, np.int32) for name in ("place", "count", "parts", "pitch", "channels", "filters", "lanes", "unused")),
+    ],
+    align=True,
+)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of an update: ``count`` elements from ``start`` on in the flat arrays.
+
+    Its gradient is the sum of ``parts`` arrays of float32 that follow each other, [parts][count]. A weight of
+    (taps, ``channels``, ``filters``) has a working copy, [taps][padded channels][padded filters]; a bias has none, and
+    then both are 0.
+    """
+
+    start: int
+    count: int
+    parts: int
+    channels: int = 0
+    filters: int = 0
+
+    @property
+    def copy_size(self) -> int:
+        """Elements of the working copy."""
+        if not self.filters:
+            return 0
+        return self.count // (self.channels * self.filters) * padded(self.channels) * padded(self.filters)
+
+
+def rule_defines(rule: Rule) -> dict[str, int]:
+    """The constants that ``update.cuh`` is compiled with, in any kernel that includes it."""
+    return {
+        "RULE": RULES.index(rule.name),
+        "MOMENTUM": int(rule.momentum),
+        "NESTEROV": int(rule.nesterov),
+        "DECAY": int(rule.decay),
+    }
+
+
+def states_of(rule: Rule) -> int:
+    """How many arrays of state ``update.cuh`` uses for it, 0 to 2; the other operands may be null."""
+    return {"gradient": 0, "sgd": 0, "rmsprop": 1, "adam": 2, "adamw": 2}[rule.name] + rule.momentum
+
+
+def update(precision: Precision, rule: Rule, parameters: Sequence[Parameter], limits: Limits, batch: int) -> Kernel:
+    """All ``parameters`` by ``rule``, and the step's end. It must be the last kernel of the step.
+
+    Operands: ``pieces``, the rows of ``update_table``; ``memory``, what its places are counted from; ``master``, ``state1``, ``state2``, ``gradient``, float32, flat,
+    of which a rule uses what it has ("gradient" writes the gradient alone); ``scalars``, float32 (steps, SCALARS), row
+    ``control.position`` of which is this step's; ``control``, which is moved on to the next step; ``image_loss``
+    float32 and ``image_hit`` int32 (batch); ``losses`` float32 and ``hits`` int32 (steps), where the step's mean loss and
+    number of hits go; ``readers``, one int32, 0 to begin with. Working copies are written but for their padding, which
+    must be zeros.
+    """
+    moved = 0 if rule.name == "gradient" else 8 + 8 * states_of(rule)
+    return Kernel(
+        "update.cu",
+        "update",
+        tuple({"PRECISION": NUMBER[precision], **rule_defines(rule)}.items()),
+        grid=(1 + len(list(_pieces(parameters, limits))), 1, 1),
+        threads=THREADS,
+        shared_bytes=0,
+        operands=(
+            *("pieces", "memory", "master", "state1", "state2", "gradient", "scalars", "control"),
+            *("image_loss", "image_hit", "losses", "hits", "readers"),
+        ),
+        bytes=8 * batch
+        + sum(
+            one.count * (4 * one.parts + (moved or 4) + (KEPT_BYTES[precision] if one.filters and moved else 0))
+            for one in parameters
+        ),
+    )
+
+
+def copy_weights(precision: Precision, parameters: Sequence[Parameter], limits: Limits) -> Kernel:
+    """Masters to working copies, for when another than ``update`` has changed them; operands as there."""
+    return Kernel(
+        "update.cu",
+        "copy_weights",
+        (("PRECISION", NUMBER[precision]),),
+        grid=(len(list(_pieces(parameters, limits))), 1, 1),
+        threads=THREADS,
+        shared_bytes=0,
+        operands=("pieces", "memory", "master"),
+        bytes=sum(one.count * (4 + KEPT_BYTES[precision]) for one in parameters if one.filters),
+    )
+
+
+def finish_step(batch: int) -> Kernel:
+    """The end of a step that updates nothing, such as one of an evaluation; operands as those of ``update``."""
+    return Kernel(
+        "update.cu",
+        "finish_step",
+        (("PRECISION", NUMBER["float32"]),),
+        grid=(1, 1, 1),
+        threads=THREADS,
+        shared_bytes=0,
+        operands=("control", "image_loss", "image_hit", "losses", "hits"),
+        bytes=8 * batch,
+    )
+
+
+def update_table(
+    parameters: Sequence[Parameter],
+    limits: Limits,
+    partials: Sequence[int],
+    copies: Sequence[int | None],
+) -> NDArray[np.uint8]:
+    """The bytes of ``pieces`` for ``update`` and ``copy_weights`` of the same ``parameters`` and ``limits``.
+
+    ``partials`` and ``copies``: where each parameter's partial gradients and working copy (None: it has none) lie, in
+    bytes from the operand ``memory``; so they are addresses where that is null.
+    """
+    rows = list(_pieces(parameters, limits))
+    table: NDArray[Any] = np.zeros(len(rows), _ROW)
+    for row, (index, place, count, lanes) in zip(table, rows, strict=True):
+        one = parameters[index]
+        unpadded = one.channels % 8 == 0 and one.filters % 8 == 0
+        row["start"] = one.start + place
+        row["partial"] = partials[index] + 4 * place
+        copy = copies[index]
+        row["copy"] = -1 if copy is None else copy
+        row["place"], row["count"], row["lanes"] = place, count, lanes
+        row["parts"], row["pitch"] = one.parts, one.count
+        row["channels"], row["filters"] = (0, 0) if unpadded else (one.channels, one.filters)
+    return table.view(np.uint8)
+
+
+def _pieces(parameters: Sequence[Parameter], limits: Limits) -> Iterator[tuple[int, int, int, int]]:
+    """(parameter, first element, elements, lanes) of each block.
+
+    A block is given about as many numbers to load as fill the machine eight blocks a multiprocessor, but no fewer than
+    keep its threads busy. Threads share the parts of an element where parts are many.
+    """
+    work = sum(one.count * (one.parts + 3) for one in parameters)
+    share = min(max(work // (8 * limits.multiprocessors), 16 * THREADS), 32 * THREADS)
+    for index, one in enumerate(parameters):
+        lanes, least = THREADS, 32 if one.count >= 4096 else 8
+        while lanes > least and (one.parts * lanes > 16 * THREADS or one.count <= lanes // 2):
+            lanes //= 2
+        elements = max(share // (one.parts + 3) // lanes, 1) * lanes
+        for place in range(0, one.count, elements):
+            yield index, place, min(elements, one.count - place), lanes
+
+
+__all__ = [
+    "SCALARS",
+    "Parameter",
+    "copy_weights",
+    "finish_step",
+    "rule_defines",
+    "states_of",
+    "update",
+    "update_table",
+]

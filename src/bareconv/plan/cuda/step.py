@@ -1,0 +1,200 @@
+"""The launches of a step as they are written down: buffers by tensor, gradients by tensor, partial sums by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bareconv.kernels.cuda.kernel import Kernel, Precision, padded
+from bareconv.kernels.cuda.limits import Limits
+from bareconv.nn.layer import features
+from bareconv.nn.model import Model
+from bareconv.optim.rule import Rule
+from bareconv.plan.cuda.parameters import Layout, Parameters, layouts
+from bareconv.plan.cuda.record import Buffer, Operand, Place, Recorder
+from bareconv.plan.graph import Graph, Node, Tensor
+
+
+@dataclass(eq=False)
+class Outside:
+    """Memory that is not the record's own: whoever binds it knows where it is."""
+
+    pixels: Buffer = field(default_factory=lambda: Buffer("pixels", 0, "uint8"))
+    order: Buffer = field(default_factory=lambda: Buffer("order", 0, "int32"))
+    labels: Buffer = field(default_factory=lambda: Buffer("labels", 0, "int32"))
+    control: Buffer = field(default_factory=lambda: Buffer("control", 0, "int32"))
+    scalars: Buffer = field(default_factory=lambda: Buffer("scalars", 0, "float32"))
+    losses: Buffer = field(default_factory=lambda: Buffer("losses", 0, "float32"))
+    hits: Buffer = field(default_factory=lambda: Buffer("hits", 0, "int32"))
+    weight: Buffer = field(default_factory=lambda: Buffer("weight", 0, "float32"))
+    state1: Buffer = field(default_factory=lambda: Buffer("state1", 0, "float32"))
+    state2: Buffer = field(default_factory=lambda: Buffer("state2", 0, "float32"))
+    gradient: Buffer = field(default_factory=lambda: Buffer("gradient", 0, "float32"))
+    copy: Buffer = field(default_factory=lambda: Buffer("copy", 0, "uint8"))
+    pieces: Buffer = field(default_factory=lambda: Buffer("pieces", 0, "uint8"))  # what the update works on
+    running: dict[str, Buffer] = field(default_factory=dict)  # statistics of batch norms, by "layer.key"
+
+    def all(self) -> list[Buffer]:
+        """Every one of them."""
+        return [one for one in vars(self).values() if isinstance(one, Buffer)] + list(self.running.values())
+
+
+@dataclass(eq=False)
+class Summed:
+    """A parameter whose gradient lies in ``parts`` partial sums, for the update to add up."""
+
+    name: str
+    partial: Buffer
+    parts: int
+
+
+@dataclass(eq=False)
+class Step:
+    """What the fused operations share while they write a step down (``training``) or a prediction."""
+
+    graph: Graph
+    model: Model
+    precision: Precision
+    limits: Limits
+    parameters: Parameters
+    rule: Rule
+    batch: int
+    smoothing: float = 0.0
+    training: bool = True
+    record: Recorder = field(default_factory=Recorder)
+    outside: Outside = field(default_factory=Outside)
+    summed: list[Summed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.layouts: dict[Tensor, Layout] = layouts(self.graph)
+        self.image_loss = self.buffer("image loss", self.batch, "float32")
+        self.image_hit = self.buffer("image hit", self.batch, "int32")
+        self._arrays: dict[Tensor, Buffer] = {}
+        self._gradients: dict[Tensor, Buffer] = {}
+        self._written: set[Tensor] = set()
+        self._masked: set[Tensor] = set()
+        self._trains: dict[Tensor, bool] = {self.graph.input: False}
+        for node in self.graph.nodes:
+            has = any(layer.params for layer in node.layers)
+            self._trains[node.output] = has or any(self._trains[tensor] for tensor in node.inputs)
+
+    @property
+    def kept(self) -> str:
+        """The dtype of activations: bf16 has none in NumPy, its bits are an uint16."""
+        return "uint16" if self.precision == "bfloat16" else "float32"
+
+    def trains(self, tensor: Tensor) -> bool:
+        """Whether a parameter's gradient depends on that tensor's."""
+        return self._trains[tensor]
+
+    def launch(self, kernel: Kernel, *, reads: Sequence[Buffer] = (), **operands: Operand) -> None:
+        """A launch, as ``Recorder.launch``; the control block is given to whoever wants it."""
+        if "control" in kernel.operands:
+            operands["control"] = self.outside.control
+        self.record.launch(kernel, operands, reads)
+
+    # Arrays
+
+    def buffer(self, name: str, elements: int, dtype: str | None = None, kept: bool = False) -> Buffer:
+        """A new array, of the precision's kept type unless told."""
+        return Buffer(name, elements, dtype or self.kept, kept=kept)
+
+    def like(self, tensor: Tensor, name: str, dtype: str | None = None) -> Buffer:
+        """A new array with the layout of that tensor, for the whole batch."""
+        return self.buffer(name, self.batch * self.layouts[tensor].pitch, dtype)
+
+    def sums(self, units: int, splits: int, name: str) -> Buffer:
+        """Room for a dense layer's products, split over its features."""
+        return self.buffer(name, splits * self.batch * padded(units), "float32")
+
+    def tensor(self, tensor: Tensor) -> Buffer:
+        """Where that tensor is."""
+        if tensor not in self._arrays:
+            self._arrays[tensor] = self.like(tensor, tensor.name)
+        return self._arrays[tensor]
+
+    def same_array(self, tensor: Tensor, buffer: Buffer) -> None:
+        """That tensor is in a buffer that there is already."""
+        self._arrays[tensor] = buffer
+
+    def where(self, node: Node, cells: str = "where") -> Buffer | None:
+        """A byte for each output of a max pool: which pixel of its window was the maximum. For training only."""
+        return self.like(node.output, f"{node.output.name} {cells}", "uint8") if self.training else None
+
+    # Gradients
+
+    def gradient(self, tensor: Tensor) -> Buffer:
+        """Where the gradient of that tensor is."""
+        if tensor not in self._gradients:
+            self._gradients[tensor] = self.like(tensor, f"d {tensor.name}")
+        return self._gradients[tensor]
+
+    def same_gradient(self, tensor: Tensor, buffer: Buffer) -> bool:
+        """Let that tensor's gradient be what is in ``buffer``; False where others write it too, or none is wanted."""
+        if tensor in self._gradients or len(tensor.readers) != 1 or not self._trains[tensor]:
+            return False
+        self._gradients[tensor] = buffer
+        self._written.add(tensor)
+        return True
+
+    def into(self, tensor: Tensor) -> tuple[Buffer, bool] | None:
+        """Where dX goes, and whether it is added to what is there; None where no one needs it."""
+        if not self._trains[tensor]:
+            return None
+        add = tensor in self._written
+        self._written.add(tensor)
+        return self.gradient(tensor), add
+
+    def masks(self, tensor: Tensor) -> bool:
+        """Whether whoever writes that tensor's gradient has to zero it where the tensor, a relu's output, is zero.
+
+        Asked by a kernel that can, and only true where no one else writes it; the relu then need not do it.
+        """
+        producer = tensor.producer
+        if producer is None or not producer.relu or producer.pool is not None or len(tensor.readers) != 1:
+            return False
+        if producer.kind == "BatchNorm":
+            return False  # which finds out itself
+        self._masked.add(tensor)
+        return True
+
+    def is_masked(self, tensor: Tensor) -> bool:
+        """Whether that tensor's gradient has come masked already."""
+        return tensor in self._masked
+
+    # Parameters
+
+    def master(self, name: str) -> Place:
+        """That parameter, in float32."""
+        return Place(self.outside.weight, 4 * self.parameters.start[name])
+
+    def copy(self, name: str) -> Place:
+        """The working copy of that weight."""
+        return Place(self.outside.copy, self.parameters.copies[name].offset)
+
+    def state(self, flat: Buffer, name: str) -> Place:
+        """That parameter's part of the optimizer's state."""
+        return Place(flat, 4 * self.parameters.start[name])
+
+    def partial(self, name: str, parts: int) -> Buffer:
+        """Room for partial sums of that parameter's gradient, which the update adds up."""
+        buffer = self.buffer(f"{name} partial", parts * self.parameters.elements(name), "float32")
+        self.summed.append(Summed(name, buffer, parts))
+        return buffer
+
+    def running(self, name: str) -> Buffer:
+        """Running statistics: "norm1.mean"."""
+        return self.outside.running.setdefault(name, Buffer(name, 0, "float32"))
+
+    def pitch(self, tensor: Tensor) -> int:
+        """Elements of an image of that tensor, padding included."""
+        return self.layouts[tensor].pitch
+
+
+def image_of(tensor: Tensor) -> tuple[int, int, int]:
+    """(H, W, C) of a tensor; a vector is one pixel."""
+    shape = tensor.shape
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    return 1, 1, features(shape)
+
