@@ -227,7 +227,7 @@ def _ways_to_share(convolution: Convolution, precision: Precision, limits: Limit
     """Warps of as many sums as registers hold, and blocks of as many warps as the weight or its pixels occupy."""
     R, S = convolution.kernel
     # Before sm_80 there is no such instruction, and what stands in for it is long.
-    most_sums = 64 if limits.capability < 80 and precision != "float32" else MOST_SUMS
+    most_sums = 32 if limits.capability < 80 and precision != "float32" else MOST_SUMS
     narrow = precision == "float32" and convolution.channels <= NARROW_CHANNELS
     groups = padded(convolution.channels) // 8
     filter_tiles = -(-convolution.filters // 16)
