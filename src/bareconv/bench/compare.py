@@ -24,7 +24,6 @@ from bareconv.nn.layer import Layer
 from bareconv.report.gallery import Gallery
 from bareconv.training import EpochRecord, Evaluation, Progress, Settings, Trainer, evaluate
 from bareconv.training.checkpoint import save
-from bareconv.training.evaluation import CHUNK
 
 WARM_UP_STEPS = 6
 
@@ -162,7 +161,7 @@ def _warm_up(job: Job, data: Dataset, device: Device, precision: str, listener: 
         trainer.engine.prepare(listener.compiling)
         for step in range(min(WARM_UP_STEPS, trainer.total_steps)):
             trainer.train_step(step)
-        evaluate(trainer.engine, trainer.data.train.part(slice(0, 2 * CHUNK)))
+        evaluate(trainer.engine, trainer.data.train.part(slice(0, 2 * trainer.engine.predict_images)))
         device.synchronize()
     compiled = _Compiled(trainer.engine.compiled, trainer.engine.compile_seconds)
     return time.perf_counter() - begun - compiled.seconds, compiled
