@@ -30,7 +30,10 @@ WARM_UP_STEPS = 6
 
 @dataclass(frozen=True)
 class Job:
-    """What to compare: a model of the zoo, how to train it, in which precisions, and how closely to look."""
+    """What to compare: a model of the zoo, how to train it, in which precisions, and how closely to look.
+
+    A CPU has no tf32 and no bfloat16: there, float32 stands against them.
+    """
 
     model: str
     settings: Settings
@@ -101,10 +104,8 @@ def compare(
     runs: list[dict[str, Any]] = []
     remarks: list[str | None] = []
     gallery = None
-    for precision in job.precisions:
-        for device in devices:
-            if listener.should_stop():
-                break
+    for device, precision in sides(job, devices):
+        if not listener.should_stop():
             warm_up, compiled = _warm_up(job, data, device, precision, listener)
             device.reset_peak_memory()
             begun = time.perf_counter()

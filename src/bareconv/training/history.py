@@ -69,7 +69,7 @@ class History:
         return self.epochs[-1].test_loss if self.epochs else None
 
     def since(self, first: int, end: int | None = None) -> tuple[float, float]:
-        """(mean loss, accuracy) over all images of the steps from ``first`` to the last, or to the one before ``end``."""
+        """(mean loss, accuracy) of the images of the steps from ``first`` to the last, or to the one before ``end``."""
         end = self.iterations if end is None else end
         sizes = [self._images(i, i + 1) for i in range(first, end)]
         count = sum(sizes)

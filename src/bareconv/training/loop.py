@@ -47,9 +47,7 @@ class Settings:
     batch_size: int = 64
     schedule: Schedule = field(default_factory=OneCycle)
     engine: str = "plan"
-    precision: str = (
-        "float32"  # of the arithmetic; "tf32" and "bfloat16" on a GPU alone, the model's arrays are float32
-    )
+    precision: str = "float32"  # of the arithmetic; ``training.precision`` says more
     seed: int = 0
     label_smoothing: float = 0.0
     clip_norm: float | None = None
@@ -314,10 +312,10 @@ class Trainer:
 
     def _size_window(self, steps: int, seconds: float) -> None:
         """How large the next window is to be, after one of so many steps that took so long."""
-        affordable = WINDOW_SECONDS * steps / max(seconds, 1e-9)
-        self._window = max(
-            1, min(WINDOW_GROWTH * max(steps, self._window // WINDOW_GROWTH), int(affordable), WINDOW_STEPS)
-        )
+        # An epoch's last window may have been a small one: that is no reason for the next to be.
+        larger = max(WINDOW_GROWTH * steps, self._window)
+        affordable = int(WINDOW_SECONDS * steps / max(seconds, 1e-9))
+        self._window = max(1, min(larger, affordable, WINDOW_STEPS))
 
     def _record(self, losses: NDArray[Any], hits: NDArray[Any]) -> None:
         """Check the losses of the next steps, and take them into the history."""

@@ -88,7 +88,7 @@ def check_precision(engine: str, precision: str, device: Device) -> None:
     reason = why_no_plan(device, precision)
     if reason is not None:
         raise UsageError(
-            f"precision {precision}: only the engine plan computes in it, and there is none here ({reason})"
+            f"precision {precision}: only the engine plan computes in it, and there is none here ({reason}); {instead}"
         )
 
 
@@ -108,14 +108,10 @@ def make_engine(
     settings = settings or EngineSettings()
     place, precision = device or model.device, settings.precision or model.precision
     check_precision(name, precision, place)
-    if isinstance(place, CpuDevice):
-        if name == "plan" and why_no_plan() is None:
-            return PlanEngine(model, optimizer, settings)
-        return (
-            ReferenceEngine(model, optimizer, settings)
-            if name == "reference"
-            else TunedEngine(model, optimizer, settings)
-        )
-    if name == "plan" and why_no_plan(place, precision) is None:
-        return CudaPlanEngine(model, optimizer, settings)
-    return ReferenceEngine(model, optimizer, settings)
+    if not isinstance(place, CpuDevice):
+        if name == "plan" and why_no_plan(place, precision) is None:
+            return CudaPlanEngine(model, optimizer, settings)
+        return ReferenceEngine(model, optimizer, settings)
+    if name == "plan" and why_no_plan() is None:
+        return PlanEngine(model, optimizer, settings)
+    return (ReferenceEngine if name == "reference" else TunedEngine)(model, optimizer, settings)
