@@ -110,7 +110,7 @@ def test_an_interruption_before_there_is_anything(run, here, monkeypatch):
 
 def test_absent_peers_are_named(run, here, monkeypatch):
     absent = {"pytorch": "torch is not installed for python3", "dezero": "dezero is not installed for python3"}
-    monkeypatch.setattr(peers_verb, "find", lambda names, python: Found({}, absent))
+    monkeypatch.setattr(peers_verb, "find", lambda *asked: Found({}, absent))
     outcome = run("bench", "peers", *MLP, "--budget", "0.5", "--json")
     assert outcome.code == 0
     result = outcome.result()
@@ -126,6 +126,7 @@ def test_absent_peers_are_named(run, here, monkeypatch):
 def test_a_peer_beside_ours(run, here, monkeypatch):
     """Our own engine stands in for the peer: the same losses, and a ratio near one."""
     monkeypatch.setenv("PYTHONPATH", str(Path(bareconv.__file__).parents[1]))
+    monkeypatch.delenv("BARECONV_TORCH_PYTHON", raising=False)  # another NumPy would round otherwise
     stand_in = peers.Peer("sys", "bareconv.bench.workers.ours", {"": {"engine": ENGINES[0], "device": "cpu"}})
     monkeypatch.setitem(peers.PEERS, "dezero", stand_in)
     monkeypatch.setattr(process, "foreign_command", lambda python, module: [python, "-m", module])
@@ -147,3 +148,26 @@ def test_a_peer_that_fails_ends_in_an_error(run, here, monkeypatch):
     (note,) = outcome.result()["notes"]
     assert note.startswith("mlp, batch 16, dezero: its process ended (exit code 1): ")
     assert "Warning: dezero: its process ended" in outcome.err
+
+
+def test_precisions_of_a_gpu_are_refused_on_a_cpu(run, here):
+    for verb in ("run", "peers"):
+        outcome = run("bench", verb, *MLP, "--precision", "tf32")
+        assert outcome.code == 2
+        assert "--precision tf32: the CPU computes in float32 or float64; give --device cuda" in outcome.err
+
+
+def test_peers_of_a_gpu(run, here, monkeypatch):
+    """What is compared depends on where, and in which precision; the CPU stands in for the GPU."""
+    asked = []
+
+    def find(*words):
+        asked.append(words)
+        return Found({}, {})
+
+    monkeypatch.setattr(peers_verb, "find", find)
+    outcome = run("bench", "peers", *MLP, "--precision", "float64", "--budget", "0.5", "--json")
+    assert outcome.code == 0
+    assert [words[2:] for words in asked] == [("cpu", "float64")]
+    (comparison,) = outcome.result()["peers"]
+    assert (comparison["device"], comparison["precision"]) == ("cpu", "float64")

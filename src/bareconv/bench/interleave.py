@@ -90,6 +90,7 @@ class Side:
         self.samples, self.tried = Samples(), Samples()  # ``tried``: from a brief try, before it was chosen
         self.error: str | None = None
         self.status = "measured"  # or what is wrong: unsupported, failed, disagrees, interrupted
+        self.engine = candidate.name  # the one that runs, which may be another than the one asked for
         self.losses: list[float] = []  # of the first steps
         self.loss_difference: float | None = None  # from ours, the largest relative one
         self.versions: dict[str, str] = {}
@@ -125,6 +126,7 @@ class Side:
             self.fail(error)
             return
         self.losses, self.versions = answer["losses"], answer["versions"]
+        self.engine = answer.get("engine") or self.engine
         self.step_seconds, self.compile_seconds = answer["step_seconds"], answer["compile_seconds"]
         self.warm_up_seconds = max(0.0, time.monotonic() - begun - self.compile_seconds)
         if not all(map(math.isfinite, self.losses)):
@@ -149,13 +151,17 @@ class Side:
         self.samples.add(answer)
         self.step_seconds = self.samples.seconds[-1] / self.samples.steps[-1]
 
-    def finish(self) -> None:
-        """Ask for the memory and end the process. Whatever was measured stays."""
+    def look_at_memory(self) -> None:
+        """Ask for the memory; what fails is in ``error``."""
         if self._worker is not None and self.error is None:
             try:
                 self.memory = self._worker.ask("memory", self.limits.answer)
             except WorkerError as error:
                 self.fail(error)
+
+    def finish(self) -> None:
+        """Ask for the memory and end the process. Whatever was measured stays."""
+        self.look_at_memory()
         if self.error is None and not self.samples.seconds:
             self.status = "interrupted"
         self.close()

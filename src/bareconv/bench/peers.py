@@ -30,11 +30,13 @@ from bareconv.errors import BareconvError, UsageError
 
 CHECKED_STEPS = 5
 TRY_SECONDS = 1.0  # of a variant, at most
-COMPILE_SECONDS = 120.0  # what torch.compile may take, with everything else before the first block
+COMPILE_SECONDS = 180.0  # what torch.compile may take, with everything else before the first block
+LAYOUTS = ("nchw", "channels_last")
+MODES = ("eager", "graph", "compile")  # of PyTorch on a GPU; the last is a graph too
 
 TUNED = {
     f"{layout} {mode}": {"layout": layout, "mode": mode, "fused": True, "mallopt": True}
-    for layout in ("nchw", "channels_last")
+    for layout in LAYOUTS
     for mode in ("eager", "compile")
 }
 DEFAULT = {"layout": "nchw", "mode": "eager", "fused": False, "mallopt": False}
@@ -59,6 +61,28 @@ PEERS = {
 }
 
 
+def catalog(device: str, precision: str) -> Mapping[str, Peer]:
+    """The peers there are on a device ("cpu", "cuda:0") in a precision, by name."""
+    if device == "cpu":
+        return PEERS
+    return {"pytorch": Peer("torch", "bareconv.bench.workers.pytorch_cuda", cuda_variants(device, precision))}
+
+
+def cuda_variants(device: str, precision: str) -> dict[str, dict[str, Any]]:
+    """PyTorch's variants on a GPU: modes, layouts and, in bfloat16, both ways to mix it with float32."""
+    return {
+        " ".join(filter(None, (layout, mode, mixed))): {
+            "device": device,
+            "layout": layout,
+            "mode": mode,
+            "mixed": mixed,
+        }
+        for mode in MODES
+        for mixed in (("autocast", "copy") if precision == "bfloat16" else (None,))
+        for layout in LAYOUTS
+    }
+
+
 @dataclass(frozen=True)
 class Found:
     """Which peers there are, by name, with the interpreter that has each; and why the others are absent."""
@@ -67,17 +91,20 @@ class Found:
     absent: dict[str, str]
 
 
-def find(names: Sequence[str], python: str | None) -> Found:
+def find(names: Sequence[str], python: str | None, device: str = "cpu", precision: str = "float32") -> Found:
     """Look for peers in ``python``, where it is given, and in this interpreter.
 
     Raises UsageError where a name is unknown, or ``python`` is no interpreter.
     """
     pythons = [sys.executable] if python is None else [_interpreter(python), sys.executable]
-    found = Found({}, {})
+    found, known = Found({}, {}), catalog(device, precision)
     for name in names:
         if name not in PEERS:
             raise UsageError(f"peer {name!r}: expected one of {', '.join(PEERS)}")
-        package = PEERS[name].package
+        if name not in known:
+            found.absent[name] = "it is measured on the CPU only"
+            continue
+        package = known[name].package
         having = next((path for path in pythons if _has(path, package)), None)
         if having is not None:
             found.pythons[name] = having
@@ -105,14 +132,19 @@ def _has(python: str, package: str) -> bool:
 
 @dataclass
 class Compared(Measured):
-    """What came of a workload; ``tries``: what each peer's variants did when they were tried briefly."""
+    """What came of a workload; ``tries``: the variants of which the best is measured, as they were tried briefly."""
 
+    device: str = "cpu"
     tries: dict[str, list[Side]] = field(default_factory=dict)
 
     @property
     def ours(self) -> Side | None:
         """The engine that the others are compared with: the first that has figures."""
         return next((side for side in self.sides if side.candidate.ours and side.rate is not None), None)
+
+    def beside(self, side: Side) -> Samples | None:
+        """Our engine's blocks that were taken by turns with a side's; None where there are none, or it is ours."""
+        return None if self.ours in (None, side) else self.ours.samples
 
 
 def compare(
@@ -124,16 +156,17 @@ def compare(
     *,
     compiled: bool = True,
     limits: Limits | None = None,
+    device: str = "cpu",
 ) -> Compared:
     """Measure our engines and the peers on a workload, by turns, for ``seconds``; trying variants comes on top.
 
-    ``compiled``: try the variants that compile, too.
+    ``compiled``: try the variants that compile, too. ``device``: where the peers compute, as the engines do.
     """
     budget, limits = Budget(seconds), limits or Limits()
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
         folder = Path(name)
         dataset = workload.write(folder)
-        compared = Compared(workload, dataset.name, len(dataset.train))
+        compared = Compared(workload, dataset.name, len(dataset.train), device=device)
         trying = _Trying(compared, folder, budget, listener, limits, compiled)
         try:
             for engine in engines:
@@ -163,9 +196,10 @@ class _Trying:
         self.listener, self.limits, self.compiled = listener, limits, compiled
 
     def peer(self, name: str, python: str) -> None:
-        peer, sides = PEERS[name], self.compared.sides
+        workload, sides = self.compared.workload, self.compared.sides
+        peer = catalog(self.compared.device, workload.precision)[name]
         command = process.foreign_command(python, peer.module)
-        environment = process.environment(self.compared.workload.threads)
+        environment = process.environment(workload.threads)
         candidates = [Candidate(name, command, options, environment, False, v) for v, options in peer.variants.items()]
         if len(candidates) == 1:
             sides.append(self._ready(candidates[0]))
@@ -250,6 +284,7 @@ def record(compared: Compared, absent: Mapping[str, str]) -> dict[str, Any]:
         "model": workload.model,
         "batch_size": workload.batch_size,
         "precision": workload.precision,
+        "device": compared.device,
         "data": compared.data,
         "train_images": compared.images,
         "checked_steps": CHECKED_STEPS,
@@ -261,7 +296,7 @@ def record(compared: Compared, absent: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _candidate(side: Side, compared: Compared) -> dict[str, Any]:
-    candidate, ours = side.candidate, compared.ours
+    candidate, ours = side.candidate, compared.beside(side)
     entry: dict[str, Any] = {
         "name": candidate.name,
         "variant": candidate.variant,
@@ -274,11 +309,11 @@ def _candidate(side: Side, compared: Compared) -> dict[str, Any]:
     }
     if side.rate is not None:
         entry["throughput"] = throughput(side, compared.workload.threads)
-        if ours is not None and ours is not side:
-            entry["ratio"] = dataclasses.asdict(ratio(ours.samples.rates, side.samples.rates))
-    tries = compared.tries.get(candidate.name, [])
-    if side in tries:
-        entry["tries"] = [_try(one) for one in tries]
+        if ours is not None:
+            entry["ratio"] = dataclasses.asdict(ratio(ours.rates, side.samples.rates))
+    for tries in compared.tries.values():
+        if side in tries:
+            entry["tries"] = [_try(one) for one in tries]
     return entry
 
 

@@ -44,6 +44,7 @@ def new(
     ladder: Mapping[str, Any] | None = None,
     peers: Iterable[Mapping[str, Any]] | None = None,
     plan: Mapping[str, Any] | None = None,
+    parts: Iterable[Mapping[str, Any]] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A result of ``command`` (the verb with its arguments) run with ``settings`` (every option, with its value).
@@ -53,7 +54,7 @@ def new(
     measurement itself has made the machine busy. Paths, tuples and NumPy's numbers and arrays become plain JSON.
     The result is not validated yet: ``write`` does that.
     """
-    parts = {
+    content = {
         "notes": notes,
         "runs": list(runs),
         "parity": parity,
@@ -63,6 +64,7 @@ def new(
         "ladder": ladder,
         "peers": peers,
         "plan": plan,
+        "parts": parts,
     }
     head = {
         "schema": SCHEMA,
@@ -74,7 +76,7 @@ def new(
         "environment": machine.describe() if environment is None else environment,
         "settings": settings,
     }
-    result = _plain({**head, **{name: part for name, part in parts.items() if part is not None}})
+    result = _plain({**head, **{name: part for name, part in content.items() if part is not None}})
     assert isinstance(result, dict)
     return result
 

@@ -64,7 +64,7 @@ def run_record(measured: Measured, side: Side, device: Device) -> dict[str, Any]
     return {
         "device": device.name,
         "device_description": device.description,
-        "engine": side.candidate.name,
+        "engine": side.engine,
         "model": workload.model,
         "precision": device.effective_precision(workload.precision),
         "batch_size": workload.batch_size,

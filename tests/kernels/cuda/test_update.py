@@ -28,7 +28,7 @@ BATCH = 300
 
 
 class Model:
-    """Parameters of SHAPES as the kernels have them: flat arrays, partial gradients and working copies in ``memory``."""
+    """Parameters of SHAPES as the kernels have them: flat arrays; partial gradients and copies in ``memory``."""
 
     def __init__(self, precision, seed=0):
         self.rng = rng = np.random.default_rng(seed)
@@ -107,7 +107,9 @@ def test_sums_parts_and_steps_as_the_optimizer_does(launch, name, precision, ord
     numbers = scalars(optimizer, lr)
     model.step["scalars"][2, : len(numbers)] = numbers
 
-    params = {str(i): model.master[one.start :][: one.count].astype(np.float64) for i, one in enumerate(model.parameters)}
+    params = {
+        str(i): model.master[one.start :][: one.count].astype(np.float64) for i, one in enumerate(model.parameters)
+    }
     states = [rng.random(model.master.size).astype(np.float32) if s < len(optimizer.slots) else None for s in range(2)]
     slots = {
         f"{slot}/{i}": state[one.start :][: one.count].astype(np.float64)
@@ -121,7 +123,13 @@ def test_sums_parts_and_steps_as_the_optimizer_does(launch, name, precision, ord
 
     kernel = update(precision, rule, model.parameters, H100, BATCH)
     readers = np.zeros(1, np.int32)
-    arrays = {"pieces": model.table, "memory": model.memory, "master": model.master, "readers": readers, "gradient": None}
+    arrays = {
+        "pieces": model.table,
+        "memory": model.memory,
+        "master": model.master,
+        "readers": readers,
+        "gradient": None,
+    }
     launch(kernel, {**arrays, "state1": states[0], "state2": states[1], **model.step}, order)
     untouched = np.ones(model.master.size, bool)
     for i, one in enumerate(model.parameters):
@@ -191,7 +199,9 @@ def test_finishes_a_step_without_parameters(launch):
 def test_compiles_without_spills(limits):
     parameters = [Parameter(0, 1000, 3, 10, 10)]
     rules = [Rule("gradient"), Rule.of(SGD(0.1)), *(Rule.of(OPTIMIZERS[name]()) for name in ("nesterov", "adam"))]
-    kernels = [update(precision, rule, parameters, limits, 64) for precision, rule in itertools.product(PRECISIONS[1:], rules)]
+    kernels = [
+        update(precision, rule, parameters, limits, 64) for precision, rule in itertools.product(PRECISIONS[1:], rules)
+    ]
     for kernel in [*kernels, copy_weights("bfloat16", parameters, limits), finish_step(64)]:
         code = compile_kernel(kernel, limits.architecture)
         assert (code.spilled, code.stack) == (0, 0)

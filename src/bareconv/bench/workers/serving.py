@@ -1,7 +1,8 @@
 """A candidate, driven over standard input and output: one JSON object a line, one answer a line.
 
     {"do": "prepare", "folder": ..., "options": ..., "checks": n, "warm_up": s}
-        -> losses of the first n steps, seconds of a step after warming up for s seconds, compile_seconds, versions
+        -> losses of the first n steps, seconds of a step after warming up for s seconds, compile_seconds, versions,
+           engine (the one that runs, which may be another than the one asked for; empty where it has no name)
     {"do": "run", "seconds": s, "lead": l}  or  {"do": "run", "steps": n}
         -> steps, images, seconds, loss of the last step; l seconds of steps come first, outside the clock
     {"do": "memory"}  -> baseline (what the process held before the model and the data), peak, in bytes
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from bareconv import host
 
-CHUNK = 256  # steps between two looks at the clock, at most
+CHUNK = 256  # steps between two looks at the clock, at most, unless a candidate says otherwise
 
 
 class UnsupportedError(Exception):
@@ -78,6 +79,8 @@ class Job:
 class Candidate:
     """Something that takes training steps. It imports what it needs when it is made, before memory is looked at."""
 
+    chunk = CHUNK
+
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
 
@@ -88,6 +91,16 @@ class Candidate:
     def steps(self, first: int, count: int) -> float:
         """``count`` steps from step ``first``, all done on return; the last one's loss."""
         raise NotImplementedError
+
+    def timed(self, first: int, count: int) -> tuple[float, float]:
+        """``steps``, and the seconds that they took: by the wall clock, or by the device's own where it has one."""
+        begun = time.perf_counter()
+        loss = self.steps(first, count)
+        return loss, time.perf_counter() - begun
+
+    def engine(self) -> str:
+        """What runs, where it may be another than what was asked for."""
+        return ""
 
     def compile_seconds(self, first_step: float, step: float) -> float:
         """Seconds of compiling so far; ``first_step`` took that long, later ones ``step``."""
@@ -126,6 +139,7 @@ class _Server:
             "step_seconds": self.step_seconds,
             "compile_seconds": self.candidate.compile_seconds(first_step, self.step_seconds),
             "versions": {"python": sys.version.split()[0], **self.candidate.versions()},
+            "engine": self.candidate.engine(),
         }
 
     def run(self, seconds: float = 0.0, steps: int = 1, lead: float = 0.0) -> dict[str, Any]:
@@ -139,14 +153,12 @@ class _Server:
     def _advance(self, seconds: float = 0.0, steps: int = 1) -> dict[str, Any]:
         """At least ``steps`` steps, and steps for at least ``seconds``."""
         total, done, loss, elapsed = self.job.total_steps, 0, 0.0, 0.0
-        begun = time.perf_counter()
         while done < steps or elapsed < seconds:
             left = (seconds - elapsed) / self.step_seconds if self.step_seconds else 0
             first = self.step % total
-            count = min(max(steps - done, int(left), 1), CHUNK, total - first)
-            loss = self.candidate.steps(first, count)
-            self.step, done = self.step + count, done + count
-            elapsed = time.perf_counter() - begun
+            count = min(max(steps - done, int(left), 1), self.candidate.chunk, total - first)
+            loss, took = self.candidate.timed(first, count)
+            self.step, done, elapsed = self.step + count, done + count, elapsed + took
             self.step_seconds = elapsed / done
         return {"steps": done, "images": done * self.job.batch_size, "seconds": elapsed, "loss": loss}
 

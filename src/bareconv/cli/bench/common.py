@@ -13,13 +13,16 @@ from bareconv.bench import results
 from bareconv.bench.interleave import Listener, Side
 from bareconv.bench.process import REMOVED, THREADS
 from bareconv.bench.workload import LR, Workload, natural_shape
-from bareconv.cli.options import image_shape_option, precision_option, seed_option
+from bareconv.cli.options import image_shape_option, seed_option
 from bareconv.cli.screen import Bar, Interrupt, Screen
+from bareconv.device import Device, get_device
+from bareconv.errors import UsageError
 from bareconv.files import check_writable
 from bareconv.nn.layer import Shape
 from bareconv.nn.models import ZOO
 from bareconv.report.format import rate, seconds, significant
-from bareconv.training import ENGINES, Settings
+from bareconv.training import ENGINES, PRECISIONS, Settings
+from bareconv.training.precision import ON_GPU_ONLY
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,7 +79,21 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 metavar="N",
                 help="Threads of each candidate. [default: the cores that this process may use]",
             ),
-            precision_option(several=False),
+            click.option(
+                "--device",
+                default="cpu",
+                show_default=True,
+                metavar="NAME",
+                help="Where to compute: cpu, cuda, cuda:1 or auto.",
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(PRECISIONS),
+                metavar="NAME",
+                default="float32",
+                show_default=True,
+                help=f"{', '.join(PRECISIONS)}; {' and '.join(ON_GPU_ONLY)} on a GPU.",
+            ),
             several("--engine", "engines", ENGINES, Settings.engine, "Our engines to measure"),
             click.option(
                 "--batch-size",
@@ -94,6 +111,14 @@ def bench_options(budget: int) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def chosen_device(options: dict[str, Any]) -> Device:
+    """The device that was asked for. UsageError where there is none, or it does not compute in the precision."""
+    device, precision = get_device(options["device"]), options["precision"]
+    if device.name == "cpu" and precision in ON_GPU_ONLY:
+        raise UsageError(f"--precision {precision}: the CPU computes in float32 or float64; give --device cuda")
+    return device
 
 
 def workloads(options: dict[str, Any]) -> Iterator[Workload]:

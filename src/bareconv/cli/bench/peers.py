@@ -9,9 +9,18 @@ import click
 from bareconv.bench.interleave import our_candidate
 from bareconv.bench.peers import PEERS, Compared, compare, find, record
 from bareconv.bench.steady import run_record
-from bareconv.cli.bench.common import Story, bench_options, conclude, interval, introduce, threads, too_few, workloads
+from bareconv.cli.bench.common import (
+    Story,
+    bench_options,
+    chosen_device,
+    conclude,
+    interval,
+    introduce,
+    threads,
+    too_few,
+    workloads,
+)
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
-from bareconv.device import get_device
 from bareconv.report.format import bytes_, rate, ratio, seconds
 
 EPILOG = """\b
@@ -20,6 +29,7 @@ Examples:
   bareconv bench peers --model basic --model small --budget 60 --output peers.json
   bareconv bench peers --peer pytorch --python ~/torch/bin/python --no-compile
   bareconv bench peers --engine reference --peer dezero --batch-size 128
+  bareconv bench peers --device cuda --precision bfloat16 --batch-size 256
 """
 
 
@@ -39,10 +49,10 @@ Examples:
     metavar="PATH",
     help="A Python that has the peers, where this one has not. [default: BARECONV_TORCH_PYTHON, else this one]",
 )
-@click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which may take a minute to compile.")
+@click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which may take minutes to compile.")
 @on_screen
 def peers(screen: Screen, **options: Any) -> int:
-    """Compare the throughput of our engines with that of other libraries, on the CPU.
+    """Compare the throughput of our engines with that of other libraries, on the CPU or on a GPU.
 
     All train the same model from the same weights on the same batches with the same optimizer, by turns, in short
     blocks and each in its own process. Of PyTorch's layouts and modes the fastest is measured, found by trying each
@@ -51,9 +61,11 @@ def peers(screen: Screen, **options: Any) -> int:
 
     Ctrl-C ends the block at hand and reports what there is. Exit code 1 if something failed or disagrees.
     """
-    device = get_device("cpu")
+    device = chosen_device(options)
     jobs = list(workloads(options))
-    found = find(list(dict.fromkeys(options["peers"])) or list(PEERS), options["python"])
+    found = find(
+        list(dict.fromkeys(options["peers"])) or list(PEERS), options["python"], device.name, options["precision"]
+    )
     notes = introduce(screen, options, f"{device.name} ({device.description.partition(', ')[0]})")
     notes += [f"{name} is absent: {reason}." for name, reason in found.absent.items()]
     for note in notes:
@@ -68,7 +80,8 @@ def peers(screen: Screen, **options: Any) -> int:
         for job in jobs:
             story.begins(job.title)
             share = options["budget"] / len(jobs)
-            done.append(compare(job, engines, found, share, story, compiled=not options["no_compile"]))
+            compiled = not options["no_compile"]
+            done.append(compare(job, engines, found, share, story, compiled=compiled, device=device.name))
             if any(side.rate is not None or side.error is not None for side in done[-1].sides):
                 _show(screen, record(done[-1], found.absent))
             if interrupt.requested:

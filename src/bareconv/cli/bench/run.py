@@ -8,9 +8,18 @@ import click
 
 from bareconv.bench.interleave import our_candidate
 from bareconv.bench.steady import measure, run_record
-from bareconv.cli.bench.common import Story, bench_options, conclude, interval, introduce, threads, too_few, workloads
+from bareconv.cli.bench.common import (
+    Story,
+    bench_options,
+    chosen_device,
+    conclude,
+    interval,
+    introduce,
+    threads,
+    too_few,
+    workloads,
+)
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
-from bareconv.device import get_device
 from bareconv.report.format import bytes_, count, rate, seconds
 
 EPILOG = """\b
@@ -23,9 +32,6 @@ Examples:
 
 @click.command(epilog=EPILOG, short_help="How many images a second our engines train.")
 @bench_options(budget=10)
-@click.option(
-    "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1 or auto."
-)
 @on_screen
 def run(screen: Screen, **options: Any) -> int:
     """Measure the steady-state throughput of training steps: images a second, with a 95% interval.
@@ -36,7 +42,7 @@ def run(screen: Screen, **options: Any) -> int:
 
     Ctrl-C ends the block at hand and reports what there is. Exit code 1 if something could not be measured.
     """
-    device = get_device(options["device"])
+    device = chosen_device(options)
     jobs = list(workloads(options))
     notes = introduce(screen, options, f"{device.name} ({device.description.partition(', ')[0]})")
     engines = [our_candidate(name, device.name, threads(options)) for name in dict.fromkeys(options["engines"])]

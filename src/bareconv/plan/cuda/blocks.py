@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from bareconv.nn import layers
 from bareconv.plan.cuda.fused import fused
 from bareconv.plan.cuda.fused.conv import ConvRelu
 from bareconv.plan.cuda.fused.head import HeadBlock
@@ -67,21 +66,14 @@ def blocks_of(step: Step) -> Blocks:
 
 
 def with_sums(graph: Graph) -> Graph:
-    """The graph with every residual sum joined to the batch norm right before it, where that has no other reader."""
+    """The graph with every residual sum joined to the batch norm right before it, where nothing else reads that.
+
+    The graph that is given is used up: its tensors are the new one's.
+    """
     nodes: list[Node] = []
     for node in graph.nodes:
         last = nodes[-1] if nodes else None
-        if (
-            node.kind == "Add"
-            and last is not None
-            and last.kind == "BatchNorm"
-            and not last.relu
-            and last.pool is None
-            and last.output is node.inputs[0]
-            and len(last.output.readers) == 1
-            and not any(type(layer) is layers.MaxPool2d for layer in node.layers)
-        ):
-            # Its readers are the nodes of this graph alone: tensors are shared with the one it is made from.
+        if last is not None and _takes_sum(last, node):
             joined = Node([*last.layers, *node.layers], [last.inputs[0], node.inputs[1]], node.output)
             for tensor, old in ((last.inputs[0], last), (node.inputs[1], node)):
                 tensor.readers = [joined if reader is old else reader for reader in tensor.readers]
@@ -90,3 +82,11 @@ def with_sums(graph: Graph) -> Graph:
         else:
             nodes.append(node)
     return Graph(graph.input, graph.output, nodes)
+
+
+def _takes_sum(norm: Node, node: Node) -> bool:
+    if node.kind != "Add" or norm.kind != "BatchNorm" or norm.pool is not None or len(norm.inputs) > 1:
+        return False
+    follows = norm.output is node.inputs[0] and norm.output is not node.inputs[1] and len(norm.output.readers) == 1
+    only = len(norm.inputs[0].readers) == 1  # whose gradient the kernels write, and do not add to
+    return follows and only and not (norm.relu and node.relu)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bareconv.device import Array
-from bareconv.kernels.cuda import loss
+from bareconv.kernels.cuda.loss import softmax_loss
 from bareconv.kernels.cuda.prepare import prepare
 from bareconv.kernels.cuda.update import Parameter, copy_weights, update, update_table
 from bareconv.nn.layer import features
@@ -59,20 +59,18 @@ def lower(step: Step) -> Lowered:
         logits.kept = True
         return Lowered(step, record, logits)
     assert step.trains(graph.output), f"model {step.model.name} has no parameters to train"
-    image_loss = step.buffer("image loss", step.batch, "float32")
-    image_hit = step.buffer("image hit", step.batch, "int32")
     if not blocks.has_loss:
         record.node = "loss"
         into = step.into(graph.output)
         assert into is not None
         step.launch(
-            loss.softmax_cross_entropy(step.precision, step.batch, features(graph.output.shape), step.smoothing),
+            softmax_loss(step.precision, features(graph.output.shape), step.batch, step.smoothing),
             logits=logits,
             labels=outside.labels,
             order=outside.order,
             dlogits=into[0],
-            image_loss=image_loss,
-            image_hit=image_hit,
+            image_loss=step.image_loss,
+            image_hit=step.image_hit,
         )
     record.phase = "backward"
     for one in reversed(blocks.all):
@@ -80,7 +78,7 @@ def lower(step: Step) -> Lowered:
             record.node = one.name
             one.backward()
     record.phase, record.node, record.joins = "update", "parameters", True
-    _update(step, image_loss, image_hit)
+    _update(step)
     return Lowered(step, record, logits)
 
 
@@ -95,7 +93,7 @@ def _parameter(parameters: Parameters, name: str, parts: int) -> Parameter:
     return Parameter(parameters.start[name], parameters.elements(name), parts, channels, filters)
 
 
-def _update(step: Step, image_loss: Buffer, image_hit: Buffer) -> None:
+def _update(step: Step) -> None:
     """The optimizer's step, and the end of the training step."""
     outside = step.outside
     readers = step.buffer("readers", 1, "int32")
@@ -108,8 +106,8 @@ def _update(step: Step, image_loss: Buffer, image_hit: Buffer) -> None:
         state2=outside.state2,
         gradient=outside.gradient,
         scalars=outside.scalars,
-        image_loss=image_loss,
-        image_hit=image_hit,
+        image_loss=step.image_loss,
+        image_hit=step.image_hit,
         losses=outside.losses,
         hits=outside.hits,
         readers=readers,

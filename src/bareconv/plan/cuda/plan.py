@@ -17,6 +17,7 @@ from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
 from bareconv.optim.rule import SCALARS, Rule, scalars
 from bareconv.plan.cuda.binding import Bound, NoRoomError, Program
+from bareconv.plan.cuda.blocks import with_sums
 from bareconv.plan.cuda.fused.host import from_kept
 from bareconv.plan.cuda.lowering import Lowered, lower, refresher
 from bareconv.plan.cuda.parameters import Parameters
@@ -73,7 +74,7 @@ class CudaPlan:
         self.precision: Precision = next(one for one in PRECISIONS if one == precision)
         self.runtime, self.clip_norm, self._smoothing = runtime, clip_norm, label_smoothing
         xp = runtime.xp
-        self._graph = graph_of(model)
+        self._graph = with_sums(graph_of(model))
         self.parameters = Parameters(model, self._graph, self.precision, xp)
         self.rule = self._rule()
         self._update_on_host = self.rule.name == "gradient"
@@ -126,7 +127,7 @@ class CudaPlan:
         return _Made(lowered, Program(lowered.record, self.runtime, lowered.step.outside.all(), on_compile))
 
     def _lowered(self, batch: int, training: bool) -> Lowered:
-        graph = self._graph if training else graph_of(self.model, drop=(layers.Dropout,))
+        graph = self._graph if training else with_sums(graph_of(self.model, drop=(layers.Dropout,)))
         step = Step(
             *(graph, self.model, self.precision, self.runtime.limits, self.parameters, self.rule, batch),
             smoothing=self._smoothing,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -43,6 +44,9 @@ class Place:
     offset: int = 0
 
 
+Operand: TypeAlias = Buffer | Place | None  # None: a null pointer
+
+
 @dataclass
 class Recorded:
     """A launch: its kernel and its operands, None where a pointer is null. ``node``: what it is for.
@@ -80,13 +84,15 @@ class Recorder:
     branch: int = TRUNK
     joins: bool = False  # the next launch
 
-    def launch(self, kernel: Kernel, reads: Sequence[Buffer] = (), **operands: Buffer | Place | None) -> None:
-        """A launch on these operands; a kernel's operands that are not named are null pointers."""
-        assert set(operands) <= set(kernel.operands), f"{kernel.entry} wants {kernel.operands}, got {set(operands)}"
-        places: dict[str, Place | None] = {}
-        for name in kernel.operands:
-            given = operands.get(name)
-            places[name] = Place(given) if isinstance(given, Buffer) else given
+    def launch(self, kernel: Kernel, operands: Mapping[str, Operand], reads: Sequence[Buffer] = ()) -> None:
+        """A launch on these operands; those of the kernel that are not named are null pointers.
+
+        A name that the kernel does not have may be given with None.
+        """
+        given = {name: Place(one) if isinstance(one, Buffer) else one for name, one in operands.items()}
+        odd = [name for name, place in given.items() if place is not None and name not in kernel.operands]
+        assert not odd, f"{kernel.entry} takes {kernel.operands}, not {odd}"
+        places = {name: given.get(name) for name in kernel.operands}
         self.items.append(Recorded(kernel, places, self.node, self.phase, self.branch, self.joins, reads))
         self.joins = False
 

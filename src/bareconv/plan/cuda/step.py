@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bareconv.kernels.cuda.kernel import Kernel, Precision
+from bareconv.kernels.cuda.kernel import Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
 from bareconv.nn.layer import features
 from bareconv.nn.model import Model
 from bareconv.optim.rule import Rule
 from bareconv.plan.cuda.parameters import Layout, Parameters, layouts
-from bareconv.plan.cuda.record import Buffer, Place, Recorder
+from bareconv.plan.cuda.record import Buffer, Operand, Place, Recorder
 from bareconv.plan.graph import Graph, Node, Tensor
 
 
@@ -67,6 +67,8 @@ class Step:
 
     def __post_init__(self) -> None:
         self.layouts: dict[Tensor, Layout] = layouts(self.graph)
+        self.image_loss = self.buffer("image loss", self.batch, "float32")
+        self.image_hit = self.buffer("image hit", self.batch, "int32")
         self._arrays: dict[Tensor, Buffer] = {}
         self._gradients: dict[Tensor, Buffer] = {}
         self._written: set[Tensor] = set()
@@ -85,11 +87,11 @@ class Step:
         """Whether a parameter's gradient depends on that tensor's."""
         return self._trains[tensor]
 
-    def launch(self, kernel: Kernel, reads: Sequence[Buffer] = (), **operands: Buffer | Place | None) -> None:
-        """A launch; the control block is given to whoever wants it."""
+    def launch(self, kernel: Kernel, *, reads: Sequence[Buffer] = (), **operands: Operand) -> None:
+        """A launch, as ``Recorder.launch``; the control block is given to whoever wants it."""
         if "control" in kernel.operands:
             operands["control"] = self.outside.control
-        self.record.launch(kernel, reads, **operands)
+        self.record.launch(kernel, operands, reads)
 
     # Arrays
 
@@ -100,6 +102,10 @@ class Step:
     def like(self, tensor: Tensor, name: str, dtype: str | None = None) -> Buffer:
         """A new array with the layout of that tensor, for the whole batch."""
         return self.buffer(name, self.batch * self.layouts[tensor].pitch, dtype)
+
+    def sums(self, units: int, splits: int, name: str) -> Buffer:
+        """Room for a dense layer's products, split over its features."""
+        return self.buffer(name, splits * self.batch * padded(units), "float32")
 
     def tensor(self, tensor: Tensor) -> Buffer:
         """Where that tensor is."""
@@ -165,6 +171,10 @@ class Step:
     def copy(self, name: str) -> Place:
         """The working copy of that weight."""
         return Place(self.outside.copy, self.parameters.copies[name].offset)
+
+    def state(self, flat: Buffer, name: str) -> Place:
+        """That parameter's part of the optimizer's state."""
+        return Place(flat, 4 * self.parameters.start[name])
 
     def partial(self, name: str, parts: int) -> Buffer:
         """Room for partial sums of that parameter's gradient, which the update adds up."""

@@ -14,6 +14,16 @@ class Fused:
     def __init__(self, step: Step, node: Node) -> None:
         self.step, self.node = step, node
 
+    @property
+    def name(self) -> str:
+        """Its layers."""
+        return self.node.name
+
+    @property
+    def output(self) -> Tensor:
+        """What a later block reads."""
+        return self.node.output
+
     @classmethod
     def covers(cls, step: Step, node: Node) -> bool:
         """Whether there are kernels for that node."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bareconv.kernels.cuda import correlate, pool
 from bareconv.kernels.cuda.geometry import Convolution
+from bareconv.kernels.cuda.kernel import padded
+from bareconv.kernels.cuda.norm import Parts
 from bareconv.kernels.cuda.weight_gradient import gradient_of_weight
 from bareconv.nn import layers
 from bareconv.plan.cuda.fused.base import Fused
@@ -29,7 +31,8 @@ class ConvRelu(Fused):
         layer = node.layers[0]
         assert isinstance(layer, layers.Conv2d)
         self.layer, self.convolution = layer, convolution_of(layer)
-        self.statistics: Buffer | None = None  # for a batch norm that follows, which sets it before ``forward``
+        self.counts_statistics = False  # for a batch norm that follows
+        self.statistics: tuple[Buffer, Parts] | None = None
         self.before_pool: Buffer | None = None
 
     @classmethod
@@ -43,22 +46,26 @@ class ConvRelu(Fused):
         y = step.tensor(node.output)
         if node.pool is not None:
             P, Q = self.convolution.output
-            elements = step.batch * P * Q * -(-layer.filters // 8) * 8
+            elements = step.batch * P * Q * padded(layer.filters)
             y = self.before_pool = step.buffer(f"{layer.name} before its pool", elements)
         kernel = correlate.forward(
             *(self.convolution, step.precision, step.batch, step.limits),
             bias=layer.bias,
             relu=node.relu,
-            statistics=self.statistics is not None,
+            statistics=self.counts_statistics,
         )
-        bias = step.master(f"{layer.name}.bias") if layer.bias else None
-        operands = {"bias": bias, "statistics": self.statistics}
+        statistics = None
+        if self.counts_statistics:
+            counted = correlate.statistics_of(kernel)
+            statistics = step.buffer(f"{layer.name} statistics", counted.size, "float32")
+            self.statistics = statistics, Parts(counted.rows, 0)
         step.launch(
             kernel,
             x=step.tensor(node.inputs[0]),
             weight=step.copy(f"{layer.name}.weight"),
+            bias=step.master(f"{layer.name}.bias") if layer.bias else None,
             y=y,
-            **{name: operand for name, operand in operands.items() if operand is not None},
+            statistics=statistics,
         )
         if node.pool is not None:
             self.where = step.where(node)
@@ -80,9 +87,9 @@ class ConvRelu(Fused):
             step.launch(kernel, dy=step.gradient(node.output), where=self.where, dx=dy, **relu)
         tensor = node.inputs[0]
         made = gradient_of_weight(self.convolution, step.precision, step.batch, step.limits, bias=layer.bias)
-        bias = {"partial_bias": step.partial(f"{layer.name}.bias", made.parts)} if layer.bias else {}
+        bias = step.partial(f"{layer.name}.bias", made.parts) if layer.bias else None
         partial = step.partial(f"{layer.name}.weight", made.parts)
-        step.launch(made.kernel, x=step.tensor(tensor), dy=dy, partial=partial, **bias)
+        step.launch(made.kernel, x=step.tensor(tensor), dy=dy, partial=partial, partial_bias=bias)
         mask = step.masks(tensor)
         into = step.into(tensor)
         if into is None:
@@ -91,6 +98,6 @@ class ConvRelu(Fused):
         for kernel in correlate.gradient_of_input(
             *(self.convolution, step.precision, step.batch, step.limits), mask=mask, add=add
         ):
-            x = {"x": step.tensor(tensor)} if mask else {}
-            step.launch(kernel, dy=dy, weight=step.copy(f"{layer.name}.weight"), dx=dx, **x)
+            x = step.tensor(tensor) if mask else None
+            step.launch(kernel, dy=dy, weight=step.copy(f"{layer.name}.weight"), dx=dx, x=x)
 

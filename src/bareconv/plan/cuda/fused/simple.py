@@ -73,3 +73,7 @@ class DropoutMask(Fused):
         step.launch(self._kernel(), x=dy, y=beside)
         kernel = elementwise.add(step.precision, step.batch, step.pitch(node.inputs[0]))
         step.launch(kernel, a=dx, b=beside, y=dx)
+
+
+class Pool(Fused):
+    """Maximum or mean of windows, or of the whole image."""

@@ -1,0 +1,362 @@
+"""Dense layers: forward in one launch or split over the features, both gradients, and the gradient with its update.
+
+A dense layer sees an image of ``taps`` pixels of ``channels`` each, one pixel where it follows no Flatten: x is
+(batch, taps, padded channels), its weight's working copy (taps, padded channels, padded units), both matrices of
+``features`` = taps * padded channels rows or columns. y and dy are (batch, padded units). All of these are of the
+precision's kept type; masters, states, sums and partial gradients are float32 and, but for sums, without padding.
+
+What belongs to images that the step does not have may be anything in x, y, dx and sums; it reaches no gradient of a
+weight or bias. ``bias`` operands are null where a layer has none.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
+from bareconv.kernels.cuda.limits import Limits
+from bareconv.kernels.cuda.matrix import ACROSS, ALONG, CACHE_RATE, Tiling, tilings
+from bareconv.kernels.cuda.update import rule_defines, states_of
+from bareconv.optim.rule import Rule
+
+_FINISH_THREADS = 128
+_MOST_SPLITS = 64
+_MOST_PARTS = 1024
+_MOST_PIXEL_UNITS = 16
+
+
+@dataclass(frozen=True)
+class DenseShape:
+    """``taps`` pixels of ``channels`` to ``units``."""
+
+    taps: int
+    channels: int
+    units: int
+
+    @property
+    def features(self) -> int:
+        """Rows of the working copy: a pixel's channels with what pads them."""
+        return self.taps * padded(self.channels)
+
+    @property
+    def weight_size(self) -> int:
+        """Elements of the weight itself."""
+        return self.taps * self.channels * self.units
+
+    @property
+    def copy_size(self) -> int:
+        """Elements of the weight's working copy."""
+        return self.features * padded(self.units)
+
+    def flops(self, images: int) -> float:
+        """Of the forward, of dX or of dW each: a multiplication and an addition count as two."""
+        return 2.0 * images * self.weight_size
+
+
+def splits_of(precision: Precision, shape: DenseShape, batch: int, limits: Limits) -> int:
+    """Into how many sums ``product`` splits the features."""
+    return _forward_tiling(precision, shape, batch, limits)[1]
+
+
+def product(precision: Precision, shape: DenseShape, batch: int, limits: Limits) -> Kernel:
+    """The layer without its end: ``sums`` float32 (``splits_of``, batch, padded units), to be added up.
+
+    Operands: x, w (the working copy), control, sums. The padding columns are zeros.
+    """
+    tiling, splits = _forward_tiling(precision, shape, batch, limits)
+    return _forward(precision, shape, batch, tiling, splits, None)
+
+
+def finish(precision: Precision, shape: DenseShape, batch: int, splits: int, relu: bool) -> Kernel:
+    """y from ``product``'s sums. Operands: sums, bias, control, y."""
+    quads = batch * padded(shape.units) // 4
+    return Kernel(
+        "dense_finish.cu",
+        "dense_finish",
+        _defines(precision, IMAGES=batch, UNITS=shape.units, SPLITS=splits, RELU=relu, THREADS=_FINISH_THREADS),
+        grid=(-(-quads // _FINISH_THREADS), 1, 1),
+        threads=_FINISH_THREADS,
+        shared_bytes=0,
+        operands=("sums", "bias", "control", "y"),
+        flops=4.0 * quads * splits,
+        bytes=4 * quads * (4 * splits + KEPT_BYTES[precision]),
+    )
+
+
+def forward(precision: Precision, shape: DenseShape, batch: int, relu: bool, limits: Limits) -> Kernel:
+    """y in one launch. Operands: x, w (the working copy), bias, control, y.
+
+    It fills the machine where ``splits_of`` is 1; elsewhere ``product`` and ``finish`` take less time.
+    """
+    tiling, _ = _forward_tiling(precision, shape, batch, limits, most_splits=1)
+    return _forward(precision, shape, batch, tiling, 1, relu)
+
+
+def gradient_of_input(
+    precision: Precision, shape: DenseShape, batch: int, limits: Limits, mask: bool = False, add: bool = False
+) -> Kernel:
+    """dx, (batch, taps, padded channels). Operands: dy, w (the working copy), x where ``mask``, control, dx.
+
+    ``mask``: zero where x <= 0, x being a relu's output. ``add``: added to what dx holds.
+    """
+    tiling = _input_tiling(precision, shape, batch, limits)
+    size = KEPT_BYTES[precision]
+    passes = 1 + mask + add
+    return Kernel(
+        "dense_input.cu",
+        "dense_gradient_of_input",
+        _defines(
+            precision, IMAGES=batch, FEATURES=shape.features, UNITS=shape.units, MASK=mask, ADD=add, **tiling.defines
+        ),
+        grid=(-(-shape.features // tiling.n), -(-batch // tiling.m), 1),
+        threads=tiling.threads,
+        shared_bytes=tiling.shared_bytes(precision, ALONG, ALONG),
+        operands=("dy", "w", *(("x",) if mask else ()), "control", "dx"),
+        flops=shape.flops(batch),
+        bytes=size * (batch * (shape.features * passes + padded(shape.units)) + shape.copy_size),
+    )
+
+
+def parts_of(precision: Precision, shape: DenseShape, batch: int, limits: Limits) -> int:
+    """Into how many parts ``gradient_of_weight`` splits the images."""
+    return _weight_tiling(precision, shape, batch, limits)[1]
+
+
+def gradient_of_weight(precision: Precision, shape: DenseShape, batch: int, limits: Limits) -> Kernel:
+    """Partial gradients, to be added up: float32 (``parts_of``, taps, channels, units) and (``parts_of``, units).
+
+    Operands: x, dy, control, weight_partial, bias_partial (null: none is wanted).
+    """
+    tiling, parts = _weight_tiling(precision, shape, batch, limits)
+    return _weight(precision, shape, batch, tiling, parts, None)
+
+
+def gradient_and_update(
+    precision: Precision, shape: DenseShape, batch: int, limits: Limits, rule: Rule
+) -> Kernel:
+    """The gradients of weight and bias, and at once the step along them by ``rule``, which must be more than "gradient".
+
+    Operands: x, dy, control, scalars float32 (steps, SCALARS), row ``control.position`` of which is this step's; weight,
+    weight_state1, weight_state2, copy (the working copy, whose padding must be zeros); bias, bias_state1, bias_state2.
+    A state that the rule does not have may be null. No one may read the weight or its copy while this runs:
+    ``gradient_of_input`` of the same layer comes before it.
+    """
+    tiling, _ = _weight_tiling(precision, shape, batch, limits, most_parts=1)
+    return _weight(precision, shape, batch, tiling, 1, rule)
+
+
+def pixel_product(
+    precision: Precision, shape: DenseShape, batch: int, mean: float, std: float, limits: Limits
+) -> Kernel | None:
+    """``product`` upon uint8 images, gathered and normalised as ``prepare`` does it; one split. None: it does not fit.
+
+    Few units only, for pixels are multiplied as float32 in any precision, and are not rounded to it.
+    Operands: pixels, order (null: as they lie), w (the working copy), control, sums float32 (batch, padded units).
+    """
+    features, units = shape.taps * shape.channels, shape.units
+    if units > _MOST_PIXEL_UNITS:
+        return None
+    row = (-(-features // 16) | 1) * 16
+    for threads, tile, stages in ((512, 64, 2), (512, 64, 1), (256, 32, 2), (256, 32, 1), (128, 32, 1)):
+        shared = features * -(-units // 4) * 16 + threads // 32 * units * tile * 4 + stages * tile * row
+        if shared <= limits.shared_bytes:
+            break
+    else:
+        return None
+    tiles = -(-batch // tile)
+    blocks = limits.multiprocessors * max(1, min(limits.shared_bytes // shared, 1024 // threads))
+    rounds = -(-tiles // blocks)
+    return Kernel(
+        "dense_pixels.cu",
+        "dense_pixels_product",
+        _pixel_defines(precision, shape, mean, std, IMAGES=batch, TILE=tile, THREADS=threads, STAGES=stages),
+        grid=(-(-tiles // rounds), 1, 1),
+        threads=threads,
+        shared_bytes=shared,
+        operands=("pixels", "order", "w", "control", "sums"),
+        flops=shape.flops(batch),
+        bytes=batch * (features + 4 * padded(units)) + KEPT_BYTES[precision] * shape.copy_size,
+    )
+
+
+@dataclass(frozen=True)
+class PixelGradient:
+    """``kernel``, and into how many ``parts`` it splits the images."""
+
+    kernel: Kernel
+    parts: int
+
+
+def pixel_gradient(
+    precision: Precision, shape: DenseShape, batch: int, mean: float, std: float, limits: Limits
+) -> PixelGradient | None:
+    """``gradient_of_weight`` of a layer upon uint8 images. None where ``pixel_product`` is.
+
+    Operands: pixels, order (null: as they lie), dy, control, weight_partial, bias_partial (null: none is wanted).
+    """
+    features, units = shape.taps * shape.channels, shape.units
+    if pixel_product(precision, shape, batch, mean, std, limits) is None:
+        return None
+    together = 4 if features % 4 == 0 else 1
+    all_words = features // together
+    slices = -(-all_words // 256)
+    words = -(-all_words // slices)
+    sharers = max(1, 800 // words)
+    parts = max(1, min(limits.multiprocessors // slices, -(-batch // 32)))
+    images = -(-batch // parts)
+    parts = -(-batch // images)
+    at_once = min(images, 384)
+    while True:
+        threads = -(-words * sharers // 32) * 32
+        shared = max(at_once * (-(-units // 4) * 16 + 4), words * together * units * 4)
+        if shared <= limits.shared_bytes:
+            break
+        at_once //= 2
+        assert at_once, "a block's weights fit into shared memory, for units are few"
+    kernel = Kernel(
+        "dense_pixels.cu",
+        "dense_pixels_gradient",
+        _pixel_defines(
+            precision,
+            shape,
+            mean,
+            std,
+            GRADIENT_OF_WEIGHT=1,
+            PART_IMAGES=images,
+            TOGETHER=together,
+            WORDS=words,
+            SHARERS=sharers,
+            AT_ONCE=at_once,
+        ),
+        grid=(parts, slices, 1),
+        threads=threads,
+        shared_bytes=shared,
+        operands=("pixels", "order", "dy", "control", "weight_partial", "bias_partial"),
+        flops=shape.flops(batch),
+        bytes=batch * (features + KEPT_BYTES[precision] * padded(units)) + 4 * parts * shape.weight_size,
+    )
+    return PixelGradient(kernel, parts)
+
+
+def _forward(
+    precision: Precision, shape: DenseShape, batch: int, tiling: Tiling, splits: int, relu: bool | None
+) -> Kernel:
+    """``relu`` None: sums alone."""
+    finishes = relu is not None
+    units, size = padded(shape.units), KEPT_BYTES[precision]
+    return Kernel(
+        "dense_forward.cu",
+        "dense_forward" if finishes else "dense_product",
+        _defines(
+            precision,
+            IMAGES=batch,
+            FEATURES=shape.features,
+            UNITS=shape.units,
+            SPLITS=splits,
+            FINISH=finishes,
+            **({"RELU": int(bool(relu))} if finishes else {}),
+            **tiling.defines,
+        ),
+        grid=(-(-units // tiling.n), -(-batch // tiling.m), splits),
+        threads=tiling.threads,
+        shared_bytes=tiling.shared_bytes(precision, ALONG, ACROSS),
+        operands=("x", "w", "bias", "control", "y") if finishes else ("x", "w", "control", "sums"),
+        flops=shape.flops(batch),
+        bytes=size * (batch * shape.features + shape.copy_size) + batch * units * (size if finishes else 4 * splits),
+    )
+
+
+def _weight(
+    precision: Precision, shape: DenseShape, batch: int, tiling: Tiling, parts: int, rule: Rule | None
+) -> Kernel:
+    operands: tuple[str, ...] = ("x", "dy", "control", "weight_partial", "bias_partial")
+    written = 4 * parts
+    if rule is not None:
+        operands = ("x", "dy", "control", "scalars", "weight", "weight_state1", "weight_state2", "copy")
+        operands += ("bias", "bias_state1", "bias_state2")
+        written = 8 + 8 * states_of(rule) + KEPT_BYTES[precision]
+    return Kernel(
+        "dense_weight.cu",
+        "dense_gradient_of_weight" if rule is None else "dense_update",
+        _defines(
+            precision,
+            **(rule_defines(rule) if rule is not None else {}),
+            TAPS=shape.taps,
+            CHANNELS=shape.channels,
+            UNITS=shape.units,
+            PART_IMAGES=-(-batch // parts),
+            **tiling.defines,
+        ),
+        grid=(-(-shape.features // tiling.m) + 1, -(-padded(shape.units) // tiling.n), parts),
+        threads=tiling.threads,
+        shared_bytes=tiling.shared_bytes(precision, ACROSS, ACROSS),
+        operands=operands,
+        flops=shape.flops(batch),
+        bytes=KEPT_BYTES[precision] * batch * (shape.features + padded(shape.units)) + written * shape.weight_size,
+    )
+
+
+@functools.cache
+def _forward_tiling(
+    precision: Precision, shape: DenseShape, batch: int, limits: Limits, most_splits: int = _MOST_SPLITS
+) -> tuple[Tiling, int]:
+    units = padded(shape.units)
+    best: tuple[float, Tiling, int] | None = None
+    for tiling in tilings(precision, limits, ALONG, ACROSS, batch, units, shape.features):
+        chunks = -(-shape.features // tiling.chunk)
+        tiles = -(-batch // tiling.m) * -(-units // tiling.n)
+        for splits in range(1, min(chunks, most_splits) + 1):
+            summed = -(-chunks // splits) * tiling.chunk
+            seconds = tiling.seconds(precision, limits, ALONG, ACROSS, tiles * splits, summed)
+            seconds += 8.0 * splits * batch * units / CACHE_RATE
+            if best is None or seconds < best[0]:
+                best = seconds, tiling, splits
+    assert best is not None, "the smallest tile fits every GPU"
+    return best[1:]
+
+
+@functools.cache
+def _input_tiling(precision: Precision, shape: DenseShape, batch: int, limits: Limits) -> Tiling:
+    units = padded(shape.units)
+    return min(
+        tilings(precision, limits, ALONG, ALONG, batch, shape.features, units),
+        key=lambda tiling: tiling.seconds(
+            precision, limits, ALONG, ALONG, -(-batch // tiling.m) * -(-shape.features // tiling.n), units
+        ),
+    )
+
+
+@functools.cache
+def _weight_tiling(
+    precision: Precision, shape: DenseShape, batch: int, limits: Limits, most_parts: int = _MOST_PARTS
+) -> tuple[Tiling, int]:
+    units = padded(shape.units)
+    best: tuple[float, Tiling, int] | None = None
+    for tiling in tilings(precision, limits, ACROSS, ACROSS, shape.features, units, batch):
+        if tiling.m * tiling.n // tiling.threads > 32:
+            continue  # an update keeps a tile's weights and states in registers
+        tiles = -(-shape.features // tiling.m) * -(-units // tiling.n)
+        parts = 1
+        while parts <= min(most_parts, -(-batch // tiling.chunk)):
+            seconds = tiling.seconds(precision, limits, ACROSS, ACROSS, tiles * parts, -(-batch // parts))
+            seconds += 8.0 * parts * shape.weight_size / CACHE_RATE
+            if best is None or seconds < best[0]:
+                best = seconds, tiling, parts
+            parts *= 2
+    assert best is not None, "the smallest tile fits every GPU"
+    return best[1:]
+
+
+def _pixel_defines(
+    precision: Precision, shape: DenseShape, mean: float, std: float, **others: int
+) -> tuple[tuple[str, str | int | float], ...]:
+    return (
+        *_defines(precision, FEATURES=shape.taps * shape.channels, CHANNELS=shape.channels, UNITS=shape.units, **others),
+        ("MEAN", mean),
+        ("STD", std),
+    )
+
+
+def _defines(precision: Precision, **others: int) -> tuple[tuple[str, str | int | float], ...]:
+    return ("PRECISION", NUMBER[precision]), *((name, int(value)) for name, value in others.items())

@@ -1,0 +1,245 @@
+"""Batch normalisation, with the relu, the residual sum and the max pool around it.
+
+Forward in training: ``statistics`` (unless the convolution before has written them), ``finish_statistics``, ``apply``;
+in evaluation: ``use_running``, ``apply``. Backward: ``sum_gradients``, ``finish_gradients``, ``input_gradient``.
+
+Operands, the same in all: ``x`` what is normalised, ``y`` the node's output, ``dx`` and ``dy`` their gradients,
+``other`` what a residual sum adds, all as activations are kept; ``control``; ``gamma``, ``beta``, ``running_mean``,
+``running_var`` float32 (C), the model's own; ``coefficients`` float32 (COEFFICIENTS, padded C), which goes from kernel
+to kernel; ``parts`` float32 (parts, 2, padded C), the blocks' sums.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
+from bareconv.kernels.cuda.limits import Limits
+from bareconv.nn.layer import Shape
+from bareconv.ops.windows import Pair
+
+THREADS = 256
+COEFFICIENTS = 6  # rows: mean, 1 / std, scale, shift, and two of the backward
+WIDEST_SLICE = 32  # vectors of 16 bytes, of a pixel's channels, that a block takes
+
+_SUMS = {None: 0, "before relu": 1, "after relu": 2}
+_STAGES = (
+    *("statistics", "finish_statistics", "use_running", "apply"),
+    *("sum_gradients", "finish_gradients", "input_gradient"),
+)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm over ``shape``, (H, W, C) or (C), and what follows it.
+
+    ``added``: where a residual sum comes in, relu(norm(x) + other) or relu(norm(x)) + other. ``pool``: the windows of
+    a max pool, which do not overlap; not together with a sum.
+    """
+
+    shape: Shape
+    relu: bool = False
+    added: Literal["before relu", "after relu"] | None = None
+    pool: Pair = (1, 1)
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        assert self.added is None or self.pool == (1, 1), "a pool after a residual sum is a kernel of its own"
+
+    @property
+    def size(self) -> Pair:
+        """(H, W); (1, 1) of features."""
+        return (self.shape[0], self.shape[1]) if len(self.shape) == 3 else (1, 1)
+
+    @property
+    def channels(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.size)
+
+    @property
+    def pooled(self) -> Pair:
+        """(H, W) of y."""
+        (height, width), (down, across) = self.size, self.pool
+        return height // down, width // across
+
+    @property
+    def masked_by_y(self) -> bool:
+        """What the relu lets through depends on ``other``: backward looks at y."""
+        return self.relu and self.added == "before relu"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How pixels are shared out among sums: part i has tiles i, i + ``count``, ... of ``tile`` pixels that follow
+    each other in (images, H, W). ``tile`` 0: after the parts, as many floats say how many pixels each has."""
+
+    count: int
+    tile: int
+
+    def size(self, channels: int) -> int:
+        """Elements of the operand ``parts``."""
+        return self.count * 2 * padded(channels)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A block has ``vectors`` of a pixel's channels (``slices`` blocks have them all), ``rows`` rows at a time."""
+
+    vectors: int
+    slices: int
+    rows: int
+    blocks: int
+
+
+def _grid(
+    precision: Precision, channels: int, rows: int, unroll: int, limits: Limits, blocks_each: int, least_tiles: int
+) -> _Grid:
+    vectors = padded(channels) * KEPT_BYTES[precision] // 16
+    slices = -(-vectors // WIDEST_SLICE)
+    vectors = -(-vectors // slices)
+    tile = THREADS // vectors * unroll
+    tiles = -(-rows // tile)
+    blocks = max(min(limits.multiprocessors * blocks_each // slices, tiles // least_tiles), 1)
+    # No more blocks than need be for the first of them to have as few tiles.
+    return _Grid(vectors, slices, tile, -(-tiles // -(-tiles // blocks)))
+
+
+def _kernel(
+    stage: str,
+    norm: Norm,
+    defines: dict[str, str | int | float],
+    grid: tuple[int, int, int],
+    operands: tuple[str, ...],
+    shared_bytes: int = 0,
+    work: float = 0.0,
+) -> Kernel:
+    shape = {"HEIGHT": norm.size[0], "WIDTH": norm.size[1], "CHANNELS": norm.channels, "THREADS": THREADS}
+    constants = {"STAGE": _STAGES.index(stage), **shape, **defines}
+    return Kernel("norm.cu", stage, tuple(constants.items()), grid, THREADS, shared_bytes, operands, bytes=work)
+
+
+def _pass(
+    stage: str,
+    precision: Precision,
+    batch: int,
+    norm: Norm,
+    limits: Limits,
+    operands: tuple[str, ...],
+    tensors: tuple[float, float],
+) -> tuple[Kernel, _Grid]:
+    """A kernel that goes over the images; ``tensors``: how many of x's size, and of y's size, it reads and writes."""
+    cells = norm.pool[0] * norm.pool[1]
+    sums = stage in ("statistics", "sum_gradients")
+    unroll = 1 if cells > 3 else (2 if cells > 1 else 4)
+    if stage == "statistics":
+        rows, unroll = norm.pixels, 4
+    elif stage == "input_gradient":  # windows that hang over the edge are rows, too
+        rows = math.prod(-(-length // step) for length, step in zip(norm.size, norm.pool, strict=True))
+        unroll = min(unroll, 2)
+    else:
+        rows = math.prod(norm.pooled)
+        unroll = 2 if norm.masked_by_y and stage == "sum_gradients" else unroll
+    # Sums have as many blocks as run at a time, and for each at least 32 KB to read: more parts take longer to merge. In
+    # other kernels many small blocks share out the work better.
+    blocks_each = {"statistics": 4, "sum_gradients": 2}.get(stage, 16)
+    least_tiles = max(1, 8 // (unroll * (cells if stage == "sum_gradients" else 1))) if sums else 1
+    grid = _grid(precision, norm.channels, batch * rows, unroll, limits, blocks_each, least_tiles)
+    defines: dict[str, str | int | float] = {
+        "PRECISION": NUMBER[precision],
+        "SLICE": grid.vectors,
+        "UNROLL": unroll,
+    }
+    if stage != "statistics":
+        defines |= {"POOL_H": norm.pool[0], "POOL_W": norm.pool[1], "RELU": int(norm.relu), "SUM": _SUMS[norm.added]}
+    if stage == "input_gradient":
+        defines["RECOMPUTE"] = int(norm.relu and not norm.masked_by_y)
+    size = batch * padded(norm.channels) * KEPT_BYTES[precision]
+    kernel = _kernel(
+        stage,
+        norm,
+        defines,
+        (grid.blocks, grid.slices, 1),
+        operands,
+        shared_bytes=2 * THREADS // grid.vectors * grid.vectors * (16 // KEPT_BYTES[precision]) * 4 if sums else 0,
+        work=size * (tensors[0] * norm.pixels + tensors[1] * math.prod(norm.pooled)),
+    )
+    return kernel, grid
+
+
+def statistics(precision: Precision, batch: int, norm: Norm, limits: Limits) -> tuple[Kernel, Parts]:
+    """x -> ``parts``: mean, and sum of the squared distances from it, by block and channel."""
+    kernel, grid = _pass("statistics", precision, batch, norm, limits, ("x", "control", "parts"), (1, 0))
+    return kernel, Parts(grid.blocks, grid.rows)
+
+
+def finish_statistics(norm: Norm, parts: Parts) -> Kernel:
+    """``parts``, of ``statistics`` or of a convolution, merged -> ``coefficients``, and the running statistics moved.
+
+    ``parts.tile`` says which pixels a part has counted.
+    """
+    return _kernel(
+        "finish_statistics",
+        norm,
+        {"PARTS": parts.count, "TILE": parts.tile, "EPS": norm.eps, "MOMENTUM": norm.momentum},
+        (padded(norm.channels) // 8, 1, 1),
+        ("parts", "control", "gamma", "beta", "running_mean", "running_var", "coefficients"),
+        work=4 * parts.size(norm.channels),
+    )
+
+
+def use_running(norm: Norm) -> Kernel:
+    """Running statistics -> ``coefficients``, as far as ``apply`` needs them."""
+    return _kernel(
+        "use_running",
+        norm,
+        {"EPS": norm.eps},
+        (-(-padded(norm.channels) // THREADS), 1, 1),
+        ("gamma", "beta", "running_mean", "running_var", "coefficients"),
+        work=24 * norm.channels,
+    )
+
+
+def apply(precision: Precision, batch: int, norm: Norm, limits: Limits) -> Kernel:
+    """x (and ``other``, or null) -> y, normalised by ``coefficients``; with the sum, the relu and the pool."""
+    operands = ("x", "other", "coefficients", "control", "y")
+    return _pass("apply", precision, batch, norm, limits, operands, (1, 1 + (norm.added is not None)))[0]
+
+
+def sum_gradients(precision: Precision, batch: int, norm: Norm, limits: Limits) -> tuple[Kernel, Parts]:
+    """x, dy -> ``parts`` of the gradients of beta and of gamma.
+
+    Where ``norm.masked_by_y``, y is read too, and dy as far as the relu lets it through goes to ``masked``: the
+    gradient of ``other``, and what ``input_gradient`` then takes for dy. It may be dy itself. Else ``y`` and ``masked``
+    may be null.
+    """
+    operands = ("x", "dy", "y", "coefficients", "control", "parts", "masked")
+    tensors = (1.0, 3.0 if norm.masked_by_y else 1.0)
+    kernel, grid = _pass("sum_gradients", precision, batch, norm, limits, operands, tensors)
+    return kernel, Parts(grid.blocks, grid.rows)
+
+
+def finish_gradients(norm: Norm, parts: Parts) -> Kernel:
+    """``parts`` of ``sum_gradients`` merged -> ``dgamma`` and ``dbeta`` float32 (C), and more of ``coefficients``.
+
+    For the update they are partial gradients in one part.
+    """
+    return _kernel(
+        "finish_gradients",
+        norm,
+        {"PARTS": parts.count},
+        (padded(norm.channels) // 8, 1, 1),
+        ("parts", "control", "coefficients", "dgamma", "dbeta"),
+        work=4 * parts.size(norm.channels),
+    )
+
+
+def input_gradient(precision: Precision, batch: int, norm: Norm, limits: Limits) -> Kernel:
+    """x, dy (what ``sum_gradients`` left in ``masked`` where it did), ``coefficients`` -> dx."""
+    operands = ("x", "dy", "coefficients", "control", "dx")
+    return _pass("input_gradient", precision, batch, norm, limits, operands, (2, 1))[0]

@@ -1,0 +1,60 @@
+"""Programs beside a measurement: what they said, how they ended, and that they end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from bareconv.bench import results
+from bareconv.bench.parts import KEPT_LINES, pytest_command, run_part, sanitizer_command
+
+
+def part(code, seconds=20.0):
+    return run_part("it", ["python", "-c", code], seconds, Path.cwd())
+
+
+def test_how_it_ended():
+    passed = part("print('fine')")
+    assert (passed["status"], passed["said"], passed["name"]) == ("passed", ["fine"], "it")
+    assert passed["command"] == "python -c 'print('\"'\"'fine'\"'\"')'"
+    failed = part("import sys; print('so', file=sys.stderr); sys.exit(3)")
+    assert (failed["status"], failed["said"]) == ("failed", ["so"])
+    missing = run_part("it", ["no-such-program"], 1.0, Path.cwd())
+    assert (missing["status"], missing["said"]) == ("missing", ["no-such-program is not installed"])
+    results.validate(results.new("gpu", {}, parts=[passed, failed, missing]))
+
+
+def test_it_runs_in_its_folder(tmp_path):
+    part = run_part("it", ["python", "-c", "import os; print(os.getcwd())"], 20.0, tmp_path)
+    assert part["said"] == [str(tmp_path.resolve())]
+
+
+def test_only_the_last_lines_are_kept():
+    said = part("print(*range(1000), sep='\\n')")["said"]
+    assert said == [str(number) for number in range(1000 - KEPT_LINES, 1000)]
+
+
+def test_one_that_hangs_is_ended_with_what_it_started(tmp_path):
+    """Its child would write a file after a while."""
+    file = tmp_path / "late"
+    child = f"import time; time.sleep(2); open({str(file)!r}, 'w')"
+    code = f"""
+import subprocess, sys, time
+print("begun", flush=True)
+subprocess.Popen([sys.executable, "-c", {child!r}])
+time.sleep(60)
+"""
+    begun = time.monotonic()
+    ended = part(code, seconds=1.0)
+    assert time.monotonic() - begun < 10
+    assert (ended["status"], ended["said"]) == ("timed out", ["begun"])
+    time.sleep(2.0)
+    assert not file.exists()
+
+
+def test_commands():
+    assert sanitizer_command("racecheck", ["-m", "kernels"]) == [
+        *("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "86", "--target-processes", "all"),
+        *("python", "-m", "kernels"),
+    ]
+    assert pytest_command()[:6] == ["python", "-m", "pytest", "-q", "-m", "cuda"]
