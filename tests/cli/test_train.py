@@ -77,7 +77,7 @@ def test_no_plan_is_said_with_the_reason(run, here, monkeypatch):
     outcome = run(*MLP, "--json")
     assert outcome.code == 0
     assert outcome.result()["runs"][0]["engine"] == "tuned"
-    assert re.search(r"^Warning: no plan here \(llvmlite is not there\): the engine is tuned \(", outcome.err, re.M)
+    assert re.search(r"^Warning: no plan on cpu \(llvmlite is not there\): the engine is tuned \(", outcome.err, re.M)
 
 
 def test_json_of_the_requirement(run, here, listing, train_csv):

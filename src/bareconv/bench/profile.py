@@ -51,8 +51,8 @@ def remark(trainer: Trainer) -> str | None:
         if reason is not None:
             return f"The plan on {trainer.device.name} is no CUDA graph, and there are no times of its parts: {reason}."
         return (
-            f"The plan on {trainer.device.name}: each launch was timed alone; in a step, of which they overlap, they are "
-            "given the same shares."
+            f"The plan on {trainer.device.name}: each launch was timed alone; of a step, in which they overlap, each "
+            "is given its share."
         )
     if isinstance(trainer.engine, PlanEngine):
         names = dict.fromkeys(row.node for row in trainer.engine.explain().fallbacks)
@@ -247,7 +247,7 @@ def memory(trainer: Trainer, peak: int) -> dict[str, int]:
     """
     kept = trainer.engine.kept_bytes()
     if "activations" not in kept:
-        kept = {**kept, "activations": _activations(trainer)}
+        kept = {"activations": _activations(trainer), **trainer.engine.kept_bytes()}  # with the gradients from then on
     named = {
         "parameters": _bytes(trainer.model.state()),
         "gradients": kept["gradients"],
