@@ -70,20 +70,20 @@ def stem_forward(stem: Stem, precision: Precision, batch: int, limits: Limits, t
         return None
     sizes = _Sizes(stem, precision)
     kept = KEPT_BYTES[precision]
-    tiles = next((n for n in (4, 2, 1) if sizes.b_octets % n == 0 and sizes.b_steps * n * 2 <= WEIGHT_REGISTERS), None)
-    if tiles is None:
+    tiles = next((n for n in (2, 1) if sizes.b_tiles % n == 0 and sizes.b_steps * n * 4 <= WEIGHT_REGISTERS), None)
+    if tiles is None or not sizes.patch_fits:
         return None
-    slices = sizes.b_octets // tiles
+    slices = sizes.b_tiles // tiles
     best: tuple[float, Kernel] | None = None
     for warps, bands, rows in _splits(sizes.b_square_rows, slices):
         shared = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows)
-        shared += max(sizes.activation(rows), stem.b.taps * padded(stem.a.filters) * sizes.pixel(padded(stem.b.filters)))
+        shared += max(sizes.activation(rows), stem.b.taps * padded(stem.a.filters) * sizes.pixel(sizes.b_tiles * 16))
         blocks = min(8 // warps, _per_multiprocessor(limits) // (shared + 1024))
         if shared > limits.shared_bytes or blocks < 1:
             continue
         grid = min(batch * bands, blocks * limits.multiprocessors)
         groups = -(-rows * sizes.b_squares // 8)
-        work = -(-groups * slices // warps) * sizes.b_steps * tiles * 2 + sizes.first_work(rows) / warps
+        work = -(-groups * slices // warps) * sizes.b_steps * tiles * 4 + sizes.first_work(rows) / warps
         time = -(-batch * bands // grid) * (work * max(1.0, warps * blocks / 8) + ITEM_WORK)
         defines = {**sizes.defines, "WARPS": warps, "TEAMS": 1, "BLOCKS": blocks, "BANDS": bands, "BAND_ROWS": rows}
         kernel = Kernel(
@@ -127,19 +127,19 @@ def _backward_b(stem: Stem, precision: Precision, batch: int, limits: Limits) ->
     shares = [
         (at_once, tiles)
         for at_once in (2, 1)
-        for tiles in (4, 2, 1)
-        if pieces % at_once == 0 and sizes.b_octets % tiles == 0
-        and -(-stem.b.taps * at_once // 2) * tiles * 4 <= WEIGHT_REGISTERS
-        and sizes.patch(stem.b, at_once) <= PATCH_REGISTERS
+        for tiles in (2, 1)
+        if pieces % at_once == 0
+        and sizes.b_tiles % tiles == 0
+        and stem.b.taps * at_once * tiles * 4 <= WEIGHT_REGISTERS
     ]
     best: tuple[float, Kernel] | None = None
     for at_once, tiles in shares[:1]:
-        count = -(-stem.b.taps * at_once // 2) * tiles * 4
-        share = pieces // at_once * (sizes.b_octets // tiles)
+        count = stem.b.taps * at_once * tiles * 4
+        share = pieces // at_once * (sizes.b_tiles // tiles)
         for warps, bands, rows in _splits(sizes.b_square_rows, share):
             groups = -(-rows * sizes.b_squares // 8)
             team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + sizes.activation(rows)
-            team += 4 * groups * 8 * sizes.pixel(padded(stem.b.filters))
+            team += 4 * groups * 8 * sizes.pixel(sizes.b_tiles * 16)
             for teams in range(8 // warps, 0, -1):
                 turns = warps // share
                 end = max(share * count * 128 if teams * turns > 1 else 0, teams * warps * WARP * sizes.piece * 4)
@@ -175,9 +175,9 @@ def _backward_a(stem: Stem, precision: Precision, batch: int, limits: Limits) ->
     takes = 2 if stem.a_pool else 1
     squares, square_rows = -(-width // 2), -(-height // 2)
     slices = -(-padded(stem.a.filters) // 16)
-    steps = sizes.steps(stem.b.taps, sizes.pieces(padded(stem.b.filters)))
+    steps = sizes.steps(stem.b.kernel, sizes.pieces(padded(stem.b.filters)))
     count = stem.a.kernel[0] * sizes.line_pieces * 4 + 2
-    if steps * 4 > WEIGHT_REGISTERS or count > 48:
+    if steps * 4 > WEIGHT_REGISTERS or count > 48 or not sizes.patch_fits:
         return None
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(padded(stem.b.filters))
     best: tuple[float, Kernel] | None = None
@@ -222,7 +222,7 @@ def _suits(stem: Stem, precision: Precision, limits: Limits) -> bool:
 
 def _splits(square_rows: int, shares: int) -> Iterator[tuple[int, int, int]]:
     """Warps of a team, bands of an image, rows of squares in a band."""
-    for warps in (4, 8):
+    for warps in range(1, 9):
         if warps % shares == 0:
             for rows in range(square_rows, 0, -1):
                 bands = -(-square_rows // rows)
@@ -254,10 +254,10 @@ class _Sizes:
         self.pixels = -(-self.image // 16) * 16
         self.line_numbers = a.kernel[1] * a.channels
         self.line_pieces = self.pieces(self.line_numbers)
-        self.a_weights = a.kernel[0] * self.line_pieces * self.piece * self.pixel(padded(a.filters))
-        self.a_steps = self.steps(a.kernel[0], self.line_pieces)
-        self.b_steps = self.steps(b.taps, self.pieces(padded(a.filters)))
-        self.b_octets = padded(b.filters) // 8
+        self.a_weights = a.kernel[0] * self.line_pieces * self.piece * self.pixel(-(-a.filters // 16) * 16)
+        self.a_steps = self.steps((a.kernel[0], 1), self.line_pieces)
+        self.b_steps = self.steps(b.kernel, self.pieces(padded(a.filters)))
+        self.b_tiles = -(-b.filters // 16)  # of 16 filters
         self.b_square_rows, self.b_squares = stem.output if stem.b_pool else (-(-stem.output[0] // 2), -(-stem.output[1] // 2))
         self.a_squares = stem.middle[1] if stem.a_pool else -(-stem.middle[1] // 2)
         self.output = stem.output[0] * stem.output[1] * padded(b.filters)
@@ -288,14 +288,15 @@ class _Sizes:
     def picture(self, rows: int, columns: int, numbers: int) -> int:
         return 4 * -(-rows // 2) * -(-columns // 2) * self.pixel(numbers)
 
-    def steps(self, taps: int, pieces: int) -> int:
+    def steps(self, kernel: Pair, pieces: int) -> int:
+        """Of a product over all taps and pieces."""
         chunk = 1 if pieces % 2 else 2
-        return -(-taps * chunk // 2) * (pieces // chunk)
+        return -(-kernel[0] * kernel[1] * chunk // 2) * (pieces // chunk)
 
-    def patch(self, one: Convolution, pieces: int) -> int:
-        """Registers that hold what eight squares read."""
-        high, wide = (-(-(length + 1) // 2) * 2 for length in one.kernel)
-        return high * wide * pieces
+    @property
+    def patch_fits(self) -> bool:
+        """Whether what eight squares read is held in so few registers that weights fit beside it."""
+        return all((kernel[0] + 2) * (kernel[1] + 2) <= PATCH_REGISTERS for kernel in (self.stem.a.kernel, self.stem.b.kernel))
 
     def a_rows(self, rows: int) -> int:
         """Rows of what A makes that ``rows`` rows of B's squares read."""
