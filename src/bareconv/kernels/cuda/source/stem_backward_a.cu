@@ -170,10 +170,11 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
                     for (int i = e; i < 4; i += 2) da[place][i] = there ? parts[0][place][0][i] + parts[1][place][0][i] : 0.f;
                 }
             }
+            sync_warp();
             const u8* line = lines + A_TAKES * (row * Lines::ROW + column * Lines::PIXEL);
             float outputs[1][4][1][4];
             if constexpr (A_POOL) {  // a pixel of A's results has a square of outputs
-#pragma unroll
+#pragma unroll 1
                 for (int place = 0; place < 4; place++) {
                     const u8* pooled = line + place / 2 * Lines::ROW + place % 2 * Lines::PIXEL;
                     outputs_of_a(outputs, pooled, own + AT_WEIGHTS, slice, lane);
@@ -187,11 +188,14 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
                             best = outputs[0][other][0][i] > most ? other : best;
                             most = fmaxf(most, outputs[0][other][0][i]);
                         }
-                        const float mine = most + (i < 2 ? low : high) > 0.f ? da[place][i] : 0.f;
+                        const float mine = most + (i < 2 ? low : high) > 0.f ? da[0][i] : 0.f;
 #pragma unroll
                         for (int other = 0; other < 4; other++) chosen[other][i] = other == best ? mine : 0.f;
                     }
                     add_products(sum, pooled, chosen, lane);
+                    // The next place's are the first now: an index that is not constant would put them into memory.
+#pragma unroll
+                    for (int i = 0; i < 12; i++) da[i / 4][i % 4] = da[i / 4 + 1][i % 4];
                 }
             } else {
                 outputs_of_a(outputs, line, own + AT_WEIGHTS, slice, lane);
