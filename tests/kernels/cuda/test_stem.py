@@ -132,7 +132,12 @@ def check_forward(launch, case, kernel=None, order="forward"):
     assert (alive == (y[:images, ..., :K] > 0)).all()
     if case.stem.b_pool:
         P, Q = case.stem.output
-        squares = outputs[:, : 2 * P, : 2 * Q].reshape(images, P, 2, Q, 2, K).transpose(0, 1, 3, 5, 2, 4).reshape(*got.shape, 4)
+        squares = (
+            outputs[:, : 2 * P, : 2 * Q]
+            .reshape(images, P, 2, Q, 2, K)
+            .transpose(0, 1, 3, 5, 2, 4)
+            .reshape(*got.shape, 4)
+        )
         chosen = np.take_along_axis(squares, (got & 3)[..., None].astype(int), -1)[..., 0]
         assert (chosen > squares.max(-1) - near).all()
         alike = (squares == squares[..., :1]).all(-1)
@@ -252,7 +257,9 @@ def test_what_does_not_fit():
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("limits", [one for one in GENERATIONS if one.capability >= 80], ids=lambda one: one.architecture)
+@pytest.mark.parametrize(
+    "limits", [one for one in GENERATIONS if one.capability >= 80], ids=lambda one: one.architecture
+)
 def test_no_registers_are_spilled(limits):
     for stem in (BASIC, SMALL, LENET5):
         for precision in PRECISIONS:

@@ -119,7 +119,14 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
         others = -(-groups * slices // warps) * (60 + 90 * tiles) + sizes.a_others(rows) / warps
         for blocks in range(1, min(WARPS // warps, (limits.shared_bytes + 1024) // (shared + 1024)) + 1):
             grid = min(batch * bands, blocks * limits.multiprocessors)
-            defines = {"WARPS": warps, "TEAMS": 1, "BLOCKS": blocks, "BANDS": bands, "BAND_ROWS": rows, "B_TILES": tiles}
+            defines = {
+                "WARPS": warps,
+                "TEAMS": 1,
+                "BLOCKS": blocks,
+                "BANDS": bands,
+                "BAND_ROWS": rows,
+                "B_TILES": tiles,
+            }
             kernel = Kernel(
                 "stem_forward.cu",
                 "stem_forward",
