@@ -84,7 +84,7 @@ class StandInPlan:
         self._seconds: float | None = None
 
     def prepare(self, on_compile: Any = None) -> None:
-        self.compiled, self.compile_seconds = 3, 0.25
+        self.compiled, self.compile_seconds = 3, 1e-6
         if on_compile:
             on_compile(3, 3)
 
