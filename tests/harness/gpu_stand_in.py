@@ -92,7 +92,7 @@ class StandInPlan:
         self, pixels: Array, labels: Array, order: Array | None, rates: Sequence[float], first_step: int = 0
     ) -> tuple[Array, Array]:
         device, size = self.model.device, self.batch_size
-        device.log.append(("launch", first_step, len(rates)))
+        device.log.append(("launch" if any(rates) else "rehearse", first_step, len(rates)))
         if order is None:
             assert len(pixels) <= size
         else:

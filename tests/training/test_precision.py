@@ -35,8 +35,10 @@ def trainer_of(make_model, data, device, **settings):
 
 def test_what_arrays_hold():
     assert {name: stored(name) for name in PRECISIONS} == {
-        **{"float32": "float32", "float64": "float64"},
-        **{"tf32": "float32", "bfloat16": "float32"},
+        "float32": "float32",
+        "float64": "float64",
+        "tf32": "float32",
+        "bfloat16": "float32",
     }
 
 
