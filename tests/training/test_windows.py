@@ -258,3 +258,29 @@ def test_the_next_order_is_drawn_while_the_device_works(make_model, squares, gpu
     ends = list(itertools.accumulate(sum(1 for first, _ in launches(gpu) if first // 7 == epoch) for epoch in range(4)))
     for epoch, read in drawn[1:]:
         assert read < ends[epoch - 1]  # before the last window of the epoch before was read
+
+
+def test_what_only_the_first_steps_do_is_done_before_the_clock_starts(make_model, squares, gpu, timed):
+    """At a rate of 0, and undone: parameters, running statistics and the optimizer are where they were."""
+    timed(1e-6)
+    trainer = trainer_of(make_model, squares, gpu, Adam(0.01), epochs=2)
+    before = {key: value.copy() for key, value in trainer.model.state().items()}
+    trainer._rehearse()
+    assert gpu.log.count(("rehearse", 0, 1)) == 2
+    assert ("rehearse", 0, 7) in gpu.log
+    assert launches(gpu) == []
+    for key, value in trainer.model.state().items():
+        np.testing.assert_array_equal(value, before[key], key)
+    assert trainer.optimizer.step == 0
+    assert trainer.optimizer.state() == {}
+    history = trainer.run()
+    assert sum(what == "rehearse" for what, *_ in gpu.log) == 3
+    assert timeless(history) == timeless(plainly(make_model, squares, Adam(0.01), epochs=2).history)
+
+
+def test_slow_steps_are_rehearsed_one_by_one(make_model, squares, gpu, monkeypatch):
+    ticks = itertools.count(0.0, 0.5)
+    monkeypatch.setattr("bareconv.training.loop.time.perf_counter", lambda: next(ticks))
+    trainer = trainer_of(make_model, squares, gpu)
+    trainer._rehearse()
+    assert [entry for entry in gpu.log if entry[0] == "rehearse"] == [("rehearse", 0, 1)] * 2

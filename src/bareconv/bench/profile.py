@@ -21,7 +21,7 @@ from bareconv.plan.explain import Explanation, Row
 from bareconv.training import Batches, CudaPlanEngine, PlanEngine, ReferenceEngine, Trainer, TunedEngine
 
 WARM_UP = 2
-REPEATS = 5  # of all steps, where they are taken at once
+REPEATS = 3  # of all steps, where they are taken at once
 IMAGES = "images"  # what a plan calls the gathering and normalising of a batch
 
 

@@ -33,6 +33,7 @@ SNAPSHOT_STEPS = 64  # how often the state is kept, to come back to when a loss 
 WINDOW_STEPS = 1024  # at most
 WINDOW_GROWTH = 4  # times as many steps as in the window before
 WINDOW_SECONDS = 0.1  # at most: so long does a Ctrl-C wait, twice, for the next window is on its way
+REHEARSED_STEPS = 64  # before the clock starts
 SPAN_SECONDS = 1.0  # after which whoever wants to know of epochs of one step is told of them
 
 # NumPy would warn where CuPy is silent; a loss that is not finite is found, and explained, on either.
@@ -121,6 +122,7 @@ class Trainer:
         # Where two windows are under way, the last snapshot may be of after the step that is looked for.
         self._snapshots = Snapshots(model, optimizer, 2 if self.engine.many_steps else 1)
         self._window = 1  # steps of the next
+        self._rehearsed = False
 
     @property
     def step(self) -> int:
@@ -215,7 +217,10 @@ class Trainer:
         history = self.history
         history.stopped = False
         self.engine.prepare(on_compile)
-        run_until = self._run_windows if self.engine.many_steps else self._run_steps
+        run_until = self._run_steps
+        if self.engine.many_steps:
+            run_until = self._run_windows
+            self._rehearse()
         while self.step < self.total_steps and not history.stopped:
             epoch = self.step // history.steps_per_epoch
             end = self._last_epoch_before_a_pause(epoch) * history.steps_per_epoch
@@ -227,6 +232,31 @@ class Trainer:
                     on_epoch(record)
             history.stopped = (stopped and self.step < end) or (should_stop() and self.step < self.total_steps)
         return history
+
+    @_QUIET
+    def _rehearse(self) -> None:
+        """Steps at a rate of 0, undone: what only the first steps have to do is not in the time of the training.
+
+        They bind memory, capture graphs and load what CuPy compiles. A second time, if that is quick, with as many as
+        take the larger graphs.
+        """
+        if self.step >= self.total_steps or self._rehearsed:
+            return
+        self._rehearsed = True
+        first, end = self.step, (self.step // self.history.steps_per_epoch + 1) * self.history.steps_per_epoch
+        if self.history.steps_per_epoch == 1:
+            end = self.total_steps
+        seconds = 0.0  # of a step that is not the first
+        with self.device.activate():
+            self._take_snapshot(first)
+            for count in (1, 1, min(REHEARSED_STEPS, end - first)):
+                if count > 1 and seconds * count > WINDOW_SECONDS:
+                    break
+                begun = time.perf_counter()
+                losses, _ = self.engine.train_steps(self.batches(first, count), [0.0] * count)
+                self.device.to_host(losses)
+                seconds = time.perf_counter() - begun
+            self._snapshots.back_to(first)
 
     def _last_epoch_before_a_pause(self, epoch: int) -> int:
         """The epoch, counted from 1, after which there is something else to do than steps.
