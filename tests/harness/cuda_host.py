@@ -84,7 +84,8 @@ def _built(source: str, entry: str, defines: tuple[tuple[str, Any], ...]) -> Any
     lines = [f"#define {name} {value}" for name, value in defines]
     lines += ["#include <cstddef>", f'#include "{source}"']
     lines += [
-        'extern "C" const char* launch_on_host(void** arguments, const int* grid, int block, int shared_bytes, int order) {',
+        'extern "C" const char* launch_on_host(',
+        "    void** arguments, const int* grid, int block, int shared_bytes, int order) {",
         f"    return host::launch({entry}, arguments, grid, block, shared_bytes, order);",
         "}",
     ]

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host import TOLERANCE, needs_compiler
+from cuda_host import needs_compiler
 from cuda_stand_in import StandIn, aligned
 from plan_harness import Reference, assert_same, data_of, model_of, off
 
 from bareconv.device import get_device
 from bareconv.kernels.cuda.kernel import PRECISIONS
-from bareconv.nn import blocks, layers, models
+from bareconv.nn import blocks, layers
 from bareconv.nn.layer import Layer, Shape
 from bareconv.optim import SGD
 from bareconv.plan.cuda.plan import CudaPlan

@@ -38,7 +38,9 @@ def compile_kernels(
     """
     begun, result = time.perf_counter(), CompiledKernels()
     # What differs in its launch alone is the same code.
-    wanted = {kernel: (kernel.source, kernel.entry, kernel.defines) for kernel in kernels}
+    wanted: dict[Kernel, tuple[object, ...]] = {
+        kernel: (kernel.source, kernel.entry, kernel.defines) for kernel in kernels
+    }
     known: dict[tuple[object, ...], Compiled] = {}
     missing: dict[tuple[object, ...], Kernel] = {}
     for kernel, key in wanted.items():

@@ -1,4 +1,4 @@
-"""From the graph of a model to the launches of a step: forward in the graph's order, backward in reverse, the update."""
+"""From the graph of a model to the launches of a step: forward in the graph's order, backward in reverse, update."""
 
 from __future__ import annotations
 

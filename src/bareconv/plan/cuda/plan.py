@@ -361,7 +361,8 @@ class CudaPlan:
             return Row(item.node, item.phase, "Python", item.why, 0, None)
         kernel, batch = item.kernel, self.batch_size
         how = self.runtime.describe(kernel) + (", beside the others" if item.branch == BRANCH else "")
-        return Row(item.node, item.phase, kernel.name, how, round(kernel.flops / batch), None, round(kernel.bytes / batch))
+        work = round(kernel.flops / batch), None, round(kernel.bytes / batch)
+        return Row(item.node, item.phase, kernel.name, how, *work)
 
     def profile(
         self, pixels: Array, labels: Array, order: Array | None = None, repeats: int = 20
@@ -372,9 +373,10 @@ class CudaPlan:
         """
         bound = self._ready(pixels, labels, order, [0.0], 0)
         bound.run()
+        extent = (len(pixels), 0) if order is None else (len(order), self.batch_size)
         seconds = []
         for launch in bound.launches():
-            self._tell(len(pixels) if order is None else len(order), 0 if order is None else self.batch_size, 0, [[0.0]])
+            self._tell(*extent, 0, [[0.0]])
             seconds.append(self.runtime.time(launch, repeats))
         self._seconds = seconds
         return [(self._row(item), one) for item, one in zip(bound.program.record.items, seconds, strict=True)]

@@ -1,4 +1,4 @@
-"""The launches of a step as they are written down: buffers by tensor, gradients by tensor, partial sums by parameter."""
+"""The launches of a step as they are written down: buffers and gradients by tensor, partial sums by parameter."""
 
 from __future__ import annotations
 
@@ -198,4 +198,3 @@ def image_of(tensor: Tensor) -> tuple[int, int, int]:
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
     return 1, 1, features(shape)
-

@@ -100,4 +100,3 @@ class ConvRelu(Fused):
         ):
             x = step.tensor(tensor) if mask else None
             step.launch(kernel, dy=dy, weight=step.copy(f"{layer.name}.weight"), dx=dx, x=x)
-

@@ -102,7 +102,8 @@ class ByLayer(Fused):
         step, node = self.step, self.node
         dy = self._lying(node.output, gradient=True)
         partials = {
-            f"{layer.name}.{key}": step.partial(f"{layer.name}.{key}", 1) for layer in node.layers for key in layer.params
+            name: step.partial(name, 1)
+            for name in (f"{layer.name}.{key}" for layer in node.layers for key in layer.params)
         }
         into, dx = step.into(node.inputs[0]), None
         if into is not None:
