@@ -80,19 +80,11 @@ def launch_at(kernel: Kernel, pointers: list[ctypes.c_void_p], order: str = "for
 
 
 FLAGS = ("-O1", "-std=c++20", "-shared", "-fPIC", "-w", "-fno-strict-aliasing", "-ffp-contract=off")
+# Headers of host.hpp, which take longer to read than a kernel to compile.
 STANDARD = (
-    "cmath",
-    "cstddef",
-    "cstdint",
-    "cstdio",
-    "cstdlib",
-    "cstring",
-    "functional",
-    "random",
-    "stdexcept",
-    "string",
+    *("cmath", "cstddef", "cstdint", "cstdio", "cstdlib", "cstring"),
+    *("functional", "random", "stdexcept", "string", "utility", "vector"),
 )
-STANDARD += ("utility", "vector")  # headers of host.hpp, which take longer to read than a kernel to compile
 
 
 @functools.cache

@@ -30,8 +30,6 @@ PREDICT_IMAGES = 256  # of one launch of the inference program
 WINDOW = 1024  # steps that are asked for at once, at most
 CONTROL_BYTES = 64
 
-OLDEST_TENSOR = 80  # compute capability from which there are matrix units for tf32 and bfloat16
-
 
 @dataclass
 class _Made:
