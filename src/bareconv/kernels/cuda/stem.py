@@ -31,7 +31,7 @@ SHARED_UNIT, OWN_UNIT, INSTRUCTION, BAND = 3.3, 4.5, 1.0, 3000.0
 
 @dataclass(frozen=True)
 class Stem:
-    """uint8 images, (pixel - mean) / std, through ``a``, relu and, where ``a_pool``, a 2 x 2 max pool; then ``b`` likewise.
+    """uint8 images, (pixel - mean) / std, through ``a`` and relu and, if ``a_pool``, a 2 x 2 max pool; then ``b`` too.
 
     ``b`` reads what ``a`` and its pool make. A pool drops an odd last row or column.
     """
