@@ -128,7 +128,8 @@ def check_forward(launch, case, kernel=None, order="forward"):
     got = where[:images, ..., :K]
     assert (got < 8).all()
     alive = got < 4
-    assert (expected[alive] > -near).all() and (expected[~alive] < near).all()
+    assert (expected[alive] > -near).all()
+    assert (expected[~alive] < near).all()
     assert (alive == (y[:images, ..., :K] > 0)).all()
     if case.stem.b_pool:
         P, Q = case.stem.output
@@ -151,7 +152,8 @@ def check_backward(launch, case, kernels=None, order="forward"):
     stem, rng = case.stem, np.random.default_rng(1)
     if kernels is None:
         made = stem_backward(stem, case.precision, case.batch, FEW)
-        assert made is not None and {kernel.grid[0] for kernel in made.kernels} == {made.parts}
+        assert made is not None
+        assert {kernel.grid[0] for kernel in made.kernels} == {made.parts}
         kernels = made.kernels
     (P, Q), K = stem.output, stem.b.filters
     shape = (case.batch, P, Q, K)
@@ -244,7 +246,8 @@ def test_images_as_they_lie(launch):
     ordered, plain = case.operands(kernel), case.operands(kernel)
     launch(kernel, ordered)
     launch(kernel, plain | {"order": None, "pixels": case.pixels[case.order]})
-    assert (ordered["y"] == plain["y"]).all() and (ordered["where"] == plain["where"]).all()
+    assert (ordered["y"] == plain["y"]).all()
+    assert (ordered["where"] == plain["where"]).all()
 
 
 def test_what_does_not_fit():

@@ -31,7 +31,7 @@ SHARED_UNIT, OWN_UNIT, INSTRUCTION, BAND = 3.3, 4.5, 1.0, 3000.0
 
 @dataclass(frozen=True)
 class Stem:
-    """uint8 images, (pixel - mean) / std, through ``a``, relu and, where ``a_pool``, a 2 x 2 max pool; then through ``b``.
+    """uint8 images, (pixel - mean) / std, through ``a`` and relu and, if ``a_pool``, a 2 x 2 max pool; then ``b`` too.
 
     ``b`` reads what ``a`` and its pool make. A pool drops an odd last row or column.
     """
@@ -130,7 +130,7 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
             kernel = Kernel(
                 "stem_forward.cu",
                 "stem_forward",
-                tuple({**sizes.defines, **defines, "SHARED_BYTES": shared}.items()),
+                tuple({**sizes.defines, **defines, "B_TILES": tiles, "SHARED_BYTES": shared}.items()),
                 grid=(grid, 1, 1),
                 threads=warps * WARP,
                 shared_bytes=shared,
