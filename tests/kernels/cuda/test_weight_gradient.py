@@ -107,6 +107,12 @@ def test_image_smaller_than_padding(launch):
     check(launch, Convolution(1, 1, 8, 8, (3, 3), stride=(3, 3), padding=(4, 4)), "bfloat16", batch=4, images=4)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_windows_that_see_only_padding(launch, precision):
+    check(launch, Convolution(1, 6, 24, 8, (1, 2), (3, 3), (1, 4), (1, 3)), precision, batch=1, images=1)
+    check(launch, Convolution(6, 2, 8, 8, (2, 1), (2, 5), (0, 3)), precision, batch=3, images=3)
+
+
 def test_without_bias(launch):
     result = check(launch, Convolution(6, 6, 8, 8, (3, 3)), "float32", batch=2, images=2, bias=False)
     assert "partial_bias" not in result.kernel.operands

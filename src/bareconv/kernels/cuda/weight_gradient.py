@@ -295,9 +295,9 @@ def _layout(convolution: Convolution, precision: Precision, warps: _Warps, tile:
         checks[axis] = reach[axis] < outs[axis] or taps[axis] < convolution.kernel[axis]
         if not checks[axis]:
             padding = convolution.padding[axis]
-            first[axis] = min(-(-padding // step[axis]), staged[axis] - 1)
+            first[axis] = -(-padding // step[axis])
             last = min((padding + sizes[axis] - 1) // step[axis], staged[axis] - 1)
-            if last < first[axis]:  # not one: then one that is looked at and found outside
+            if last < first[axis]:  # none is inside: then one is looked at, and found outside
                 first[axis], last, checks[axis] = 0, 0, True
             loaded[axis] = last - first[axis] + 1
     steps_down, phases = strides[0] // step[0], strides[1] // step[1]
