@@ -167,11 +167,10 @@ class CudaDevice(Device):
         return self.xp.asnumpy(x)
 
     def fetch(self, *arrays: Array) -> Callable[[], list[NDArray[Any]]]:
-        import cupyx
-
         stream, copies = self.xp.cuda.get_current_stream(), []
         for array in arrays:
-            copies.append(cupyx.empty_pinned(array.shape, array.dtype))  # only from there can a copy go on by itself
+            pinned = self.xp.cuda.alloc_pinned_memory(array.nbytes)  # only to there can a copy go on by itself
+            copies.append(np.frombuffer(pinned, array.dtype, array.size).reshape(array.shape))
             array.get(stream=stream, out=copies[-1], blocking=False)  # type: ignore[attr-defined]
         done = self.xp.cuda.Event(disable_timing=True)
         done.record(stream)
