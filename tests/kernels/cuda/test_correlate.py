@@ -21,6 +21,7 @@ from bareconv.kernels.cuda.kernel import PRECISIONS, padded
 from bareconv.kernels.cuda.limits import GENERATIONS, H100
 from bareconv.ops.conv import conv2d_backward, conv2d_forward
 
+
 def normal(rng, shape, precision):
     """Numbers that the precision has, as float64."""
     return from_kept(to_kept(rng.standard_normal(shape), precision))
@@ -102,7 +103,8 @@ def check_statistics(table, statistics, y, precision):
     parts = table[: statistics.rows * 2 * statistics.pitch].reshape(statistics.rows, 2, statistics.pitch)
     counts = table[statistics.rows * 2 * statistics.pitch :].astype(np.float64)
     assert np.isfinite(table).all()
-    assert (parts[:, :, K:] == 0).all() and (parts[counts == 0] == 0).all()
+    assert (parts[:, :, K:] == 0).all()
+    assert (parts[counts == 0] == 0).all()
     assert counts.sum() == y[..., 0].size
     mean, squares, count = np.zeros(K), np.zeros(K), 0.0
     for (part_mean, part_squares), part_count in zip(parts[:, :, :K].astype(np.float64), counts, strict=True):
@@ -182,13 +184,13 @@ TURNS = [
 ]
 
 
-@pytest.mark.parametrize("case, precision", TURNS)
+@pytest.mark.parametrize(("case", "precision"), TURNS)
 def test_forward(launch, case, precision):
     convolution, batch, images = CASES[case]
     check_forward(launch, convolution, precision, batch, images)
 
 
-@pytest.mark.parametrize("case, precision", TURNS)
+@pytest.mark.parametrize(("case", "precision"), TURNS)
 def test_gradient_of_input(launch, case, precision):
     convolution, batch, images = CASES[case]
     check_gradient(launch, convolution, precision, batch, images)
@@ -230,7 +232,7 @@ APART = Convolution(9, 21, 24, 24, (3, 2), (2, 3), (1, 1), (1, 2))
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("convolution", [WIDE, APART], ids=["plain", "strided"])
-@pytest.mark.parametrize("at_once, strip", [("all", 8), ("row", None), ("one", 4)])
+@pytest.mark.parametrize(("at_once", "strip"), [("all", 8), ("row", None), ("one", 4)])
 def test_other_tilings(launch, precision, convolution, at_once, strip):
     """Strips that do not divide the image, and taps served one row or one at a time."""
     correlation = forward_correlation(convolution, precision, 3)

@@ -148,9 +148,7 @@ def forward(
     """
     correlation = forward_correlation(convolution, precision, batch)
     tiling = tiling or best_tiling(correlation, limits)
-    flags = {"BIAS": bias, "ADD": add, "RELU": relu, "MASK": False, "STATISTICS": statistics}
-    operands = ("x", "weight", "bias", "other", "y", "statistics", "control")
-    return _kernel(correlation, tiling, "convolution_forward", operands, flags)
+    return kernel_of(correlation, tiling, bias=bias, add=add, relu=relu, statistics=statistics)
 
 
 def gradient_of_input(
@@ -167,14 +165,11 @@ def gradient_of_input(
     Operands dy, weight (the working copy), x (null without ``mask``), dx, control. ``add``: to what dx holds.
     ``mask``: then zero where x <= 0, x being the output of a relu.
     """
-    flags = {"BIAS": False, "ADD": add, "RELU": False, "MASK": mask, "STATISTICS": False}
-    operands = ("dy", "weight", "x", "dx", "control")
     kernels = []
     for correlation in gradient_correlations(convolution, precision, batch):
         if add and not mask and not correlation.taps:
             continue  # nothing is added
-        tiling = best_tiling(correlation, limits)
-        kernels.append(_kernel(correlation, tiling, "convolution_input_gradient", operands, flags))
+        kernels.append(kernel_of(correlation, best_tiling(correlation, limits), mask=mask, add=add))
     return tuple(kernels)
 
 
@@ -209,14 +204,11 @@ def forward_correlation(convolution: Convolution, precision: Precision, batch: i
 def gradient_correlations(convolution: Convolution, precision: Precision, batch: int) -> list[Correlation]:
     """dX, as ``correlate.cu`` sees it: one for each pair of remainders by the stride that there are."""
     axes = [list(_classes(convolution, axis)) for axis in (0, 1)]
-    result = []
-    for vertical, horizontal in itertools.product(*axes):
-        result.append(
-            Correlation(
-                precision, batch, vertical, horizontal, convolution.channels, convolution.filters, convolution.kernel, True
-            )
-        )
-    return result
+    shape = (convolution.channels, convolution.filters, convolution.kernel)
+    return [
+        Correlation(precision, batch, vertical, horizontal, *shape, True)
+        for vertical, horizontal in itertools.product(*axes)
+    ]
 
 
 def _classes(convolution: Convolution, axis: int) -> Iterator[Axis]:
@@ -247,9 +239,22 @@ def _classes(convolution: Convolution, axis: int) -> Iterator[Axis]:
         )
 
 
-def _kernel(
-    correlation: Correlation, tiling: Tiling, entry: str, operands: tuple[str, ...], flags: dict[str, bool]
+def kernel_of(
+    correlation: Correlation,
+    tiling: Tiling,
+    *,
+    bias: bool = False,
+    add: bool = False,
+    relu: bool = False,
+    mask: bool = False,
+    statistics: bool = False,
 ) -> Kernel:
+    """The launch that computes ``correlation``, cut up as ``tiling`` says; the operands are those of its direction."""
+    flags = {"BIAS": bias, "ADD": add, "RELU": relu, "MASK": mask, "STATISTICS": statistics}
+    entry = "convolution_forward"
+    operands: tuple[str, ...] = ("x", "weight", "bias", "other", "y", "statistics", "control")
+    if correlation.is_backward:
+        entry, operands = "convolution_input_gradient", ("dy", "weight", "x", "dx", "control")
     vertical, horizontal = correlation.vertical, correlation.horizontal
     taps = correlation.taps
     defines: dict[str, str | int | float] = {
@@ -292,13 +297,13 @@ def _kernel(
         "AHEAD": int(tiling.ahead),
         "SHARED_BYTES": tiling.shared_bytes,
     }
-    defines |= {name: int(value) for name, value in flags.items()}
+    defines |= {name: int(flag) for name, flag in flags.items()}
     outputs = correlation.batch * vertical.count * horizontal.count
     size = KEPT_BYTES[correlation.precision]
     classes = vertical.grid_step * horizontal.grid_step  # which share the reading of dY and of the weights
     read = correlation.batch * vertical.size * horizontal.size * padded(correlation.inner)
     read += correlation.kernel[0] * correlation.kernel[1] * padded(correlation.inner) * padded(correlation.outer)
-    written = outputs * padded(correlation.outer) * (1 + flags["ADD"] + flags["MASK"])
+    written = outputs * padded(correlation.outer) * (1 + add + mask)
     return Kernel(
         "correlate.cu",
         entry,
@@ -390,7 +395,9 @@ def _tilings(correlation: Correlation, limits: Limits, at_once: Pair, strip: int
                 registers = _registers(precision, warp, limits.capability)
                 blocks = min(_all_shared(limits) // (shared + _RESERVED_SHARED), 65536 // (threads * registers), 8)
                 if blocks >= 1:
-                    yield Tiling(block, warp, chunk, step, stages, at_once, strip, rows, shared, blocks, precision != "float32")
+                    yield Tiling(
+                        block, warp, chunk, step, stages, at_once, strip, rows, shared, blocks, precision != "float32"
+                    )
 
 
 def _all_shared(limits: Limits) -> int:
@@ -425,7 +432,7 @@ def _registers(precision: str, warp: Pair, capability: int) -> int:
 
 @functools.lru_cache(maxsize=65536)
 def _rows(correlation: Correlation, block: int, at_once: Pair, strip: int) -> int:
-    """Rows of the input, of one remainder by the stride, that any tile of ``block`` pixels needs: correlate.cu's INPUT_ROWS."""
+    """Rows of the input, of one remainder by the stride, that any tile of ``block`` pixels needs at most."""
     axis, taps = correlation.vertical, at_once[0]
     held = axis.held(axis.count, taps)
     is_all = held == -(-axis.size // axis.stride)
@@ -496,7 +503,8 @@ def cost(correlation: Correlation, limits: Limits, tiling: Tiling) -> float:
     entry, depth = (1, 4) if precision == "float32" else (2, 32 // size)
     at_once = tiling.taps_at_once[0] * tiling.taps_at_once[1]
     parts = correlation.taps // at_once * -(-correlation.groups // tiling.chunk)
-    steps = -(-(-(-at_once * tiling.chunk // entry)) // tiling.step)
+    entries = -(-at_once * tiling.chunk // entry)
+    steps = -(-entries // tiling.step)
     multiplications = parts * steps * tiling.step
     warps = tiling.threads // 32
     multiply = multiplications * block_m * block_n * depth / _MULTIPLY_ADDS[precision]
