@@ -21,7 +21,7 @@ constexpr float REST = (float)(MIDDLE - (MEAN)), SCALE = (float)(1.0 / (STD));
 // Pixel WHICH of a word of four, less MIDDLE. A conversion takes longer: the byte is put into the lowest bits of 2^23.
 template <int WHICH>
 DEVICE u32 centred(u32 word) {
-    return bits_of(float_of((word >> 8 * WHICH & 0xffu) | 0x4b000000u) - (float)(8388608 + MIDDLE));
+    return bits_of(float_of(byte_below<WHICH>(0x4b000000u, word)) - (float)(8388608 + MIDDLE));
 }
 
 // COUNT pixels as words of four; zeros where there are fewer than that ``left`` in the image.
