@@ -249,7 +249,7 @@ def test_gradient_and_update(launch, precision, optimizer, shape, batch, images,
 PIXEL_CASES = [
     (DenseShape(49, 1, 10), 70, 70, Limits("sm_90", 2, 232448, 50 << 20)),
     (DenseShape(16, 3, 7), 100, 67, Limits("sm_86", 1, 101376, 3 << 20)),
-    (DenseShape(144, 4, 16), 40, 40, Limits("sm_75", 1, 65536, 3 << 20)),
+    (DenseShape(18, 4, 16), 40, 40, Limits("sm_90", 1, 232448, 50 << 20)),
 ]
 
 
@@ -282,6 +282,7 @@ def test_layer_upon_pixels(launch, precision, shape, batch, images, limits, orde
 def test_pixels_are_for_few_units():
     assert dense.pixel_product("float32", DenseShape(784, 1, 17), 64, 0.0, 1.0, H100) is None
     assert dense.pixel_gradient("float32", DenseShape(784, 1, 17), 64, 0.0, 1.0, H100) is None
+    assert dense.pixel_product("float32", DenseShape(784, 1, 10), 64, 0.0, 1.0, TURING) is None
 
 
 @needs_nvrtc

@@ -24,6 +24,7 @@ _FINISH_THREADS = 128
 _MOST_SPLITS = 64
 _MOST_PARTS = 1024
 _MOST_PIXEL_UNITS = 16
+_MOST_PIXEL_WARPS = 13
 
 
 @dataclass(frozen=True)
@@ -156,28 +157,27 @@ def pixel_product(
 ) -> Kernel | None:
     """``product`` upon uint8 images, gathered and normalised as ``prepare`` does it; one split. None: it does not fit.
 
-    Few units only, for pixels are multiplied as float32 in any precision, and are not rounded to it.
+    Few units only, on a GPU with a matrix unit for tf32. Pixels are not rounded, whatever the precision.
     Operands: pixels, order (null: as they lie), w (the working copy), control, sums float32 (batch, padded units).
     """
     features, units = shape.taps * shape.channels, shape.units
-    if units > _MOST_PIXEL_UNITS:
+    if units > _MOST_PIXEL_UNITS or not has_matrix_unit(limits):
         return None
-    row = (-(-features // 16) | 1) * 16
-    for threads, tile, stages in ((512, 64, 2), (512, 64, 1), (256, 32, 2), (256, 32, 1), (128, 32, 1)):
-        shared = features * -(-units // 4) * 16 + threads // 32 * units * tile * 4 + stages * tile * row
-        if shared <= limits.shared_bytes:
-            break
-    else:
+    columns = _pixel_columns(precision, units)
+    shared = 4 * columns * (-(-features // 64) * 64 + 1)
+    if shared > limits.shared_bytes:
         return None
-    tiles = -(-batch // tile)
-    blocks = limits.multiprocessors * max(1, min(limits.shared_bytes // shared, 1024 // threads))
-    rounds = -(-tiles // blocks)
+    # A warp takes 32 images, and a multiprocessor one block.
+    groups = -(-batch // 32)
+    blocks = min(groups, limits.multiprocessors)
+    turns = -(-groups // (blocks * _MOST_PIXEL_WARPS))
+    warps = -(-groups // (blocks * turns))
     return Kernel(
         "dense_pixels.cu",
         "dense_pixels_product",
-        _pixel_defines(precision, shape, mean, std, IMAGES=batch, TILE=tile, THREADS=threads, STAGES=stages),
-        grid=(-(-tiles // rounds), 1, 1),
-        threads=threads,
+        _pixel_defines(precision, shape, mean, std, GRADIENT_OF_WEIGHT=0, THREADS=32 * max(warps, 4)),
+        grid=(blocks, 1, 1),
+        threads=32 * max(warps, 4),
         shared_bytes=shared,
         operands=("pixels", "order", "w", "control", "sums"),
         flops=shape.flops(batch),
@@ -203,22 +203,13 @@ def pixel_gradient(
     features, units = shape.taps * shape.channels, shape.units
     if pixel_product(precision, shape, batch, mean, std, limits) is None:
         return None
-    together = 4 if features % 4 == 0 else 1
-    all_words = features // together
-    slices = -(-all_words // 256)
-    words = -(-all_words // slices)
-    sharers = max(1, 640 // words)
+    all_warps = -(-features // 64)
+    slices = -(-all_warps // _MOST_PIXEL_WARPS)
+    warps = -(-all_warps // slices)
     parts = max(1, min(limits.multiprocessors // slices, -(-batch // 32)))
-    images = -(-batch // parts)
+    images = -(-batch // (8 * parts)) * 8
     parts = -(-batch // images)
-    at_once = min(images, 384)
-    while True:
-        threads = -(-words * sharers // 32) * 32
-        shared = max(at_once * (-(-units // 4) * 16 + 4), words * together * units * 4)
-        if shared <= limits.shared_bytes:
-            break
-        at_once //= 2
-        assert at_once, "a block's weights fit into shared memory, for units are few"
+    at_once = min(-(-images // 32) * 32, 512)
     kernel = Kernel(
         "dense_pixels.cu",
         "dense_pixels_gradient",
@@ -228,20 +219,23 @@ def pixel_gradient(
             mean,
             std,
             GRADIENT_OF_WEIGHT=1,
+            THREADS=32 * warps,
             PART_IMAGES=images,
-            TOGETHER=together,
-            WORDS=words,
-            SHARERS=sharers,
             AT_ONCE=at_once,
         ),
         grid=(parts, slices, 1),
-        threads=threads,
-        shared_bytes=shared,
+        threads=32 * warps,
+        shared_bytes=4 * at_once * (_pixel_columns(precision, units) + 1),
         operands=("pixels", "order", "dy", "control", "weight_partial", "bias_partial"),
         flops=shape.flops(batch),
         bytes=batch * (features + KEPT_BYTES[precision] * padded(units)) + 4 * parts * shape.weight_size,
     )
     return PixelGradient(kernel, parts)
+
+
+def _pixel_columns(precision: Precision, units: int) -> int:
+    """Columns of the matrices that pixels are multiplied with: float32 takes two for a unit."""
+    return -(-units * (2 if precision == "float32" else 1) // 8) * 8
 
 
 def _forward(

@@ -398,6 +398,10 @@ inline u32 spread_signs(u32 bytes, int half) {
 inline u32 even_bytes(u32 a, u32 b) {
     return (a & 0xffu) | (a >> 8 & 0xff00u) | (b & 0xffu) << 16 | (b << 8 & 0xff000000u);
 }
+template <int WHICH>
+u32 byte_below(u32 rest, u32 word) {
+    return (rest & 0xffffff00u) | (word >> 8 * WHICH & 0xffu);
+}
 inline void wait_for_kernels_before() {}
 inline void let_next_kernel_start() {}
 inline int count_up(int* counter) { return (*counter)++; }
