@@ -74,8 +74,10 @@ MODELS: dict[str, tuple[MakeLayers, Shape]] = {
             *(layers.Conv2d(8, 3, padding=1), layers.ReLU()),
             blocks.Residual(
                 blocks.Sequential(
-                    [layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm(), layers.ReLU()]
-                    + [layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm()]
+                    [
+                        *(layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm(), layers.ReLU()),
+                        *(layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm()),
+                    ]
                 )
             ),
             *(layers.ReLU(), layers.GlobalAvgPool(), layers.Dense(5)),
