@@ -84,6 +84,11 @@ class Parts:
         """Elements of the operand ``parts``."""
         return self.count * (2 * padded(channels) + 1)
 
+    @property
+    def threads(self) -> int:
+        """Of a block that merges them: up to 2048 parts, a thread has so few that it loads them in one go or two."""
+        return min(max(256, 1 << (self.count - 1).bit_length()), 1024)
+
 
 @dataclass(frozen=True)
 class _Grid:
@@ -116,10 +121,11 @@ def _kernel(
     operands: tuple[str, ...],
     shared_bytes: int = 0,
     work: float = 0.0,
+    threads: int = THREADS,
 ) -> Kernel:
-    shape = {"HEIGHT": norm.size[0], "WIDTH": norm.size[1], "CHANNELS": norm.channels, "THREADS": THREADS}
+    shape = {"HEIGHT": norm.size[0], "WIDTH": norm.size[1], "CHANNELS": norm.channels, "THREADS": threads}
     constants = {"STAGE": _STAGES.index(stage), **shape, **defines}
-    return Kernel("norm.cu", stage, tuple(constants.items()), grid, THREADS, shared_bytes, operands, bytes=work)
+    return Kernel("norm.cu", stage, tuple(constants.items()), grid, threads, shared_bytes, operands, bytes=work)
 
 
 def _pass(
@@ -185,6 +191,7 @@ def finish_statistics(norm: Norm, parts: Parts) -> Kernel:
         (padded(norm.channels) // 8, 1, 1),
         ("parts", "gamma", "beta", "running_mean", "running_var", "coefficients"),
         work=4 * parts.size(norm.channels),
+        threads=parts.threads,
     )
 
 
@@ -231,6 +238,7 @@ def finish_gradients(norm: Norm, parts: Parts) -> Kernel:
         (padded(norm.channels) // 8, 1, 1),
         ("parts", "control", "coefficients", "dgamma", "dbeta"),
         work=4 * parts.size(norm.channels),
+        threads=parts.threads,
     )
 
 

@@ -120,6 +120,35 @@ DEVICE int winner(const Numbers (&x)[CELLS], int i, float scale, float shift, fl
 
 #endif
 
+#if STAGE == FINISH_STATISTICS || STAGE == FINISH_GRADIENTS
+
+// A block has SIDE channels, which fill what memory hands out at once; GROUPS threads share the parts of each.
+constexpr int SIDE = 8, GROUPS = THREADS / SIDE, WARPS = THREADS / 32, AT_ONCE = 8;
+static_assert(WARPS >= SIDE, "a warp for each channel at the end");
+
+// The sums of a channel's threads, which all lanes of the warp that has the channel's number then have.
+template <int COUNT>
+DEVICE void sum_over_groups(float (&sums)[COUNT]) {
+    SHARED float shared[COUNT][SIDE][WARPS];
+    const int warp = warp_of_block(), lane = lane_of_warp();
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        sums[k] += shuffle_xor(sums[k], 8);
+        sums[k] += shuffle_xor(sums[k], 16);
+        if (lane < SIDE) shared[k][lane][warp] = sums[k];
+    }
+    sync_block();
+    if (warp >= SIDE) return;
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        sums[k] = lane < WARPS ? shared[k][warp][lane] : 0.f;
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) sums[k] += shuffle_xor(sums[k], mask);
+    }
+}
+
+#endif
+
 #if STAGE == STATISTICS
 
 // parts[block][0][channel]: the mean of the block's rows, [1]: the sum of the squares of their distances from it. After
@@ -173,53 +202,63 @@ statistics(const Kind* RESTRICT x, const Control* RESTRICT control, float* RESTR
 
 #elif STAGE == FINISH_STATISTICS
 
-constexpr int SIDE = 8, GROUPS = THREADS / SIDE;  // channels of a block, and threads that share one
-
-struct Moments {
-    float count, mean, squares;
-};
-
-// Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
-DEVICE Moments merged(const Moments& a, const Moments& b) {
-    if (b.count == 0.f) return a;
-    const float count = a.count + b.count, share = b.count / count, distance = b.mean - a.mean;
-    return {count, a.mean + distance * share, a.squares + b.squares + distance * distance * a.count * share};
-}
-
+// The parts merged about some number of the same channel, as statistics does it with pixels: no part is waited for, as it
+// is where each moves a mean. With a part's count n, mean m and squares s, and d = m - pivot,
+//   mean = pivot + sum(n d) / count,   variance = (sum(s + n d d) - sum(n d)^2 / count) / count
 KERNEL(THREADS, 1)
 finish_statistics(const float* RESTRICT parts, const float* RESTRICT gamma, const float* RESTRICT beta,
                   float* RESTRICT running_mean, float* RESTRICT running_var, float* RESTRICT coefficients) {
-    SHARED Moments shared[THREADS];
-    const int channel = blockIdx.x * SIDE + threadIdx.x % SIDE, group = threadIdx.x / SIDE;
+    const int group = threadIdx.x / SIDE, channel = blockIdx.x * SIDE + warp_of_block();
+    const float* means = parts + blockIdx.x * SIDE;
+    const float* counts = parts + (long long)PARTS * (2 * PITCH);
     wait_for_kernels_before();
     let_next_kernel_start();
-    const float* counts = parts + (long long)PARTS * (2 * PITCH);
-    Moments mine = {0.f, 0.f, 0.f};
-#pragma unroll 4
-    for (int part = group; part < PARTS; part += GROUPS) {
-        const float* from = parts + (long long)part * (2 * PITCH) + channel;
-        mine = merged(mine, {counts[part], from[0], from[PITCH]});
-    }
-    shared[threadIdx.x] = mine;
-    for (int half = GROUPS / 2; half > 0; half /= 2) {
-        sync_block();
-        if (group < half) shared[threadIdx.x] = merged(shared[threadIdx.x], shared[threadIdx.x + half * SIDE]);
-    }
-    if (group > 0) return;
-    mine = shared[threadIdx.x];
-    float inv_std = 0.f, scale = 0.f, shift = 0.f;
-    if (channel < CHANNELS) {
-        const float count = max(mine.count, 1.f), var = mine.squares / count;
-        inv_std = 1.f / sqrtf(var + (float)(EPS));
-        scale = gamma[channel] * inv_std;
-        shift = fmaf(-mine.mean, scale, beta[channel]);
-        if (mine.count > 0.f) {
-            const float keep = (float)(1.0 - (MOMENTUM)), take = (float)(MOMENTUM);
-            running_mean[channel] = running_mean[channel] * keep + take * mine.mean;
-            running_var[channel] = running_var[channel] * keep + take * (var * (count / max(count - 1.f, 1.f)));
+    // What the end needs is on its way while the parts are added up.
+    const bool ends = warp_of_block() < SIDE, exists = ends && channel < CHANNELS;
+    const bool has_first = counts[0] > 0.f;
+    const float pivot = has_first ? means[threadIdx.x % SIDE] : 0.f;
+    const float last_pivot = has_first && ends ? means[warp_of_block()] : 0.f;
+    const float own_gamma = exists ? gamma[channel] : 0.f, own_beta = exists ? beta[channel] : 0.f;
+    const float old_mean = exists ? running_mean[channel] : 0.f, old_var = exists ? running_var[channel] : 0.f;
+    float sums[3] = {};
+    for (int begin = group; begin < PARTS; begin += AT_ONCE * GROUPS) {
+        float count[AT_ONCE], mean[AT_ONCE], squares[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            const int part = begin + u * GROUPS;
+            const float* from = means + (long long)part * (2 * PITCH) + threadIdx.x % SIDE;
+            const bool there = part < PARTS;
+            count[u] = there ? counts[part] : 0.f;
+            mean[u] = there ? from[0] : 0.f;
+            squares[u] = there ? from[PITCH] : 0.f;
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            if (!(count[u] > 0.f)) continue;
+            const float distance = mean[u] - pivot, all = count[u] * distance;
+            sums[0] += count[u];
+            sums[1] += all;
+            sums[2] += fmaf(all, distance, squares[u]);
         }
     }
-    coefficients[MEAN + channel] = channel < CHANNELS ? mine.mean : 0.f;
+    sum_over_groups(sums);
+    if (!ends || lane_of_warp() > 0) return;
+    float mean = 0.f, inv_std = 0.f, scale = 0.f, shift = 0.f;
+    if (exists) {
+        const float count = max(sums[0], 1.f), distance = sums[1] / count;
+        const float var = max(fmaf(-sums[1], distance, sums[2]), 0.f) / count;
+        mean = last_pivot + distance;
+        inv_std = 1.f / sqrtf(var + (float)(EPS));
+        scale = own_gamma * inv_std;
+        shift = fmaf(-mean, scale, own_beta);
+        if (sums[0] > 0.f) {
+            const float keep = (float)(1.0 - (MOMENTUM)), take = (float)(MOMENTUM);
+            running_mean[channel] = old_mean * keep + take * mean;
+            running_var[channel] = old_var * keep + take * (var * (count / max(count - 1.f, 1.f)));
+        }
+    }
+    if (channel >= PITCH) return;
+    coefficients[MEAN + channel] = mean;
     coefficients[INV_STD + channel] = inv_std;
     coefficients[SCALE + channel] = scale;
     coefficients[SHIFT + channel] = shift;
@@ -353,41 +392,41 @@ sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, co
 
 #elif STAGE == FINISH_GRADIENTS
 
-constexpr int SIDE = 8, GROUPS = THREADS / SIDE;
-
 // The parameters' gradients, and what pass 2 needs of them.
 KERNEL(THREADS, 1)
 finish_gradients(const float* RESTRICT parts, const Control* RESTRICT control, float* RESTRICT coefficients,
                  float* RESTRICT dgamma, float* RESTRICT dbeta) {
-    SHARED float2 shared[THREADS];
-    const int channel = blockIdx.x * SIDE + threadIdx.x % SIDE, group = threadIdx.x / SIDE;
+    const int group = threadIdx.x / SIDE, channel = blockIdx.x * SIDE + warp_of_block();
     wait_for_kernels_before();
     let_next_kernel_start();
+    const bool ends = warp_of_block() < SIDE, exists = ends && channel < CHANNELS;
+    const float inv_std = exists ? coefficients[INV_STD + channel] : 0.f;
+    const float scale = exists ? coefficients[SCALE + channel] : 0.f;
+    const float mean = exists ? coefficients[MEAN + channel] : 0.f;
     const float count = (float)max(control->images * PIXELS, 1);
-    float2 mine = {0.f, 0.f};
-#pragma unroll 4
-    for (int part = group; part < PARTS; part += GROUPS) {
-        const float* from = parts + (long long)part * (2 * PITCH) + channel;
-        mine.x += from[0], mine.y += from[PITCH];
-    }
-    shared[threadIdx.x] = mine;
-    for (int half = GROUPS / 2; half > 0; half /= 2) {
-        sync_block();
-        if (group < half) {
-            const float2 more = shared[threadIdx.x + half * SIDE];
-            shared[threadIdx.x].x += more.x, shared[threadIdx.x].y += more.y;
+    float sums[2] = {};
+    for (int begin = group; begin < PARTS; begin += AT_ONCE * GROUPS) {
+        float one[AT_ONCE], two[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            const int part = begin + u * GROUPS;
+            const float* from = parts + (long long)part * (2 * PITCH) + blockIdx.x * SIDE + threadIdx.x % SIDE;
+            one[u] = part < PARTS ? from[0] : 0.f;
+            two[u] = part < PARTS ? from[PITCH] : 0.f;
         }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) sums[0] += one[u], sums[1] += two[u];
     }
-    if (group > 0) return;
-    mine = shared[threadIdx.x];
+    sum_over_groups(sums);
+    if (!ends || lane_of_warp() > 0) return;
     float slope = 0.f, offset = 0.f;
-    if (channel < CHANNELS) {
-        const float inv_std = coefficients[INV_STD + channel], scale = coefficients[SCALE + channel];
-        dbeta[channel] = mine.x;
-        dgamma[channel] = mine.y * inv_std;
-        slope = -scale * inv_std * (mine.y * inv_std) / count;
-        offset = -scale * mine.x / count - slope * coefficients[MEAN + channel];
+    if (exists) {
+        dbeta[channel] = sums[0];
+        dgamma[channel] = sums[1] * inv_std;
+        slope = -scale * inv_std * (sums[1] * inv_std) / count;
+        offset = -scale * sums[0] / count - slope * mean;
     }
+    if (channel >= PITCH) return;
     coefficients[SLOPE + channel] = slope;
     coefficients[OFFSET + channel] = offset;
 }

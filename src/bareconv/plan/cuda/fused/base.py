@@ -50,9 +50,9 @@ class Fused:
         return masked
 
     def pass_on(self, tensor: Tensor, dy: Buffer) -> None:
-        """dX = dY: the same memory, where no one else writes into it."""
+        """dX = dY, after all else that reads dY: the same memory, where that may be."""
         step = self.step
-        if step.same_gradient(tensor, dy):
+        if step.same_gradient(tensor, dy, self.node.output):
             return
         into = step.into(tensor)
         if into is None:
