@@ -46,7 +46,7 @@ dense_product(const Number::Type* RESTRICT x, const Number::Type* RESTRICT w, co
 #pragma unroll
         for (int e = 0; e < WIDTH; e++) {
             if (bias != nullptr && unit + e < UNITS) values[e] += bias[unit + e];
-            if (RELU) values[e] = fmaxf(values[e], 0.f);
+            if (RELU) values[e] = relu(values[e]);
         }
         Segment<PRECISION>::store(y + (long long)image * PITCH + unit, values);
     });

@@ -96,7 +96,7 @@ DEVICE void layer_forward(float* h, const float* below, const Number::Type* w, c
         const float more = bias != nullptr && unit < UNITS ? bias[unit] : 0.f;
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {
-            const float value = RELU ? fmaxf(sums[n] + more, 0.f) : sums[n] + more;
+            const float value = RELU ? relu(sums[n] + more) : sums[n] + more;
             h[unit * TILE + image + n] = ROUND ? to_float(Number::of(value)) : value;
         }
     }
@@ -138,7 +138,7 @@ DEVICE void add_splits(float* h, float* gathered, const float* RESTRICT sums, co
     const auto keep = [&](int place, float sum) {
         const int image = place / PITCH, unit = place % PITCH;
         if (bias != nullptr && unit < UNITS_0) sum += bias[unit];
-        const float value = RELU_0 ? fmaxf(sum, 0.f) : sum;
+        const float value = RELU_0 ? relu(sum) : sum;
         h[unit * TILE + image] = LAYERS > 1 ? to_float(Number::of(value)) : value;
     };
     for (int quad = GROUPS > 1 ? threadIdx.x % QUADS : threadIdx.x; quad < QUADS; quad += GROUPS > 1 ? QUADS : THREADS) {

@@ -260,6 +260,8 @@ inline u32 shuffle_xor(u32 value, int mask) { return host::shuffled(value, threa
 inline int shuffle_xor(int value, int mask) { return (int)host::shuffled((u32)value, threadIdx.x ^ mask); }
 inline float shuffle_xor(float value, int mask) { return float_of(host::shuffled(bits_of(value), threadIdx.x ^ mask)); }
 
+inline float relu(float value) { return value < 0.f ? 0.f : value; }
+
 inline u32 host_bf16(float value) {
     const u32 bits = bits_of(value);
     return value != value ? 0x7fffu : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;

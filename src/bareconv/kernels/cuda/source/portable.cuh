@@ -41,6 +41,17 @@ DEVICE u32 shuffle(u32 value, int lane) { return __shfl_sync(0xffffffffu, value,
 
 DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
+// max(value, 0); a NaN stays one.
+DEVICE float relu(float value) {
+#if __CUDA_ARCH__ >= 800
+    float result;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(value));
+    return result;
+#else
+    return value < 0.f ? 0.f : value;
+#endif
+}
+
 // Two numbers as bf16, the first in the lower half; to nearest, ties to even.
 DEVICE u32 pack(float low, float high) {
 #if __CUDA_ARCH__ >= 800

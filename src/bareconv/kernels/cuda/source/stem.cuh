@@ -345,7 +345,7 @@ DEVICE void first_activation(u8* to, const u8* lines, const u8* weights, const f
                             value = fmaxf(value, sum[1][tile][e]);
                             value = fmaxf(value, fmaxf(sum[0][tile][2 + e], sum[1][tile][2 + e]));
                         }
-                        values[i] = inside ? fmaxf(value + added[i], 0.f) : 0.f;
+                        values[i] = inside ? relu(value + added[i]) : 0.f;
                     }
                     if (x < A_WIDTH && x + B_PADDING_W < To::COLUMNS && y < To::ROWS)
                         store_numbers(to + To::at(y, x + B_PADDING_W) + filter * Number::BYTES, values);

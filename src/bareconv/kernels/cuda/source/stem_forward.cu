@@ -48,7 +48,7 @@ DEVICE void finish(u32 (&numbers)[COUNT], u32 (&codes)[COUNT], const float (&sum
             }
             value += added[i];
             pair[e] = value > 0.f ? code : code + 4;
-            values[e] = fmaxf(value, 0.f);
+            values[e] = relu(value);
         }
         numbers[i] = transpose_matrix(pack(values[0], values[1]));
         codes[i] = transpose_matrix(pair[0] | pair[1] << 16);
