@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from bareconv.errors import BareconvError
+from bareconv.kernels.cuda import correlate_hopper
+from bareconv.kernels.cuda.correlate_hopper import HopperTiling
 from bareconv.kernels.cuda.geometry import Convolution
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
@@ -138,7 +140,7 @@ def forward(
     relu: bool,
     add: bool = False,
     statistics: bool = False,
-    tiling: Tiling | None = None,
+    tiling: Tiling | HopperTiling | None = None,
 ) -> Kernel:
     """y = relu?(convolution of x + bias? + other?), (batch, H, W, C) -> (batch, P, Q, K).
 
@@ -146,10 +148,10 @@ def forward(
     before it is rounded), control. ``bias``, ``other`` and ``statistics`` may be null where they are not asked for.
     """
     correlation = forward_correlation(convolution, precision, batch)
-    tiling = tiling or best_tiling(correlation, limits)
+    tiling = tiling or fastest(correlation, limits)
     flags = {"BIAS": bias, "ADD": add, "RELU": relu, "MASK": False, "STATISTICS": statistics}
     operands = ("x", "weight", "bias", "other", "y", "statistics", "control")
-    return _kernel(correlation, tiling, "convolution_forward", operands, flags)
+    return _kernel(correlation, tiling, limits, "convolution_forward", operands, flags)
 
 
 def gradient_of_input(
@@ -160,11 +162,12 @@ def gradient_of_input(
     *,
     mask: bool = False,
     add: bool = False,
+    choose: Callable[[Correlation], Tiling | HopperTiling] | None = None,
 ) -> tuple[Kernel, ...]:
     """dX from dY, (batch, P, Q, K) -> (batch, H, W, C): a launch for each class of pixels, in any order.
 
     Operands dy, weight (the working copy), x (null without ``mask``), dx, control. ``add``: to what dx holds.
-    ``mask``: then zero where x <= 0, x being the output of a relu.
+    ``mask``: then zero where x <= 0, x being the output of a relu. ``choose``: of each, its tiling; the ``fastest``.
     """
     flags = {"BIAS": False, "ADD": add, "RELU": False, "MASK": mask, "STATISTICS": False}
     operands = ("dy", "weight", "x", "dx", "control")
@@ -172,8 +175,8 @@ def gradient_of_input(
     for correlation in gradient_correlations(convolution, precision, batch):
         if add and not mask and not correlation.taps:
             continue  # nothing is added
-        tiling = best_tiling(correlation, limits)
-        kernels.append(_kernel(correlation, tiling, "convolution_input_gradient", operands, flags))
+        tiling = choose(correlation) if choose else fastest(correlation, limits)
+        kernels.append(_kernel(correlation, tiling, limits, "convolution_input_gradient", operands, flags))
     return tuple(kernels)
 
 
@@ -181,7 +184,8 @@ def statistics_of(kernel: Kernel) -> Statistics:
     """Of the forward kernel: what its operand ``statistics`` is."""
     defines = dict(kernel.defines)
     pitch = padded(int(defines["OUTPUT_CHANNELS"]))
-    return Statistics(kernel.grid[0] // -(-pitch // int(defines["BLOCK_N"])), pitch)
+    rows = defines.get("TILES_M", kernel.grid[0] // -(-pitch // int(defines["BLOCK_N"])))
+    return Statistics(int(rows), pitch)
 
 
 def forward_correlation(convolution: Convolution, precision: Precision, batch: int) -> Correlation:
@@ -247,10 +251,19 @@ def _classes(convolution: Convolution, axis: int) -> Iterator[Axis]:
 
 
 def _kernel(
-    correlation: Correlation, tiling: Tiling, entry: str, operands: tuple[str, ...], flags: dict[str, bool]
+    correlation: Correlation,
+    tiling: Tiling | HopperTiling,
+    limits: Limits,
+    entry: str,
+    operands: tuple[str, ...],
+    flags: dict[str, bool],
 ) -> Kernel:
     vertical, horizontal = correlation.vertical, correlation.horizontal
     taps = correlation.taps
+    if isinstance(tiling, HopperTiling):
+        blocks = min(math.prod(correlate_hopper.tiles(correlation, tiling)), limits.multiprocessors)
+    else:
+        blocks = blocks_in_grid(correlation, tiling)
     defines: dict[str, str | int | float] = {
         "PRECISION": NUMBER[correlation.precision],
         "BATCH": correlation.batch,
@@ -275,7 +288,34 @@ def _kernel(
             f"OFFSET_{name}": axis.offset,
             f"OFFSET_STEP_{name}": axis.offset_step,
         }
-    defines |= {
+    if isinstance(tiling, HopperTiling):
+        defines |= correlate_hopper.defines(correlation, tiling)
+    else:
+        defines |= _defines(tiling)
+    defines |= {name: int(value) for name, value in flags.items()}
+    outputs = correlation.batch * vertical.count * horizontal.count
+    size = KEPT_BYTES[correlation.precision]
+    classes = vertical.grid_step * horizontal.grid_step  # which share the reading of dY and of the weights
+    read = correlation.batch * vertical.size * horizontal.size * padded(correlation.inner)
+    read += correlation.kernel[0] * correlation.kernel[1] * padded(correlation.inner) * padded(correlation.outer)
+    written = outputs * padded(correlation.outer) * (1 + flags["ADD"] + flags["MASK"])
+    return Kernel(
+        "correlate_hopper.cu" if isinstance(tiling, HopperTiling) else "correlate.cu",
+        entry,
+        tuple(defines.items()),
+        grid=(blocks, 1, 1),
+        threads=tiling.threads,
+        shared_bytes=tiling.shared_bytes,
+        operands=operands,
+        flops=2.0 * outputs * correlation.outer * taps * correlation.inner,
+        bytes=size * (read / classes + written),
+        specific=isinstance(tiling, HopperTiling),
+    )
+
+
+def _defines(tiling: Tiling) -> dict[str, int]:
+    """The constants that say how it is cut up."""
+    return {
         "BLOCK_M": tiling.block[0],
         "BLOCK_N": tiling.block[1],
         "WARP_M": tiling.warp[0],
@@ -290,24 +330,15 @@ def _kernel(
         "BLOCKS": tiling.blocks,
         "SHARED_BYTES": tiling.shared_bytes,
     }
-    defines |= {name: int(value) for name, value in flags.items()}
-    outputs = correlation.batch * vertical.count * horizontal.count
-    size = KEPT_BYTES[correlation.precision]
-    classes = vertical.grid_step * horizontal.grid_step  # which share the reading of dY and of the weights
-    read = correlation.batch * vertical.size * horizontal.size * padded(correlation.inner)
-    read += correlation.kernel[0] * correlation.kernel[1] * padded(correlation.inner) * padded(correlation.outer)
-    written = outputs * padded(correlation.outer) * (1 + flags["ADD"] + flags["MASK"])
-    return Kernel(
-        "correlate.cu",
-        entry,
-        tuple(defines.items()),
-        grid=(blocks_in_grid(correlation, tiling), 1, 1),
-        threads=tiling.threads,
-        shared_bytes=tiling.shared_bytes,
-        operands=operands,
-        flops=2.0 * outputs * correlation.outer * taps * correlation.inner,
-        bytes=size * (read / classes + written),
-    )
+
+
+def fastest(correlation: Correlation, limits: Limits) -> Tiling | HopperTiling:
+    """The tiling for this GPU."""
+    for tiling in correlate_hopper.tilings(correlation, limits):
+        if correlate_hopper.cost(correlation, limits, tiling) < cost(correlation, limits, best_tiling(correlation, limits)):
+            return tiling
+        break
+    return best_tiling(correlation, limits)
 
 
 # Tile sizes
