@@ -74,7 +74,7 @@ def compile_kernel(kernel: Kernel, architecture: str) -> Compiled:
 
 
 def _target(kernel: Kernel, architecture: str) -> str:
-    """"sm_90", or "sm_90a" for what runs on nothing newer."""
+    """ "sm_90", or "sm_90a" for what runs on nothing newer."""
     return architecture.rstrip("a") + "a" if kernel.specific else architecture
 
 

@@ -216,7 +216,14 @@ def gradient_correlations(convolution: Convolution, precision: Precision, batch:
     for vertical, horizontal in itertools.product(*axes):
         result.append(
             Correlation(
-                precision, batch, vertical, horizontal, convolution.channels, convolution.filters, convolution.kernel, True
+                precision,
+                batch,
+                vertical,
+                horizontal,
+                convolution.channels,
+                convolution.filters,
+                convolution.kernel,
+                True,
             )
         )
     return result
@@ -335,7 +342,9 @@ def _defines(tiling: Tiling) -> dict[str, int]:
 def fastest(correlation: Correlation, limits: Limits) -> Tiling | HopperTiling:
     """The tiling for this GPU."""
     for tiling in correlate_hopper.tilings(correlation, limits):
-        if correlate_hopper.cost(correlation, limits, tiling) < cost(correlation, limits, best_tiling(correlation, limits)):
+        if correlate_hopper.cost(correlation, limits, tiling) < cost(
+            correlation, limits, best_tiling(correlation, limits)
+        ):
             return tiling
         break
     return best_tiling(correlation, limits)

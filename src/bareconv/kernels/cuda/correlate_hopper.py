@@ -32,12 +32,11 @@ class HopperTiling:
     stages: int
     buffers: int
     rows: int
-    copy_warps: int
     shared_bytes: int
 
     @property
     def threads(self) -> int:
-        return 256 + 32 * self.copy_warps
+        return 384
 
 
 def is_for(correlation: Correlation, limits: Limits) -> bool:
@@ -86,7 +85,7 @@ def _tilings(correlation: Correlation, limits: Limits) -> Iterator[HopperTiling]
                     buffers = 1 + -(-(stages - 1) // -(-listed // step))
                     shared = _shared_bytes(correlation, block, chunk, step, stages, buffers, rows)
                     if shared <= limits.shared_bytes:
-                        yield HopperTiling(block, chunk, step, stages, buffers, rows, 2, shared)
+                        yield HopperTiling(block, chunk, step, stages, buffers, rows, shared)
                         break
 
 
@@ -137,6 +136,8 @@ def cost(correlation: Correlation, limits: Limits, tiling: HopperTiling) -> floa
     fetch = multiplications * (weights * block_m / 64 + 32.0 * block_m + weights) / 128
     brought = chunks * tiling.rows * correlation.horizontal.size * tiling.chunk * 16.0 + multiplications * weights
     busy = max(multiply, fetch, brought / _CACHE_BYTES)
+    if tiling.chunk // 2 % tiling.step:
+        busy *= 1.03  # a step of several taps has more to work out
     ending = 600.0 + block_m * block_n / 20  # clocks after a tile's last multiplication, until the next tile's first
     along, across = tiles(correlation, tiling)
     rounds = -(-along * across // limits.multiprocessors)
@@ -154,6 +155,5 @@ def defines(correlation: Correlation, tiling: HopperTiling) -> dict[str, int]:
         "STAGES": tiling.stages,
         "BUFFERS": tiling.buffers,
         "INPUT_ROWS": tiling.rows,
-        "COPY_WARPS": tiling.copy_warps,
         "SHARED_BYTES": tiling.shared_bytes,
     }

@@ -15,7 +15,6 @@
 //   STEP, STAGES         multiplications whose weights are copied together, an even number, and how often there is room
 //   BUFFERS              for how many chunks of the input there is room
 //   INPUT_ROWS           rows of the input that any tile needs at most
-//   COPY_WARPS           warps that copy
 #include "hopper.cuh"
 #include "tile.cuh"
 
@@ -28,8 +27,7 @@ constexpr int larger(int a, int b) { return a > b ? a : b; }
 constexpr int divisor(int a, int b) { return b == 0 ? a : divisor(b, a % b); }
 constexpr int clamped(int value, int least, int most) { return larger(least, smaller(value, most)); }
 
-constexpr int MULTIPLY_THREADS = 256, COPY_THREADS = 32 * COPY_WARPS, THREADS = MULTIPLY_THREADS + COPY_THREADS;
-constexpr int REGISTERS = 65536 / THREADS / 8 * 8;
+constexpr int MULTIPLY_THREADS = 256, COPY_WARPS = 4, COPY_THREADS = 32 * COPY_WARPS, THREADS = MULTIPLY_THREADS + COPY_THREADS;
 constexpr int GROUP_M = BLOCK_M / 2, PARTS_M = GROUP_M / 64;  // outputs of four warps, 64 at a time
 constexpr int INPUT_PITCH = padded(INPUT_CHANNELS), OUTPUT_PITCH = padded(OUTPUT_CHANNELS);
 constexpr int WEIGHT_ROWS = BACKWARD ? OUTPUT_PITCH : INPUT_PITCH, WEIGHT_PITCH = BACKWARD ? INPUT_PITCH : OUTPUT_PITCH;
@@ -44,6 +42,7 @@ constexpr int GROUPS = blocks_of(INPUT_CHANNELS, 8), CHUNKS = blocks_of(GROUPS, 
 constexpr int TAPS = TAPS_Y * TAPS_X, LIST = TAPS * CHUNK / 2, SPAN = CHUNK / 2;
 constexpr int STEPS = blocks_of(LIST, STEP), ALL_STEPS = STEPS * CHUNKS;
 constexpr int LOOK = divisor(STEP, SPAN);  // multiplications between two looks at where the pixels lie
+static_assert(!(MASK && STATISTICS), "a mask comes last");
 static_assert(CHUNK % 2 == 0 && STEP % 2 == 0, "both halves of what is fetched ahead");
 
 constexpr int LEAST_Y = OFFSET_Y + smaller(0, (TAPS_Y - 1) * OFFSET_STEP_Y), MOST_Y = OFFSET_Y + larger(0, (TAPS_Y - 1) * OFFSET_STEP_Y);
@@ -127,10 +126,12 @@ struct Copier {
             const bool valid = GROUPS % CHUNK == 0 || chunk * CHUNK + group < GROUPS;
             const Number::Type* source = from + (valid ? pixel * INPUT_PITCH + group * 8 : 0);
             u8* target = to + pixel * PIXEL_BYTES + group * 16;
-#pragma unroll 8
-            for (int left = count - pixel; left > 0; left -= APART) {
-                copy_16(target, source, valid);
-                source += APART * INPUT_PITCH, target += APART * PIXEL_BYTES;
+#pragma unroll 1
+            for (int left = count - pixel; left > 0; left -= 4 * APART) {
+#pragma unroll
+                for (int u = 0; u < 4; u++)
+                    if (left > u * APART) copy_16(target + u * (APART * PIXEL_BYTES), source + u * (APART * INPUT_PITCH), valid);
+                source += 4 * APART * INPUT_PITCH, target += 4 * APART * PIXEL_BYTES;
             }
         } else {
 #pragma unroll 1
@@ -145,31 +146,40 @@ struct Copier {
     // The weights of a step: lines of k (forward) or of channels that come out, in pieces of 16 bytes.
     DEVICE void load_weights(int first_channel, int chunk, int step) const {
         constexpr int LINES = BACKWARD ? BLOCK_N : STEP * 16, PIECES = BACKWARD ? STEP * 2 : BLOCK_N / 8;
-        constexpr int COUNT = LINES * PIECES, ROUNDS = blocks_of(COUNT, COPY_THREADS);
-        constexpr bool IS_SAME_PIECE = COPY_THREADS % PIECES == 0;
-        constexpr int ROUND_LINES = IS_SAME_PIECE ? COPY_THREADS / PIECES : 0;
-        constexpr bool IS_ONE_TAP = SPAN % STEP == 0;
+        constexpr int COUNT = LINES * PIECES, ROUND_LINES = larger(COPY_THREADS / PIECES, 1);
         u8* to = shared + WEIGHTS + here.number * WEIGHT_TILE;
-        const u32 first_line = (u32)thread / PIECES, first_piece = (u32)thread % PIECES;
-#pragma unroll(ROUNDS <= 32 ? 32 : 8)
-        for (int i = 0; i < ROUNDS; i++) {
-            const u32 index = thread + i * COPY_THREADS;
-            if (COUNT % COPY_THREADS != 0 && index >= COUNT) break;
-            const u32 line = IS_SAME_PIECE ? first_line + i * ROUND_LINES : index / PIECES;
-            const u32 piece = IS_SAME_PIECE ? first_piece : index % PIECES;
-            // Which group of channels this is, of which tap.
-            const u32 within = BACKWARD ? piece : line / 8, number = step * (STEP * 2) + (IS_ONE_TAP ? 0 : within);
-            const u32 tap = number / CHUNK;
-            const int group = chunk * CHUNK + (int)(number % CHUNK) + (IS_ONE_TAP ? (int)within : 0);
-            const int inner = group * 8 + (BACKWARD ? 0 : line % 8), outer = first_channel + (BACKWARD ? line : piece * 8);
-            const bool valid = (LIST % STEP == 0 || tap < TAPS) && (GROUPS % CHUNK == 0 || group < GROUPS) && (HAS_ALL_CHANNELS || outer < OUTPUT_PITCH);
-            const int plane = WEIGHT_TAP + (int)(tap / TAPS_X) * WEIGHT_TAP_Y + (int)(tap % TAPS_X) * WEIGHT_TAP_X;
-            const long long at = (long long)plane * (WEIGHT_ROWS * WEIGHT_PITCH) + (BACKWARD ? outer * WEIGHT_PITCH + inner : inner * WEIGHT_PITCH + outer);
-            const u32 block = piece / 8 * (BACKWARD ? BLOCK_N * 128 : ACROSS_APART);
-            // Modulo 8 the line is the first one's, but for a constant, where rounds are powers of 2 of lines.
-            const u32 turn = IS_SAME_PIECE && (ROUND_LINES & (ROUND_LINES - 1)) == 0 ? (first_line & 7) ^ (i * ROUND_LINES & 7) : line & 7;
-            copy_16(to + block + line * 128 + ((piece & 7) ^ turn) * 16, valid ? weight + at : weight, valid);
+        if constexpr (SPAN % STEP == 0 && COPY_THREADS % PIECES == 0 && COUNT % COPY_THREADS == 0 && ROUND_LINES % 8 == 0) {
+            // All of one tap; a thread's lines are 8, 16 or more apart, its piece is always the same.
+            const u32 line = (u32)thread / PIECES, piece = (u32)thread % PIECES;
+            const int first_group = chunk * CHUNK + step * STEP % SPAN * 2;
+            const int outer = first_channel + (BACKWARD ? line : piece * 8), inner = first_group * 8 + (BACKWARD ? piece * 8 : line);
+            const Number::Type* source = from_tap((u32)(step * STEP) / SPAN) + (BACKWARD ? outer * WEIGHT_PITCH + inner : inner * WEIGHT_PITCH + outer);
+            u8* target = to + piece / 8 * (BACKWARD ? BLOCK_N * 128 : ACROSS_APART) + line * 128 + ((piece ^ line) & 7) * 16;
+#pragma unroll 4
+            for (int i = 0; i < COUNT / COPY_THREADS; i++) {
+                const int group = first_group + (BACKWARD ? piece : (line + i * ROUND_LINES) / 8);
+                const bool valid = (GROUPS % CHUNK == 0 || group < GROUPS) && (HAS_ALL_CHANNELS || outer + (BACKWARD ? i * ROUND_LINES : 0) < OUTPUT_PITCH);
+                copy_16(target + i * (ROUND_LINES * 128), valid ? source + i * (ROUND_LINES * WEIGHT_PITCH) : weight, valid);
+            }
+        } else {
+#pragma unroll 1
+            for (u32 index = thread; index < COUNT; index += COPY_THREADS) {
+                const u32 line = index / PIECES, piece = index % PIECES;
+                // Which group of channels this is, of which tap.
+                const u32 number = step * (STEP * 2) + (BACKWARD ? piece : line / 8), tap = number / CHUNK;
+                const int group = chunk * CHUNK + (int)(number % CHUNK);
+                const int inner = group * 8 + (BACKWARD ? 0 : line % 8), outer = first_channel + (BACKWARD ? line : piece * 8);
+                const bool valid = (LIST % STEP == 0 || tap < TAPS) && (GROUPS % CHUNK == 0 || group < GROUPS) && (HAS_ALL_CHANNELS || outer < OUTPUT_PITCH);
+                const Number::Type* source = from_tap(tap) + (BACKWARD ? outer * WEIGHT_PITCH + inner : inner * WEIGHT_PITCH + outer);
+                u8* target = to + piece / 8 * (BACKWARD ? BLOCK_N * 128 : ACROSS_APART) + line * 128 + ((piece ^ line) & 7) * 16;
+                copy_16(target, valid ? source : weight, valid);
+            }
         }
+    }
+
+    DEVICE const Number::Type* from_tap(u32 tap) const {
+        const int plane = WEIGHT_TAP + (int)(tap / TAPS_X) * WEIGHT_TAP_Y + (int)(tap % TAPS_X) * WEIGHT_TAP_X;
+        return weight + (long long)plane * (WEIGHT_ROWS * WEIGHT_PITCH);
     }
 
     // The oldest step whose copies have not been said to be there is said to be.
@@ -297,65 +307,78 @@ struct Multiplier {
         for (int i = 0; i < PARTS_M; i++) take_sums(c[i]);
     }
 
-    // Four pairs of numbers for this lane's columns of 32 channels, from ``channel`` on; 16 bytes a lane are read.
-    DEVICE static void load_pairs(u32 (&pairs)[4], const Number::Type* from, bool exists) {
-        uint4 four = {0u, 0u, 0u, 0u};
-        if (exists) four = *(const uint4*)from;
-        pairs[0] = four.x, pairs[1] = four.y, pairs[2] = four.z, pairs[3] = four.w;
-        transpose_4(pairs);
+    // A row of outputs of this lane: where it is, and what is read there, 16 bytes of every 32 channels.
+    struct Row {
+        bool exists;
+        long long at;
+        uint4 held[BLOCK_N / 32], seen[BLOCK_N / 32];
+    };
+
+    template <bool READS>
+    DEVICE static void begin_row(Row& row, int r, const Place& place, int images, const Number::Type* other, const Number::Type* output) {
+        const Pixel pixel(place.first + first_output(r / 2) + lane_of_warp() / 4 + r % 2 * 8);
+        row.exists = pixel.image < images;
+        row.at = (row.exists ? pixel.memory() : 0) + place.channel + 8 * (lane_of_warp() & 3);
+#pragma unroll
+        for (int j = 0; j < BLOCK_N / 32; j++) {
+            const bool is_read = row.exists && has_channels(place, j);
+            if constexpr (READS && ADD) row.held[j] = read((BACKWARD ? output : other) + row.at + 32 * j, is_read);
+            if constexpr (READS && MASK) row.seen[j] = read(other + row.at + 32 * j, is_read);
+        }
     }
 
-    // What is done to the sums.
-    DEVICE void change(const Place& place, int images, const float* bias, const Number::Type* other, const Number::Type* output) {
-        const int column = lane_of_warp() & 3;
+    DEVICE static bool has_channels(const Place& place, int j) {
+        return HAS_ALL_CHANNELS || place.channel + 32 * j + 8 * (lane_of_warp() & 3) < OUTPUT_PITCH;
+    }
+
+    DEVICE static uint4 read(const Number::Type* from, bool exists) { return exists ? *(const uint4*)from : uint4{0u, 0u, 0u, 0u}; }
+
+    // What is done to the sums (CHANGES), and to memory with them (STORES).
+    template <bool CHANGES, bool STORES>
+    DEVICE void finish(const Place& place, int images, const float* bias, const Number::Type* other, Number::Type* output) {
+        constexpr int ROWS = 2 * PARTS_M;
+        Row rows[2];
+        begin_row<CHANGES>(rows[0], 0, place, images, other, output);
 #pragma unroll
-        for (int i = 0; i < PARTS_M; i++)
+        for (int r = 0; r < ROWS; r++) {
+            Row& row = rows[r % 2];
+            if (r + 1 < ROWS) begin_row<CHANGES>(rows[(r + 1) % 2], r + 1, place, images, other, output);
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const Pixel pixel(place.first + first_output(i) + lane_of_warp() / 4 + 8 * half);
-                const bool exists = pixel.image < images;
-                const long long at = exists ? pixel.memory() : 0;
-#pragma unroll
-                for (int j = 0; j < BLOCK_N / 8; j += 4) {
-                    const int mine = place.channel + 8 * (j + column);
-                    const bool is_read = exists && (HAS_ALL_CHANNELS || mine < OUTPUT_PITCH);
-                    u32 held[4], seen[4];
-                    if constexpr (ADD) load_pairs(held, (BACKWARD ? output : other) + at + mine, is_read);
-                    if constexpr (MASK) load_pairs(seen, other + at + mine, is_read);
-#pragma unroll
-                    for (int u = 0; u < 4; u++)
-#pragma unroll
-                        for (int e = 0; e < 2; e++) {
-                            float& value = c[i][j + u][2 * half + e];
-                            const int channel = place.channel + 8 * (j + u) + 2 * column + e;
-                            if constexpr (BIAS) value += channel < OUTPUT_CHANNELS ? bias[channel] : 0.f;
-                            if constexpr (ADD) value += e ? high_half(held[u]) : low_half(held[u]);
-                            if constexpr (RELU) value = fmaxf(value, 0.f);
-                            if constexpr (MASK) value = (e ? high_half(seen[u]) : low_half(seen[u])) > 0.f ? value : 0.f;
-                        }
+            for (int j = 0; j < BLOCK_N / 32; j++) {
+                u32 held[4] = {}, packed[4];
+                if constexpr (CHANGES && ADD) {
+                    held[0] = row.held[j].x, held[1] = row.held[j].y, held[2] = row.held[j].z, held[3] = row.held[j].w;
+                    transpose_4(held);
                 }
-            }
-    }
-
-    DEVICE void store(const Place& place, int images, Number::Type* output) {
 #pragma unroll
-        for (int i = 0; i < PARTS_M; i++)
+                for (int u = 0; u < 4; u++) {
+                    float* pair = &c[r / 2][4 * j + u][r % 2 * 2];
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const Pixel pixel(place.first + first_output(i) + lane_of_warp() / 4 + 8 * half);
-                const bool exists = pixel.image < images;
-                Number::Type* to = output + (exists ? pixel.memory() : 0);
-#pragma unroll
-                for (int j = 0; j < BLOCK_N / 8; j += 4) {
-                    u32 packed[4];
-#pragma unroll
-                    for (int u = 0; u < 4; u++) packed[u] = pack(c[i][j + u][2 * half], c[i][j + u][2 * half + 1]);
+                    for (int e = 0; e < 2; e++) {
+                        const int channel = place.channel + 32 * j + 8 * u + 2 * (lane_of_warp() & 3) + e;
+                        if constexpr (CHANGES && BIAS) pair[e] += channel < OUTPUT_CHANNELS ? bias[channel] : 0.f;
+                        if constexpr (CHANGES && ADD) pair[e] += e ? high_half(held[u]) : low_half(held[u]);
+                        if constexpr (CHANGES && RELU) pair[e] = fmaxf(pair[e], 0.f);
+                    }
+                    packed[u] = pack(pair[0], pair[1]);
+                }
+                if constexpr (STORES) {
+                    // 16 bytes a lane instead of 4: four lanes exchange what they have of 32 channels.
                     transpose_4(packed);
-                    const int channel = place.channel + 8 * (j + (lane_of_warp() & 3));
-                    if (exists && (HAS_ALL_CHANNELS || channel < OUTPUT_PITCH))
-                        *(uint4*)(to + channel) = uint4{packed[0], packed[1], packed[2], packed[3]};
+                    uint4 four{packed[0], packed[1], packed[2], packed[3]};
+                    if constexpr (MASK) {
+                        const uint4& seen = row.seen[j];
+                        four = uint4{four.x & above_zero(seen.x), four.y & above_zero(seen.y), four.z & above_zero(seen.z), four.w & above_zero(seen.w)};
+                    }
+                    if (row.exists && has_channels(place, j)) *(uint4*)(output + row.at + 32 * j) = four;
                 }
             }
+        }
+    }
+
+    // Of two bf16, all bits of those that are more than zero.
+    DEVICE static u32 above_zero(u32 pair) {
+        return (low_half(pair) > 0.f ? 0xffffu : 0u) | (high_half(pair) > 0.f ? 0xffff0000u : 0u);
     }
 
     // The tile's row of the statistics: means, and sums of squares of what differs from them.
@@ -433,10 +456,12 @@ DEVICE void correlate(
     let_next_kernel_start();
     const int images = control->images;
     if (threadIdx.x >= MULTIPLY_THREADS) {
+        give_registers<40>();
         Copier copier{input, weight, shared, images, (int)threadIdx.x - MULTIPLY_THREADS};
         copier.run();
         return;
     }
+    take_registers<232>();
     Multiplier work;
     work.shared = shared;
 #pragma unroll 1
@@ -447,26 +472,30 @@ DEVICE void correlate(
             continue;
         }
         work.run(place);
-        if constexpr (BIAS || ADD || RELU || MASK) work.change(place, images, bias, other, output);
-        if constexpr (STATISTICS) work.count(place, images, statistics);
-        work.store(place, images, output);
+        if constexpr (STATISTICS) {
+            work.finish<true, false>(place, images, bias, other, output);
+            work.count(place, images, statistics);
+            work.finish<false, true>(place, images, bias, other, output);
+        } else {
+            work.finish<true, true>(place, images, bias, other, output);
+        }
     }
 }
 
 }  // namespace
 
 #if BACKWARD
-KERNEL_OF_REGISTERS(REGISTERS)
+KERNEL(THREADS, 1)
 convolution_input_gradient(
-    const Number::Type* RESTRICT dy, const Number::Type* RESTRICT weight, const Number::Type* RESTRICT x,
-    Number::Type* RESTRICT dx, const Control* RESTRICT control) {
+    const Number::Type* RESTRICT dy, const Number::Type* RESTRICT weight, const Number::Type* x,
+    Number::Type* dx, const Control* RESTRICT control) {
     correlate(dy, weight, nullptr, x, dx, nullptr, control);
 }
 #else
-KERNEL_OF_REGISTERS(REGISTERS)
+KERNEL(THREADS, 1)
 convolution_forward(
     const Number::Type* RESTRICT x, const Number::Type* RESTRICT weight, const float* RESTRICT bias,
-    const Number::Type* RESTRICT other, Number::Type* RESTRICT y, float* RESTRICT statistics,
+    const Number::Type* other, Number::Type* y, float* statistics,
     const Control* RESTRICT control) {
     correlate(x, weight, bias, other, y, statistics, control);
 }

@@ -5,8 +5,15 @@
 
 #if defined(__CUDACC__)
 
-// An entry whose threads may have this many registers, where blocks of any size are known to fit.
-#define KERNEL_OF_REGISTERS(COUNT) extern "C" __global__ void __maxnreg__(COUNT)
+// Groups of four warps share out the block's registers anew: from here on so many, fewer or more, for each thread.
+template <int COUNT>
+DEVICE void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+DEVICE void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
 
 // A barrier in shared memory, for everyone ``arrivals`` times. Then sync_block, before anyone uses it.
 DEVICE void start_barrier(u64* barrier, int arrivals) {

@@ -4,8 +4,6 @@
 
 #include <map>
 
-#define KERNEL_OF_REGISTERS(COUNT) static void
-
 namespace host {
 
 struct SharedBarrier {
@@ -103,6 +101,11 @@ static void multiply_group(float* c, const u32* a, u64 matrix, int columns, bool
 }
 
 }  // namespace host
+
+template <int COUNT>
+inline void give_registers() {}
+template <int COUNT>
+inline void take_registers() {}
 
 inline u32 shared_address(const void* pointer) { return (u32)((const u8*)pointer - host::shared_memory); }
 
