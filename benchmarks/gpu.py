@@ -26,10 +26,11 @@ from bareconv.bench.environment import describe
 from bareconv.bench.parts import SANITIZERS, pytest_command, run_part, sanitizer_command
 from bareconv.bench.peers import find, record
 from bareconv.bench.steady import run_record
-from bareconv.bench.workload import LR, ON_GPU_ONLY, PRECISIONS, Workload, natural_shape
+from bareconv.bench.workload import LR, Workload, natural_shape
 from bareconv.device import Device, get_device
 from bareconv.errors import BareconvError, UsageError
 from bareconv.training import ENGINES
+from bareconv.training.precision import ON_GPU_ONLY, PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST_FIRST = ("basic:64,256,1024:bfloat16,tf32,float32", "lenet5:64:bfloat16", "small:256:bfloat16")

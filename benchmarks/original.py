@@ -79,7 +79,7 @@ def run_bareconv(device: str, precision: str, path: Path, folder: Path) -> dict[
         "--validation": HELD_OUT,
         "--batch-size": ROWS - HELD_OUT,
         "--epochs": STEPS,
-        "--evaluate-every": 10,
+        "--evaluate-every": STEPS,
         "--optimizer": "sgd",
         "--momentum": 0,
         "--lr": RATE,

@@ -13,7 +13,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -64,6 +64,11 @@ class Device:
     def to_host(self, x: Array) -> Array:
         """``x`` as a NumPy array; waits for the device."""
         raise NotImplementedError
+
+    def fetch(self, *arrays: Array) -> Callable[[], list[NDArray[Any]]]:
+        """Begin to copy ``arrays`` to the host. The function that comes back waits for them, and for no later work."""
+        copies = [self.to_host(array) for array in arrays]
+        return lambda: copies
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was told to do."""
@@ -160,6 +165,22 @@ class CudaDevice(Device):
 
     def to_host(self, x: Array) -> Array:
         return self.xp.asnumpy(x)
+
+    def fetch(self, *arrays: Array) -> Callable[[], list[NDArray[Any]]]:
+        import cupyx
+
+        stream, copies = self.xp.cuda.get_current_stream(), []
+        for array in arrays:
+            copies.append(cupyx.empty_pinned(array.shape, array.dtype))  # only from there can a copy go on by itself
+            array.get(stream=stream, out=copies[-1], blocking=False)  # type: ignore[attr-defined]
+        done = self.xp.cuda.Event(disable_timing=True)
+        done.record(stream)
+
+        def wait() -> list[NDArray[Any]]:
+            done.synchronize()
+            return copies
+
+        return wait
 
     def synchronize(self) -> None:
         self.xp.cuda.Device(self.index).synchronize()

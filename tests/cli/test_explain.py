@@ -60,10 +60,10 @@ def test_what_has_no_kernel_is_named(run, here, monkeypatch):
 
 
 def test_no_plan(run, here, monkeypatch):
-    monkeypatch.setattr("bareconv.cli.explain.why_no_plan", lambda: "llvmlite is not there")
+    monkeypatch.setattr("bareconv.cli.explain.why_no_plan", lambda *_: "llvmlite is not there")
     outcome = run(*WORDS)
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.complaint() == "there is no plan on this machine: llvmlite is not there"
+    assert outcome.complaint() == "there is no plan on cpu: llvmlite is not there"
 
 
 def test_images_that_do_not_fit(run, here):

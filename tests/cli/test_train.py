@@ -71,12 +71,13 @@ def test_compiling_is_told_apart(run, here, tmp_path, monkeypatch):
 
 def test_no_plan_is_said_with_the_reason(run, here, monkeypatch):
     """The tuned engine takes its place, and the result says so."""
-    for place in ("engine", ""):
-        monkeypatch.setattr(f"bareconv.training{'.' * bool(place)}{place}.why_no_plan", lambda: "llvmlite is not there")
+    for place in ("engines", ""):
+        module = f"bareconv.training{'.' * bool(place)}{place}"
+        monkeypatch.setattr(f"{module}.why_no_plan", lambda *_: "llvmlite is not there")
     outcome = run(*MLP, "--json")
     assert outcome.code == 0
     assert outcome.result()["runs"][0]["engine"] == "tuned"
-    assert re.search(r"^Warning: no plan here \(llvmlite is not there\): the engine is tuned \(", outcome.err, re.M)
+    assert re.search(r"^Warning: no plan on cpu \(llvmlite is not there\): the engine is tuned \(", outcome.err, re.M)
 
 
 def test_json_of_the_requirement(run, here, listing, train_csv):

@@ -27,7 +27,9 @@ def run_on_gpu(kernel: Kernel, arrays: Mapping[str, NDArray[Any] | None], order:
     assert set(arrays) == set(kernel.operands), f"{kernel.entry} wants {kernel.operands}, got {tuple(arrays)}"
     device = get_device("cuda")
     with device.activate():
-        xp, blocks, addresses = device.xp, {}, []
+        xp = device.xp
+        blocks: dict[str, Any] = {}
+        addresses: list[int | None] = []
         for name in kernel.operands:
             array = arrays[name]
             if array is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -78,38 +79,71 @@ def launch_at(kernel: Kernel, pointers: list[ctypes.c_void_p], order: str = "for
     assert failure is None, f"{kernel.entry}: {failure.decode()}"
 
 
+FLAGS = ("-O1", "-std=c++20", "-shared", "-fPIC", "-w", "-fno-strict-aliasing", "-ffp-contract=off")
+# Headers of host.hpp, which take longer to read than a kernel to compile.
+STANDARD = (
+    *("cmath", "cstddef", "cstdint", "cstdio", "cstdlib", "cstring"),
+    *("functional", "random", "stdexcept", "string", "utility", "vector"),
+)
+
+
 @functools.cache
 def _built(source: str, entry: str, defines: tuple[tuple[str, Any], ...]) -> Any:
-    assert COMPILER is not None
     lines = [f"#define {name} {value}" for name, value in defines]
-    lines += ["#include <cstddef>", f'#include "{source}"']
+    lines += [f'#include "{source}"']
     lines += [
-        'extern "C" const char* launch_on_host(void** arguments, const int* grid, int block, int shared_bytes, int order) {',
+        'extern "C" const char* launch_on_host(',
+        "    void** arguments, const int* grid, int block, int shared_bytes, int order) {",
         f"    return host::launch({entry}, arguments, grid, block, shared_bytes, order);",
         "}",
     ]
     text = "\n".join(lines) + "\n"
-    flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-w", "-fno-strict-aliasing", "-ffp-contract=off"]
-    digest = hashlib.sha256(" ".join([text, *flags]).encode())
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.read_bytes())
-    folder = Path(os.environ.get("BARECONV_TEST_CACHE", Path(tempfile.gettempdir()) / "bareconv-host-kernels"))
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{digest.hexdigest()[:24]}.so"
+    digest = hashlib.sha256(f"{text} {_sources()}".encode()).hexdigest()[:24]
+    library = _folder() / f"{digest}.so"
     if not library.exists():
         program = library.with_suffix(f".{os.getpid()}.cpp")
         program.write_text(text)
-        made = library.with_suffix(f".{os.getpid()}.so")
-        done = subprocess.run(
-            [COMPILER, *flags, "-I", str(SOURCES), "-o", str(made), str(program)], capture_output=True, text=True
-        )
+        _compile(library, "-include", str(_standard_headers()), "-I", str(SOURCES), str(program))
         program.unlink()
-        assert done.returncode == 0, f"{source}: {done.stderr[:4000]}"
-        made.replace(library)
     function = ctypes.CDLL(str(library)).launch_on_host
     function.restype = ctypes.c_char_p
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     return function
+
+
+def _folder() -> Path:
+    folder = Path(os.environ.get("BARECONV_TEST_CACHE", Path(tempfile.gettempdir()) / "bareconv-host-kernels"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _sources() -> str:
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _standard_headers() -> Path:
+    """The standard headers, compiled once where the compiler can."""
+    header = _folder() / "standard.hpp"
+    if not header.exists():
+        header.write_text("".join(f"#include <{name}>\n" for name in STANDARD))
+    compiled = header.with_suffix(".hpp.gch")
+    if not compiled.exists():
+        with contextlib.suppress(AssertionError):
+            _compile(compiled, "-x", "c++-header", str(header))
+    return header
+
+
+def _compile(result: Path, *arguments: str) -> None:
+    assert COMPILER is not None
+    aside = result.with_suffix(f".{os.getpid()}{result.suffix}")
+    done = subprocess.run([COMPILER, *FLAGS, *arguments, "-o", str(aside)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+    aside.replace(result)
 
 
 # Numbers as the kernels keep them

@@ -13,7 +13,7 @@ from bareconv.nn.layer import Layer, Shape
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, Optimizer
 from bareconv.plan.cpu.plan import CpuPlan
-from bareconv.training.engine import EngineSettings, ReferenceEngine
+from bareconv.training import EngineSettings, ReferenceEngine
 
 MakeLayers = Callable[[], Sequence[Layer]]
 STRICT = 1e-9  # float64: what sums taken in another order leave

@@ -146,7 +146,7 @@ def test_who_takes_the_place_of_whom(make_model, monkeypatch):
     """Without llvmlite the tuned engine; elsewhere than on a CPU the reference, which is asked for by no name."""
     model, rule = make_model(), SGD(0.1)
     assert type(make_engine("plan", model, rule)) is PlanEngine
-    monkeypatch.setattr("bareconv.training.engine.why_no_plan", lambda: "llvmlite is not there")
+    monkeypatch.setattr("bareconv.training.engines.why_no_plan", lambda *_: "llvmlite is not there")
     assert type(make_engine("plan", model, rule)) is TunedEngine
     for name in ENGINES:
         elsewhere: Any = object()

@@ -9,7 +9,7 @@ import pytest
 
 from bareconv import nn, optim
 from bareconv.data import Split
-from bareconv.training import Evaluation, evaluate, evaluation, make_engine, predict
+from bareconv.training import Evaluation, evaluate, make_engine, predict
 
 LABELS = [0, 0, 1, 1, 1, 2, 2, 0, 1]
 PREDICTED = [0, 1, 1, 1, 0, 1, 0, 0, 1]  # never 2
@@ -51,9 +51,8 @@ def test_most_confidently_wrong(judged):
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 37, 1000])
-def test_figures_by_hand(squares, chunk, monkeypatch, device, engine):
+def test_figures_by_hand(squares, chunk, device, engine):
     """A dense layer in float64: logits, softmax, loss and classes written out, whatever the chunks."""
-    monkeypatch.setattr(evaluation, "CHUNK", chunk)
     model = nn.Model([nn.Flatten(), nn.Dense(4, init="uniform(0.5)")], (8, 8, 1), seed=5, mean=30.0, std=100.0)
     weight, bias = (array.astype(np.float64) for array in model.parameters().values())
     split = squares.test
@@ -67,6 +66,7 @@ def test_figures_by_hand(squares, chunk, monkeypatch, device, engine):
         confidence.append(max(p) / sum(p))
 
     engine = engine_of(model, device, engine=engine)
+    engine.predict_images = chunk
     result = evaluate(engine, split)
     assert result.loss == pytest.approx(loss, rel=1e-12)
     np.testing.assert_array_equal(result.predicted, predicted)

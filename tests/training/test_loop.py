@@ -543,7 +543,7 @@ def relabelled(data, part, label):
         ({"batch_size": 0}, "^batch size 0: expected at least 1$"),
         ({"batch_size": -3}, "^batch size -3: expected at least 1$"),
         ({"evaluate_every": 0}, "^evaluate every 0: expected at least 1$"),
-        ({"precision": "float16"}, "^precision 'float16': expected float32 or float64$"),
+        ({"precision": "float16"}, "^precision 'float16': expected float32, float64, tf32 or bfloat16$"),
         ({"engine": "steam"}, "^engine 'steam': expected plan, tuned, reference"),
         ({"label_smoothing": 1.0}, "^label smoothing 1.0: expected at least 0 and less than 1$"),
         ({"label_smoothing": -0.1}, "^label smoothing -0.1: expected"),

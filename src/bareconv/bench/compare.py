@@ -22,16 +22,29 @@ from bareconv.errors import NotFiniteError
 from bareconv.nn import Conv2d, MaxPool2d, ReLU, models
 from bareconv.nn.layer import Layer
 from bareconv.report.gallery import Gallery
-from bareconv.training import EpochRecord, Evaluation, Progress, Settings, Trainer, evaluate
+from bareconv.report.runs import pairs
+from bareconv.training import (
+    EpochRecord,
+    Evaluation,
+    Progress,
+    Settings,
+    Trainer,
+    check_precision,
+    evaluate,
+    why_no_plan,
+)
 from bareconv.training.checkpoint import save
-from bareconv.training.evaluation import CHUNK
+from bareconv.training.precision import stored
 
 WARM_UP_STEPS = 6
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to compare: a model of the zoo, how to train it, in which precisions, and how closely to look."""
+    """What to compare: a model of the zoo, how to train it, in which precisions, and how closely to look.
+
+    A CPU has no tf32 and no bfloat16: there, float32 stands against them.
+    """
 
     model: str
     settings: Settings
@@ -96,47 +109,64 @@ def compare(
     Each run trains a new model from the same seed: the same initial weights and the same batches. A few steps before it
     warm the device up, outside every clock. Stops early where the listener says so, with what has been done by then.
     ``checkpoint``: where the first run's model goes. Where a loss is not finite the first run raises NotFiniteError; a
-    later one ends the comparison with the runs before it.
+    later one ends the comparison with the runs before it. UsageError where no device has a precision of the job's.
     """
+    check_precisions(job.settings.engine, job.precisions, devices)
     listener = listener or Listener()
     runs: list[dict[str, Any]] = []
     remarks: list[str | None] = []
     gallery = None
-    for precision in job.precisions:
-        for device in devices:
-            if listener.should_stop():
-                break
-            warm_up, compiled = _warm_up(job, data, device, precision, listener)
-            device.reset_peak_memory()
-            begun = time.perf_counter()
-            trainer = new_trainer(job, data, device, precision)
-            listener.run_begins(trainer)
-            try:
-                trainer.run(listener.progress, listener.epoch, listener.should_stop, listener.compiling)
-            except NotFiniteError as error:
-                if not runs:
-                    raise
-                notes = [*_notes(data, devices, listener), f"{device.name} {precision}: {error}."]
-                return Comparison(runs, [], notes, gallery, failed=True)
-            total, peak = time.perf_counter() - begun, device.peak_memory()
+    for device, precision in sides(job, devices):
+        if listener.should_stop():
+            break
+        warm_up, compiled = _warm_up(job, data, device, precision, listener)
+        device.reset_peak_memory()
+        begun = time.perf_counter()
+        trainer = new_trainer(job, data, device, precision)
+        listener.run_begins(trainer)
+        try:
+            trainer.run(listener.progress, listener.epoch, listener.should_stop, listener.compiling)
+        except NotFiniteError as error:
             if not runs:
-                gallery = make_gallery(trainer)
-                if checkpoint is not None:
-                    save(checkpoint, trainer)
-            listener.stage(f"Profiling {job.profile_steps} steps on {device.description}")
-            record = run_record(trainer, peak_memory=peak, total_seconds=total, warm_up_seconds=warm_up)
-            record["memory"] = memory(trainer, peak)
-            record["compiled"] += compiled.kernels
-            record["compile_seconds"] += compiled.seconds
-            record["phases"], record["operations"] = profile(trainer, job.profile_steps)
-            remarks.append(remark(trainer))
-            runs.append(record)
-            listener.run_ends(record)
-            del trainer  # its arrays must not count in the next run's memory
-            gc.collect()  # a plan and what it has laid out know each other
+                raise
+            notes = [*_notes(data, devices, listener, runs), f"{device.name} {precision}: {error}."]
+            return Comparison(runs, [], notes, gallery, failed=True)
+        total, peak = time.perf_counter() - begun, device.peak_memory()
+        if not runs:
+            gallery = make_gallery(trainer)
+            if checkpoint is not None:
+                save(checkpoint, trainer)
+        listener.stage(f"Profiling {job.profile_steps} steps on {device.description}")
+        record = run_record(trainer, peak_memory=peak, total_seconds=total, warm_up_seconds=warm_up)
+        record["memory"] = memory(trainer, peak)
+        record["compiled"] += compiled.kernels
+        record["compile_seconds"] += compiled.seconds
+        record["phases"], record["operations"] = profile(trainer, job.profile_steps)
+        remarks.append(remark(trainer))
+        runs.append(record)
+        listener.run_ends(record)
+        del trainer  # its arrays must not count in the next run's memory
+        gc.collect()  # a plan and what it has laid out know each other
     proofs = _proofs(job, data, devices, listener)
-    notes = [*_notes(data, devices, listener), *dict.fromkeys(filter(None, remarks))]
+    notes = [*_notes(data, devices, listener, runs), *dict.fromkeys(filter(None, remarks))]
     return Comparison(runs, proofs, notes, gallery)
+
+
+def check_precisions(engine: str, precisions: Sequence[str], devices: Sequence[Device]) -> None:
+    """UsageError, with what can be done, where one of them is no device's."""
+    place = next((device for device in devices if not isinstance(device, CpuDevice)), devices[0])
+    for precision in precisions:
+        check_precision(engine, precision, place)
+
+
+def sides(job: Job, devices: Sequence[Device]) -> list[tuple[Device, str]]:
+    """Every run's device and precision; what a CPU has no arithmetic for runs there in float32, once."""
+    wanted = [
+        (device, stored(precision) if isinstance(device, CpuDevice) else precision)
+        for precision in job.precisions
+        for device in devices
+    ]
+    return list(dict.fromkeys(wanted))
 
 
 def new_trainer(job: Job, data: Dataset, device: Device, precision: str, engine: str | None = None) -> Trainer:
@@ -162,7 +192,7 @@ def _warm_up(job: Job, data: Dataset, device: Device, precision: str, listener: 
         trainer.engine.prepare(listener.compiling)
         for step in range(min(WARM_UP_STEPS, trainer.total_steps)):
             trainer.train_step(step)
-        evaluate(trainer.engine, trainer.data.train.part(slice(0, 2 * CHUNK)))
+        evaluate(trainer.engine, trainer.data.train.part(slice(0, 2 * trainer.engine.predict_images)))
         device.synchronize()
     compiled = _Compiled(trainer.engine.compiled, trainer.engine.compile_seconds)
     return time.perf_counter() - begun - compiled.seconds, compiled
@@ -171,21 +201,27 @@ def _warm_up(job: Job, data: Dataset, device: Device, precision: str, listener: 
 def _proofs(job: Job, data: Dataset, devices: Sequence[Device], listener: Listener) -> list[dict[str, Any]]:
     """CPU against GPU in float32 and float64; with one device only, its float32 against its own float64.
 
-    And on the CPU, where the job's engine is not the reference, the engine against the reference in both.
+    And, where the job's engine is not the reference, each device's engine against the reference there: on a CPU in
+    both, on a GPU in float32 and in whatever else of the job's it computes in.
     """
     if job.parity_steps < 1:
         return []
     engine = job.settings.engine
     if len(devices) > 1:
-        pairs = [((devices[0], p), (other, p)) for other in devices[1:] for p in ("float32", "float64")]
+        across = [((devices[0], p), (other, p)) for other in devices[1:] for p in ("float32", "float64")]
     else:
-        pairs = [((devices[0], "float64"), (devices[0], "float32"))]
-    sides = [((*a, engine), (*b, engine)) for a, b in pairs]
-    if engine != "reference":
-        cpus = [device for device in devices if isinstance(device, CpuDevice)]
-        sides += [((cpu, p, "reference"), (cpu, p, engine)) for cpu in cpus for p in ("float64", "float32")]
+        across = [((devices[0], "float64"), (devices[0], "float32"))]
+    compared = [((*a, engine), (*b, engine)) for a, b in across]
+    for device in devices:
+        if isinstance(device, CpuDevice):
+            own = ["float64", "float32"] if engine != "reference" else []
+        elif engine == "plan" and why_no_plan(device) is None:
+            own = [p for p in dict.fromkeys(("float32", *job.precisions)) if p != "float64"]
+        else:
+            own = []
+        compared += [((device, stored(p), "reference"), (device, p, engine)) for p in own]
     proofs = []
-    for reference, candidate in sides:
+    for reference, candidate in compared:
         if listener.should_stop():
             break
         in_double = reference[1] == candidate[1] == "float64"
@@ -209,8 +245,8 @@ def _gently(job: Job) -> Job:
     return dataclasses.replace(job, settings=settings, optimizer={**job.optimizer, "lr": job.optimizer["lr"] * GENTLE})
 
 
-def _notes(data: Dataset, devices: Sequence[Device], listener: Listener) -> list[str]:
-    notes = []
+def _notes(data: Dataset, devices: Sequence[Device], listener: Listener, runs: Sequence[dict[str, Any]]) -> list[str]:
+    notes = _unlike(runs)
     reason = why_no_cuda()
     if len(devices) == 1 and reason is not None:
         notes.append(f"No GPU run: {reason}.")
@@ -220,6 +256,21 @@ def _notes(data: Dataset, devices: Sequence[Device], listener: Listener) -> list
         notes.append("Accuracy is that of the held-out validation split: the data have no labelled test images.")
     if listener.should_stop():
         notes.append("Stopped early by request: the runs are those that were done, the last one perhaps in part.")
+    return notes
+
+
+def _unlike(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """A warning where a tuned program was compared with one that is not."""
+    notes = []
+    for pair in pairs(list(runs)):
+        gpu, cpu = runs[pair.gpu], runs[pair.cpu]
+        if (gpu["engine"] == "reference") != (cpu["engine"] == "reference"):
+            tuned, plain = (gpu, cpu) if cpu["engine"] == "reference" else (cpu, gpu)
+            notes.append(
+                f"{tuned['device']} {tuned['precision']} ran the tuned engine {tuned['engine']}, {plain['device']} "
+                f"{plain['precision']} the reference: their ratio is of two programs as much as of two processors. "
+                "The engine reference runs the same program on both."
+            )
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Every engine of this machine against the reference, on the CPU: small trainings in lockstep, in both precisions."""
+"""Every engine of a device against the reference there: small trainings in lockstep, in each of its precisions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from bareconv import optim, random
 from bareconv.bench.parity import GENTLE, parity
 from bareconv.bench.workload import CLASSES, natural_shape
 from bareconv.data import Dataset, Split
+from bareconv.device import CpuDevice, Device
 from bareconv.nn import models
 from bareconv.nn.layer import Shape
-from bareconv.training import ENGINES, Settings, Trainer, why_no_plan
+from bareconv.training import ENGINES, PRECISIONS, Settings, Trainer, why_no_plan
+from bareconv.training.precision import stored
 
 LR = 0.05
 BATCH, IMAGES, EPOCHS = 12, 28, 2  # three steps an epoch, the last of them short
@@ -20,9 +22,14 @@ LARGEST = 16  # pixels of a side, of the residual networks' images: wider ones t
 FURTHER = {"lenet5": (28, 28, 1), "small": (14, 14, 1), "basic": (14, 14, 1), "resnet9": (8, 8, 3)}
 
 
-def candidates() -> list[str]:
-    """The engines besides the reference that run on this CPU."""
-    return [name for name in ENGINES if name != "reference" and (name != "plan" or why_no_plan() is None)]
+def candidates(device: Device | None = None) -> list[tuple[str, str]]:
+    """(engine, precision) of all besides the reference that there are on a device, by default the CPU."""
+    if device is None or isinstance(device, CpuDevice):
+        names = [name for name in ENGINES if name != "reference" and (name != "plan" or why_no_plan() is None)]
+        return [(name, precision) for name in names for precision in ("float64", "float32")]
+    if why_no_plan(device) is not None:
+        return []
+    return [("plan", precision) for precision in PRECISIONS if precision != "float64"]
 
 
 def cases(model: str) -> list[tuple[str, Shape]]:
@@ -32,9 +39,9 @@ def cases(model: str) -> list[tuple[str, Shape]]:
     return list(dict.fromkeys([(model, own), *FURTHER.items()]))
 
 
-def count(model: str) -> int:
+def count(model: str, device: Device | None = None) -> int:
     """How many checks ``check_engines`` makes."""
-    return 2 * len(cases(model)) * len(candidates())
+    return len(cases(model)) * len(candidates(device))
 
 
 def check_engines(
@@ -42,38 +49,37 @@ def check_engines(
     seed: int = 0,
     threads: int | None = None,
     on_compile: Callable[[int, int], None] | None = None,
+    device: Device | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The ``parity`` objects of a result: each engine against the reference, in float64 and in float32.
+    """The ``parity`` objects of a result: each engine of ``device`` against the reference there.
 
-    SGD with momentum, weight decay and smoothed labels, over two epochs; in float32 at a rate so small that rounding
-    is not amplified (``bench.parity`` says more).
+    SGD with momentum, weight decay and smoothed labels, over two epochs; below float64 at a rate so small that rounding
+    is not amplified (``bench.parity`` says more). The reference computes in float32 beside tf32 and bfloat16.
     """
     for name, shape in cases(model):
         data = _random(shape, seed)
-        for engine in candidates():
-            for precision, lr in (("float64", LR), ("float32", LR * GENTLE)):
-                settings = Settings(
-                    epochs=EPOCHS,
-                    batch_size=BATCH,
-                    schedule=optim.Constant(),
-                    engine=engine,
-                    precision=precision,
-                    seed=seed,
-                    label_smoothing=0.1,
-                    threads=threads,
+        for engine, precision in candidates(device):
+            settings = Settings(
+                epochs=EPOCHS,
+                batch_size=BATCH,
+                schedule=optim.Constant(),
+                seed=seed,
+                label_smoothing=0.1,
+                threads=threads,
+            )
+            lr = LR if precision == "float64" else LR * GENTLE
+            sides = [
+                Trainer(
+                    models.by_name(name, shape, CLASSES, seed),
+                    data,
+                    optim.SGD(lr, momentum=0.9, weight_decay=1e-3),
+                    dataclasses.replace(settings, engine=side, precision=computed),
+                    device or "cpu",
                 )
-                sides = [
-                    Trainer(
-                        models.by_name(name, shape, CLASSES, seed),
-                        data,
-                        optim.SGD(lr, momentum=0.9, weight_decay=1e-3),
-                        dataclasses.replace(settings, engine=side),
-                        "cpu",
-                    )
-                    for side in ("reference", engine)
-                ]
-                sides[1].engine.prepare(on_compile)
-                yield {**parity(sides[0], sides[1], sides[0].total_steps), "image_shape": list(shape)}
+                for side, computed in (("reference", stored(precision)), (engine, precision))
+            ]
+            sides[1].engine.prepare(on_compile)
+            yield {**parity(sides[0], sides[1], sides[0].total_steps), "image_shape": list(shape)}
 
 
 def _random(shape: Shape, seed: int) -> Dataset:

@@ -21,7 +21,7 @@ from bareconv.training import Trainer
 
 GENTLE = 1 / 200  # of the base learning rate, in a proof that involves a precision below float64
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "tf32": 5e-2, "bfloat16": 1e-1}
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "tf32": 5e-2, "bfloat16": 1e-1}  # finest first
 LARGEST = 1e9  # relative difference: what is larger, infinite or NaN counts as this (JSON has no infinity)
 
 
@@ -38,7 +38,7 @@ def parity(
     and where a loss is not finite: from there on all would differ by ``LARGEST``.
     """
     sides = reference, candidate
-    precisions = [side.device.effective_precision(side.settings.precision) for side in sides]
+    precisions = [side.engine.precision for side in sides]
     precision = next(p for p in reversed(TOLERANCE) if p in precisions)
     loss_differences: list[float] = []
     weight_differences: list[float] = []
@@ -82,7 +82,7 @@ def side_names(reference: Trainer, candidate: Trainer) -> tuple[str, str]:
         " ".join(
             [
                 side.device.name,
-                side.device.effective_precision(side.settings.precision),
+                side.engine.precision,
                 *([] if plain else [side.engine.name]),
             ]
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from bareconv.device import Array
 from bareconv.errors import UsageError
 from bareconv.nn.layer import Layer
 from bareconv.optim import clip_grad_norm
-from bareconv.plan.explain import Explanation
-from bareconv.training import PlanEngine, ReferenceEngine, Trainer, TunedEngine
+from bareconv.plan.explain import Explanation, Row
+from bareconv.training import Batches, CudaPlanEngine, PlanEngine, ReferenceEngine, Trainer, TunedEngine
 
 WARM_UP = 2
+REPEATS = 3  # of all steps, where they are taken at once
 IMAGES = "images"  # what a plan calls the gathering and normalising of a batch
 
 
@@ -33,6 +35,8 @@ def profile(trainer: Trainer, steps: int = 20) -> tuple[dict[str, Any], list[dic
     engine = trainer.engine
     if isinstance(engine, PlanEngine):
         return _profile_plan(trainer, engine, steps)
+    if isinstance(engine, CudaPlanEngine):
+        return _profile_cuda_plan(trainer, engine, steps)
     if isinstance(engine, TunedEngine):
         return _profile_tuned(trainer, engine, steps)
     return _profile_reference(trainer, trainer.reference(), steps)
@@ -42,6 +46,14 @@ def remark(trainer: Trainer) -> str | None:
     """What a reader of a run's profile should know of it."""
     if isinstance(trainer.engine, TunedEngine):
         return "The tuned engine goes forward and backward slice by slice on every thread: there are no times of each."
+    if isinstance(trainer.engine, CudaPlanEngine):
+        reason = trainer.engine.plan.why_not_captured
+        if reason is not None:
+            return f"The plan on {trainer.device.name} is no CUDA graph, and there are no times of its parts: {reason}."
+        return (
+            f"The plan on {trainer.device.name}: each launch was timed alone; of a step, in which they overlap, each "
+            "is given its share."
+        )
     if isinstance(trainer.engine, PlanEngine):
         names = dict.fromkeys(row.node for row in trainer.engine.explain().fallbacks)
         if names:
@@ -66,12 +78,50 @@ def _profile_plan(trainer: Trainer, engine: PlanEngine, steps: int) -> tuple[dic
     step = statistics.median(whole[WARM_UP:])
     scale = step / sum(whole[WARM_UP:])
     explained: Explanation = plan.explain()
+    phases, operations = _by_operation(trainer, explained.rows, scale, len(batch))
+    phases["update"] += _update_by_reference(trainer, engine, steps)
+    other = max(0.0, step - sum(phases.values()))
+    return {**phases, "other": other, "profiled_steps": steps}, operations
+
+
+def _profile_cuda_plan(
+    trainer: Trainer, engine: CudaPlanEngine, steps: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """From launches timed one by one, scaled to a step where they take longer than that: in it they overlap.
+
+    What they leave of it is "other"; that is all of it where a step is no graph.
+    """
+    device, plan, batch = trainer.device, engine.plan, trainer.batch(0)
+    with device.activate():
+        chosen = None if batch.chosen is None else device.xp.tile(batch.chosen, steps)
+        batches = Batches(batch.images, batch.labels, chosen, len(batch), steps, 0)
+        samples = []
+        for _ in range(WARM_UP + REPEATS):
+            device.synchronize()
+            begun = time.perf_counter()
+            engine.train_steps(batches, [0.0] * steps)
+            device.synchronize()
+            samples.append((time.perf_counter() - begun) / steps)
+        step = statistics.median(samples[WARM_UP:])
+        if plan.why_not_captured is not None:
+            return {"update": 0.0, "other": step, "profiled_steps": steps}, []
+        plan.profile(batch.images, batch.labels, batch.chosen)
+    rows = plan.explain().rows
+    scale = min(1.0, step / sum(row.seconds or 0.0 for row in rows))
+    phases, operations = _by_operation(trainer, rows, scale, len(batch))
+    return {**phases, "other": max(0.0, step - sum(phases.values())), "profiled_steps": steps}, operations
+
+
+def _by_operation(
+    trainer: Trainer, rows: Sequence[Row], scale: float, batch: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Seconds of the phases, and of the operations, of a plan's rows."""
     phases = dict.fromkeys(("batch", "forward", "backward", "update"), 0.0)
     nodes: dict[str, dict[str, Any]] = {}
-    fused = {row.node.split(" + ")[0]: row.node for row in explained.rows if row.phase == "forward"}
+    fused = {row.node.split(" + ")[0]: row.node for row in rows if row.phase == "forward"}
     leaves = {leaf.name: leaf for leaf in [*trainer.model.leaves(), trainer.reference().loss]}
     # What prepares weights counts as forward; which weights come first there is no order to show operations in.
-    for row in sorted(explained.rows, key=lambda row: row.phase == "prepare"):
+    for row in sorted(rows, key=lambda row: row.phase == "prepare"):
         if row.seconds is None:  # Python's
             continue
         seconds = row.seconds * scale
@@ -82,10 +132,8 @@ def _profile_plan(trainer: Trainer, engine: PlanEngine, steps: int) -> tuple[dic
         name = fused.get(row.node, row.node)
         operation = nodes.setdefault(name, _fused(name, leaves))
         operation[f"{phase}_seconds"] += seconds
-        operation[f"{phase}_flops"] += row.flops * len(batch)
-    phases["update"] += _update_by_reference(trainer, engine, steps)
-    other = max(0.0, step - sum(phases.values()))
-    return {**phases, "other": other, "profiled_steps": steps}, list(nodes.values())
+        operation[f"{phase}_flops"] += row.flops * batch
+    return phases, list(nodes.values())
 
 
 def _fused(name: str, leaves: dict[str, Layer]) -> dict[str, Any]:
@@ -197,8 +245,9 @@ def memory(trainer: Trainer, peak: int) -> dict[str, int]:
     Activations are what an engine keeps of a step from its forward to its backward, and what it works in: of the
     reference im2col matrices among them, of a plan the gradients of activations.
     """
-    measured = 0 if isinstance(trainer.engine, PlanEngine | TunedEngine) else _activations(trainer)
-    kept = {"activations": measured, **trainer.engine.kept_bytes()}
+    kept = trainer.engine.kept_bytes()
+    if "activations" not in kept:
+        kept = {"activations": _activations(trainer), **trainer.engine.kept_bytes()}  # with the gradients from then on
     named = {
         "parameters": _bytes(trainer.model.state()),
         "gradients": kept["gradients"],

@@ -20,7 +20,7 @@ def run_record(trainer: Trainer, *, peak_memory: int, total_seconds: float, **mo
         "engine": engine.name,
         "threads": engine.threads,
         "model": trainer.model.name,
-        "precision": trainer.device.effective_precision(settings.precision),
+        "precision": engine.precision,
         "batch_size": history.batch_size,
         "epochs": round(history.iterations / history.steps_per_epoch, 6),
         "iterations": history.iterations,

@@ -20,8 +20,6 @@ from bareconv.nn.layer import Layer, Shape
 from bareconv.nn.model import Model
 
 CLASSES = 10
-PRECISIONS = ("float32", "float64", "tf32", "bfloat16")
-ON_GPU_ONLY = ("tf32", "bfloat16")
 EPOCHS = 8  # orders of the batches that are written down; after them, all candidates begin again with the first
 SYNTHETIC_IMAGES = 2048  # or two batches, where that is more
 MOMENTUM = 0.9

@@ -13,7 +13,7 @@ from bareconv.bench.engines import count as engine_count
 from bareconv.bench.gradients import Check, check_all, layer_cases
 from bareconv.cli.options import devices_option, model_option, seed_option, threads_option
 from bareconv.cli.screen import Bar, Screen, on_screen
-from bareconv.device import CpuDevice, all_devices, get_device, why_no_cuda
+from bareconv.device import Device, all_devices, get_device, why_no_cuda
 from bareconv.report.format import count, scientific
 from bareconv.training import why_no_plan
 
@@ -33,9 +33,9 @@ Examples:
 def check(screen: Screen, model: str, device: str, threads: int | None, seed: int) -> int:
     """Check the gradients of every layer and of a whole model, in float64, on every device there is.
 
-    Each derivative is compared with a central difference. Then, on the CPU, every engine trains the model, and a few
-    others on small images, in lockstep with the reference, in float64 and in float32: losses and weights must agree.
-    Exit code 1 if something is out of tolerance.
+    Each derivative is compared with a central difference. Then, on each device, every engine trains the model, and a
+    few others on small images, in lockstep with the reference there, in every precision that it has: losses must agree,
+    in float64 weights too. Exit code 1 if something is out of tolerance.
     """
     devices = all_devices() if device == "all" else [get_device(device)]
     table = screen.table("gradient of", "device", "derivatives", "largest error", "")
@@ -71,21 +71,21 @@ def check(screen: Screen, model: str, device: str, threads: int | None, seed: in
         }
         for one in checks
     ]
-    proofs = _engines(screen, model, seed, threads) if any(isinstance(d, CpuDevice) for d in devices) else []
+    proofs = [proof for place in devices for proof in _engines(screen, place, model, seed, threads)]
     screen.finish(screen.result(gradient_checks=records, parity=proofs))
     return 0 if not wrong and all(proof["passed"] for proof in proofs) else 1
 
 
-def _engines(screen: Screen, model: str, seed: int, threads: int | None) -> list[dict[str, Any]]:
-    """Check the engines, show how far each is from the reference, and return the proofs."""
+def _engines(screen: Screen, device: Device, model: str, seed: int, threads: int | None) -> list[dict[str, Any]]:
+    """Check a device's engines, show how far each is from the reference, and return the proofs."""
     table = screen.table("model", "images", "engine", "steps", "losses differ by", "weights differ by", "")
     proofs: list[dict[str, Any]] = []
     with Bar(screen) as bar:
-        total = engine_count(model)
-        bar.begin("Checking the engines", total)
-        for done, proof in enumerate(check_engines(model, seed, threads, bar.compiling), start=1):
+        text, total = f"Checking the engines on {device.name}", engine_count(model, device)
+        bar.begin(text, total)
+        for done, proof in enumerate(check_engines(model, seed, threads, bar.compiling, device), start=1):
             proofs.append(proof)
-            bar.text, bar.total = "Checking the engines", total
+            bar.text, bar.total = text, total
             bar.count(done, f"{proof['model']}, {proof['candidate']}")
             table.add_row(
                 proof["model"],
@@ -96,11 +96,14 @@ def _engines(screen: Screen, model: str, seed: int, threads: int | None) -> list
                 scientific(proof["final_weight_difference"]),
                 Text("ok", "green") if proof["passed"] else Text("WRONG", "bold red"),
             )
-    screen.say("\nIn lockstep with the reference, in the same precision:")
-    screen.show(table)
-    reason = why_no_plan()
+    reason = why_no_plan(device)
+    if proofs:
+        screen.say(f"\nIn lockstep with the reference on {device.name}:")
+        screen.show(table)
     if reason is not None:
-        screen.say(f"Not checked: the plan ({reason}).")
+        screen.say(f"Not checked on {device.name}: the plan ({reason}).")
+    if not proofs:
+        return []
     right = sum(proof["passed"] for proof in proofs)
     tolerances = {proof["precision"]: scientific(proof["tolerance"]) for proof in proofs}
     said = ", ".join(f"{tolerance} in {precision}" for precision, tolerance in tolerances.items())

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bareconv import data, optim
 from bareconv.bench import results
-from bareconv.bench.compare import Comparison, Job, Listener
+from bareconv.bench.compare import Comparison, Job, Listener, check_precisions
 from bareconv.bench.compare import compare as run_comparison
 from bareconv.cli import tables
 from bareconv.cli.folder import RESULT, result_folder
@@ -71,6 +71,10 @@ ORIGINAL_ROWS, ORIGINAL_HELD_OUT = 42_000, 1_000  # Kaggle's train.csv
 def compare(screen: Screen, **options: Any) -> int:
     """Train the same network on the CPU and on the GPU: the same initial weights, the same batches.
 
+    Each side runs the engine plan, tuned for its processor. With --engine reference both run the same array program. To
+    compare a tuned GPU with a CPU that is not, or the reverse, would say little of the two: where it cannot be helped,
+    for want of an engine, the result says so. In tf32 and bfloat16 a GPU is compared with the CPU in float32.
+
     Prints and writes a table of times (total, per iteration, forward, backward, update, per operation), memory by
     component, accuracy and speed-up, a convergence plot, and the parity proof: how far losses and weights of the two
     drift apart in lockstep. Without a GPU it says why, and reports the CPU.
@@ -80,8 +84,9 @@ def compare(screen: Screen, **options: Any) -> int:
     keep_freed_memory()
     options["precisions"] = tuple(dict.fromkeys(options["precisions"]))
     ctx = click.get_current_context()
-    job, dataset = _preset_original(ctx, options) if options["preset"] else _job(ctx, options)
     devices = all_devices() if options["device"] == "all" else [get_device(options["device"])]
+    check_precisions(options["engine"], options["precisions"], devices)
+    job, dataset = _preset_original(ctx, options) if options["preset"] else _job(ctx, options)
     with result_folder(options["output"]) as folder:
         _introduce(screen, job, dataset)
         for device in devices:
@@ -141,9 +146,9 @@ class _Printer(Listener):
             self.screen.say(f"\n{text}")  # it may take a while, also where there is no bar
 
     def run_begins(self, trainer: Trainer) -> None:
-        precision = trainer.device.effective_precision(trainer.settings.precision)
+        engine = trainer.engine
         self.screen.say(
-            f"\n{trainer.device.name} ({trainer.device.description}), {precision}, engine {trainer.engine.description}:"
+            f"\n{trainer.device.name} ({trainer.device.description}), {engine.precision}, engine {engine.description}:"
         )
         self.screen.engine(trainer.engine, trainer.settings.engine)
         self.bar.begin("Training", trainer.total_steps)

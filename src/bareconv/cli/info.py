@@ -10,7 +10,7 @@ from rich.text import Text
 from bareconv import host
 from bareconv.bench import environment
 from bareconv.cli.screen import Screen, on_screen
-from bareconv.device import get_device
+from bareconv.device import CpuDevice, Device, get_device
 from bareconv.report.format import bytes_
 from bareconv.training import why_no_plan
 
@@ -35,6 +35,8 @@ def info(screen: Screen) -> int:
     device = get_device("auto")
     screen.say(f"\nWill be used: {device.name} ({device.description})")
     screen.say(f"Engine on the CPU: {_engine()}")
+    if not isinstance(device, CpuDevice):
+        screen.say(f"Engine on the GPU: {_engine_on_gpu(device)}")
     for warning in here["warnings"]:
         screen.warn(warning)
     for absent in environment.missing():
@@ -55,6 +57,11 @@ def _engine() -> str:
 
     unit = host_target()
     return f"plan ({unit.name}, {unit.lanes} numbers of float32 at a time, {threads})"
+
+
+def _engine_on_gpu(device: Device) -> str:
+    reason = why_no_plan(device)
+    return "plan (CUDA graphs; float32, tf32 or bfloat16)" if reason is None else f"reference; no plan: {reason}"
 
 
 def _rows(here: dict[str, Any]) -> list[tuple[str, str]]:

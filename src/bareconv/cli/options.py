@@ -14,9 +14,9 @@ from bareconv import data, optim
 from bareconv.data import Dataset
 from bareconv.errors import UsageError
 from bareconv.nn.layer import Shape
-from bareconv.nn.model import PRECISIONS
 from bareconv.nn.models import ZOO
-from bareconv.training import ENGINES, Settings
+from bareconv.training import ENGINES, PRECISIONS, Settings
+from bareconv.training.precision import ON_GPU_ONLY
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ devices_option = click.option(
 )
 
 
-engine_option = choice("--engine", ENGINES, "NAME", "What computes, on the CPU", Settings.engine)
+engine_option = choice("--engine", ENGINES, "NAME", "What computes", Settings.engine)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1),
@@ -154,8 +154,9 @@ def training_options(epochs: int) -> Callable[[F], F]:
 
 
 def precision_option(*, several: bool) -> Callable[[F], F]:
-    """--precision, or, with ``several``, one or two of them as ``precisions``."""
-    text = f"{' or '.join(PRECISIONS)}{'; may be given twice' if several else ''}."
+    """--precision, or, with ``several``, one or more of them as ``precisions``."""
+    everywhere = " or ".join(name for name in PRECISIONS if name not in ON_GPU_ONLY)
+    text = f"{everywhere}; {' or '.join(ON_GPU_ONLY)} with the plan on a GPU{'; may be repeated' if several else ''}."
     return click.option(
         "--precision",
         "precisions" if several else "precision",

@@ -96,9 +96,11 @@ class Screen:
                     self.warn(warning)
 
     def engine(self, engine: training.Engine, wanted: str) -> None:
-        """Warn where another engine works than the one that was ``wanted``, on a CPU: the GPU has only one."""
-        if isinstance(engine.device, CpuDevice) and engine.name != wanted:
-            self.warn(f"no {wanted} here ({training.why_no_plan()}): the engine is {engine.description}")
+        """Warn where another engine works than the one that was ``wanted``."""
+        if engine.name == wanted:
+            return
+        reason = f" ({training.why_no_plan(engine.device, engine.precision)})" if wanted == "plan" else ""
+        self.warn(f"no {wanted} on {engine.device.name}{reason}: the engine is {engine.description}")
 
     def result(self, **parts: Any) -> dict[str, Any]:
         """A result of this command, with ``parts`` of the schema (runs, evaluation, ...)."""

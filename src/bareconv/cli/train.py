@@ -162,7 +162,7 @@ def _introduce(screen: Screen, trainer: Trainer) -> None:
     )
     screen.say(
         f"Model: {model.name}, {count(model.body.parameter_count())} parameters; "
-        f"{trainer.device.effective_precision(settings.precision)}, engine {trainer.engine.description}"
+        f"{trainer.engine.precision}, engine {trainer.engine.description}"
     )
     screen.engine(trainer.engine, settings.engine)
     screen.say(

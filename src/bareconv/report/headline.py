@@ -128,6 +128,10 @@ def _how(runs: list[Run], pair: Pair) -> str:
         text += f"; {fmt.percent(gpu['test_accuracy'])} and {fmt.percent(cpu['test_accuracy'])} of {_tested(gpu)} right"
     if engines_differ([gpu, cpu]):
         text += f". The GPU ran the engine {gpu['engine']}, the CPU the engine {cpu['engine']}"
+        if "reference" in (gpu["engine"], cpu["engine"]):
+            text += ": a tuned program beside one that is not, so that the ratio is not of the processors alone"
+    else:
+        text += f". Both ran the engine {gpu['engine']}"
     return text + "."
 
 

@@ -23,6 +23,7 @@ from bareconv.files import write_whole
 from bareconv.nn.model import Model
 from bareconv.training.history import EpochRecord, History
 from bareconv.training.loop import Settings, Trainer
+from bareconv.training.precision import stored
 
 FORMAT = 1
 
@@ -112,7 +113,7 @@ def load(path: Path) -> Checkpoint:
         model = Model.from_config(about["model"])
         settings = dict(about["settings"])
         schedule = optim.schedule_from_config(settings.pop("schedule"))
-        model.to("cpu", settings["precision"]).load_state(_below("model/", tensors))
+        model.to("cpu", stored(settings["precision"])).load_state(_below("model/", tensors))
         epochs = [EpochRecord(**epoch) for epoch in about["history"].pop("epochs")]
         optimizer, state = optim.from_config(about["optimizer"]), _below("optimizer/", tensors)
         _check_state(optimizer, state, model if about["optimizer_step"] else None)

@@ -12,8 +12,6 @@ from bareconv.data import Split
 from bareconv.device import Array
 from bareconv.training.engine import Engine
 
-CHUNK = 200  # images at a time: enough to fill a GPU, little enough for the processor's cache and a laptop's memory
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -53,21 +51,27 @@ class Evaluation:
 
 def evaluate(engine: Engine, split: Split, images: Array | None = None) -> Evaluation:
     """Predict all of ``split``; ``images`` are its images on the engine's device, if they are there already."""
-    device = engine.device
+    device, chunk = engine.device, engine.predict_images
     with device.activate():
+        xp = device.xp
         images = device.asarray(split.images) if images is None else images
-        total, predicted, confidence = 0.0, [], []
-        for start in range(0, len(split), CHUNK):
-            logits = engine.predict(images[start : start + CHUNK])
-            labels = device.asarray(split.labels[start : start + CHUNK])
+        all_labels = device.asarray(split.labels)
+        losses, sizes, predicted, confidence = [], [], [], []
+        for start in range(0, len(split), chunk):
+            labels = all_labels[start : start + chunk]
+            logits = engine.predict(images[start : start + chunk])
             loss, p, _ = ops.softmax_cross_entropy_forward(logits, labels)
-            total += float(loss) * len(labels)
-            predicted.append(device.to_host(logits.argmax(axis=1)))  # p may tie where the logits do not
-            confidence.append(device.to_host(p.max(axis=1)))
+            losses.append(loss)
+            sizes.append(len(labels))
+            predicted.append(logits.argmax(axis=1))  # p may tie where the logits do not
+            confidence.append(p.max(axis=1))
+        # Only now is the device waited for.
+        means = device.to_host(xp.stack(losses)).tolist()
+        classes, sure = (device.to_host(xp.concatenate(parts)) for parts in (predicted, confidence))
     return Evaluation(
-        loss=total / len(split),
-        predicted=np.concatenate(predicted),
-        confidence=np.concatenate(confidence).astype(np.float64),
+        loss=sum(mean * size for mean, size in zip(means, sizes, strict=True)) / len(split),
+        predicted=classes,
+        confidence=sure.astype(np.float64),
         labels=split.labels,
         classes=engine.model.output_shape[0],
     )
@@ -75,11 +79,11 @@ def evaluate(engine: Engine, split: Split, images: Array | None = None) -> Evalu
 
 def predict(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(class, its probability) for each of uint8 images (N, H, W, C) on the host."""
-    device = engine.device
+    device, chunk = engine.device, engine.predict_images
     with device.activate():
         parts = [
-            device.to_host(engine.predict(device.asarray(images[start : start + CHUNK])))
-            for start in range(0, len(images), CHUNK)
+            device.to_host(engine.predict(device.asarray(images[start : start + chunk])))
+            for start in range(0, len(images), chunk)
         ]
     logits = np.concatenate(parts)
     return logits.argmax(axis=1), ops.softmax(logits).max(axis=1).astype(np.float64)

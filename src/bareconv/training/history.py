@@ -68,14 +68,15 @@ class History:
         """After the last finished epoch; None without data to test on."""
         return self.epochs[-1].test_loss if self.epochs else None
 
-    def since(self, first: int) -> tuple[float, float]:
-        """(mean loss, accuracy) over all images of the steps from ``first`` to the last."""
-        sizes = [self._images(i, i + 1) for i in range(first, self.iterations)]
+    def since(self, first: int, end: int | None = None) -> tuple[float, float]:
+        """(mean loss, accuracy) of the images of the steps from ``first`` to the last, or to the one before ``end``."""
+        end = self.iterations if end is None else end
+        sizes = [self._images(i, i + 1) for i in range(first, end)]
         count = sum(sizes)
         if not count:
             return 0.0, 0.0
-        total = sum(loss * size for loss, size in zip(self.loss[first:], sizes, strict=True))
-        return total / count, sum(self.correct[first:]) / count
+        total = sum(loss * size for loss, size in zip(self.loss[first:end], sizes, strict=True))
+        return total / count, sum(self.correct[first:end]) / count
 
     def to_json(self) -> dict[str, Any]:
         """The ``history`` of a result file: the steps' losses and the epochs."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +19,22 @@ from bareconv.errors import NotFiniteError, UsageError
 from bareconv.nn.layer import Layer, Watch
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, OneCycle, Optimizer, Schedule
-from bareconv.training.engine import Batch, Engine, EngineSettings, OnCompile, ReferenceEngine, make_engine
-from bareconv.training.evaluation import CHUNK, Evaluation, evaluate
+from bareconv.training.engine import CHUNK, Batch, Batches, Engine, EngineSettings, OnCompile
+from bareconv.training.engines import ReferenceEngine, make_engine
+from bareconv.training.evaluation import Evaluation, evaluate
 from bareconv.training.history import EpochRecord, History
+from bareconv.training.precision import check_known, stored
+from bareconv.training.snapshots import Snapshots
 
 REPORT_SECONDS = 0.25  # how often the losses are read from the device, which waits for it, and progress is told
 SNAPSHOT_STEPS = 64  # how often the state is kept, to come back to when a loss turns out not to be finite
+
+# Of an engine that takes many steps at once. A window is what it is given at once.
+WINDOW_STEPS = 1024  # at most
+WINDOW_GROWTH = 4  # times as many steps as in the window before
+WINDOW_SECONDS = 0.1  # at most: so long does a Ctrl-C wait, twice, for the next window is on its way
+REHEARSED_STEPS = 64  # before the clock starts
+SPAN_SECONDS = 1.0  # after which whoever wants to know of epochs of one step is told of them
 
 # NumPy would warn where CuPy is silent; a loss that is not finite is found, and explained, on either.
 _QUIET = np.errstate(over="ignore", invalid="ignore")
@@ -36,7 +48,7 @@ class Settings:
     batch_size: int = 64
     schedule: Schedule = field(default_factory=OneCycle)
     engine: str = "plan"
-    precision: str = "float32"
+    precision: str = "float32"  # of the arithmetic; ``training.precision`` says more
     seed: int = 0
     label_smoothing: float = 0.0
     clip_norm: float | None = None
@@ -47,6 +59,7 @@ class Settings:
         for name in ("epochs", "batch_size", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', ' ')} {getattr(self, name)}: expected at least 1")
+        check_known(self.precision)
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,15 @@ class Progress:
     accuracy: float
     images_per_second: float
     seconds_left: float
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Steps that were launched at once, and when; ``results`` waits for their losses and hits."""
+
+    steps: int
+    begun: float
+    results: Callable[[], list[NDArray[Any]]]
 
 
 class Trainer:
@@ -82,9 +104,11 @@ class Trainer:
         _check_data(model, data)
         self.data, self.settings, self.device = data, settings, get_device(device)
         size = min(settings.batch_size, len(data.train))
-        self._engine_settings = EngineSettings(size, settings.label_smoothing, settings.clip_norm, settings.threads)
+        self._engine_settings = EngineSettings(
+            *(size, settings.label_smoothing, settings.clip_norm, settings.threads, settings.precision)
+        )
         self.engine: Engine = make_engine(settings.engine, model, optimizer, self._engine_settings, self.device)
-        self.model = model.to(self.device, settings.precision)  # after all that could be refused
+        self.model = model.to(self.device, stored(settings.precision))  # after all that could be refused
         self.optimizer = optimizer
         with self.device.activate():
             optimizer.load_state(optimizer.state(), optimizer.step)  # which follows the model from where it was
@@ -94,8 +118,11 @@ class Trainer:
             self.test_images = None if held_out is None else self.device.asarray(held_out[1].images)
         self.history = history or History(min(settings.batch_size, len(data.train)), len(data.train))
         self.evaluation: Evaluation | None = None
-        self._order: tuple[int, Array] | None = None
-        self._snapshot: tuple[int, int, dict[str, Array]] | None = None  # steps, the optimizer's steps, the arrays
+        self._orders: dict[int, Array] = {}  # of this epoch and perhaps the next
+        # Where two windows are under way, the last snapshot may be of after the step that is looked for.
+        self._snapshots = Snapshots(model, optimizer, 2 if self.engine.many_steps else 1)
+        self._window = 1  # steps of the next
+        self._rehearsed = False
 
     @property
     def step(self) -> int:
@@ -119,13 +146,23 @@ class Trainer:
 
     def batch(self, step: int) -> Batch:
         """That step's images: the next of the epoch's permutation. The last batch may be short."""
+        return self.batches(step, 1)[0]
+
+    def batches(self, first: int, count: int) -> Batches:
+        """The images of ``count`` steps from step ``first``, which are of one epoch, or have all images each."""
         size = self.history.batch_size
         if size >= len(self.data.train):  # one batch of everything: no order matters
-            return Batch(self.images, self.labels, None, step)
-        epoch, index = divmod(step, self.history.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.device.asarray(self.order(epoch))
-        return Batch(self.images, self.labels, self._order[1][index * size : (index + 1) * size], step)
+            return Batches(self.images, self.labels, None, size, count, first)
+        epoch, index = divmod(first, self.history.steps_per_epoch)
+        chosen = self._order_there(epoch)[index * size : (index + count) * size]
+        return Batches(self.images, self.labels, chosen, size, count, first)
+
+    def _order_there(self, epoch: int) -> Array:
+        """``order(epoch)`` on the device."""
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = self.device.asarray(self.order(epoch))
+        return self._orders[epoch]
 
     def reference(self) -> ReferenceEngine:
         """The readable engine on the same model and optimizer: to look into a step."""
@@ -142,18 +179,28 @@ class Trainer:
         """One step; (loss, correct) stay on the device."""
         return self.engine.train(self.batch(step), self.learning_rate(step))
 
+    @_QUIET
+    def take_steps(self, first: int, count: int) -> tuple[Array, Array]:
+        """``count`` steps from step ``first``: (losses, hits), an element each a step, on the device.
+
+        As many at once as the engine takes; the device is not waited for.
+        """
+        per_epoch, end = self.history.steps_per_epoch, first + count
+        losses, hits = [], []
+        while first < end:
+            here = end - first if per_epoch == 1 else min(end - first, per_epoch - first % per_epoch)
+            rates = [self.learning_rate(step) for step in range(first, first + here)]
+            some_losses, some_hits = self.engine.train_steps(self.batches(first, here), rates)
+            losses.append(some_losses)
+            hits.append(some_hits)
+            first += here
+        concatenate = self.device.xp.concatenate
+        return (losses[0], hits[0]) if len(losses) == 1 else (concatenate(losses), concatenate(hits))
+
     def train_steps(self, first: int, count: int) -> tuple[list[float], list[int]]:
         """``count`` steps from step ``first``: their losses and numbers of correct predictions, on the host."""
-        results = [self.train_step(step) for step in range(first, first + count)]
-        return self._on_host(results)
-
-    def _on_host(self, results: list[tuple[Array, Array]]) -> tuple[list[float], list[int]]:
-        """Losses and numbers of correct predictions, read from the device, which waits for it."""
-        stack, to_host = self.device.xp.stack, self.device.to_host
-        return (
-            to_host(stack([loss for loss, _ in results])).tolist(),
-            to_host(stack([hits for _, hits in results])).tolist(),
-        )
+        losses, hits = self.take_steps(first, count)
+        return self.device.to_host(losses).tolist(), self.device.to_host(hits).tolist()
 
     @_QUIET
     def run(
@@ -170,32 +217,70 @@ class Trainer:
         history = self.history
         history.stopped = False
         self.engine.prepare(on_compile)
+        run_until = self._run_steps
+        if self.engine.many_steps:
+            run_until = self._run_windows
+            self._rehearse()
         while self.step < self.total_steps and not history.stopped:
             epoch = self.step // history.steps_per_epoch
-            first = epoch * history.steps_per_epoch
-            seconds = self._run_epoch(epoch, on_progress, should_stop)
-            if self.step < first + history.steps_per_epoch:
-                history.stopped = True
-                break
-            record = self._finish_epoch(epoch, first, seconds)
+            end = self._last_epoch_before_a_pause(epoch) * history.steps_per_epoch
+            before = history.train_seconds
+            stopped = run_until(end, on_progress, should_stop)
+            records = self._finish_epochs(epoch, history.train_seconds - before)
             if on_epoch:
-                on_epoch(record)
-            history.stopped = should_stop() and self.step < self.total_steps
+                for record in records:
+                    on_epoch(record)
+            history.stopped = (stopped and self.step < end) or (should_stop() and self.step < self.total_steps)
         return history
 
-    def _run_epoch(
-        self, epoch: int, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]
-    ) -> float:
-        """The rest of an epoch's steps; returns the seconds that they took."""
-        history, end = self.history, (epoch + 1) * self.history.steps_per_epoch
+    @_QUIET
+    def _rehearse(self) -> None:
+        """Steps at a rate of 0, undone: what only the first steps have to do is not in the time of the training.
+
+        They bind memory, capture graphs and load what CuPy compiles. A second time, if that is quick, with as many as
+        take the larger graphs.
+        """
+        if self.step >= self.total_steps or self._rehearsed:
+            return
+        self._rehearsed = True
+        first, end = self.step, (self.step // self.history.steps_per_epoch + 1) * self.history.steps_per_epoch
+        if self.history.steps_per_epoch == 1:
+            end = self.total_steps
+        seconds = 0.0  # of a step that is not the first
+        with self.device.activate():
+            self._take_snapshot(first)
+            for count in (1, 1, min(REHEARSED_STEPS, end - first)):
+                if count > 1 and seconds * count > WINDOW_SECONDS:
+                    break
+                begun = time.perf_counter()
+                losses, _ = self.engine.train_steps(self.batches(first, count), [0.0] * count)
+                self.device.to_host(losses)
+                seconds = time.perf_counter() - begun
+            self._snapshots.back_to(first)
+
+    def _last_epoch_before_a_pause(self, epoch: int) -> int:
+        """The epoch, counted from 1, after which there is something else to do than steps.
+
+        An epoch's end is a pause; of epochs of one step each only those are that are evaluated, where an engine can
+        take many steps at once.
+        """
+        if self.history.steps_per_epoch > 1 or not self.engine.many_steps:
+            return epoch + 1
+        every, epochs = self.settings.evaluate_every, self.settings.epochs
+        return epochs if self.data.evaluation is None else min(epochs, epoch + every - epoch % every)
+
+    def _run_steps(
+        self, end: int, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]
+    ) -> bool:
+        """The rest of an epoch's steps, one after another; returns whether it was stopped."""
+        history = self.history
         before, told = history.train_seconds, time.perf_counter()
         with self.device.activate():
             self.device.synchronize()
             begun = time.perf_counter()
             step, stop = self.step, False
             while step < end and not stop:
-                if self._snapshot is None or step - self._snapshot[0] >= SNAPSHOT_STEPS:
-                    self._take_snapshot(step)
+                self._keep_state(step)
                 results: list[tuple[Array, Array]] = []
                 window = time.perf_counter()
                 while step < end and not stop and len(results) < SNAPSHOT_STEPS:
@@ -203,52 +288,121 @@ class Trainer:
                     step, stop = step + 1, should_stop()
                     if time.perf_counter() - window > REPORT_SECONDS:
                         break
-                self._record(results)
+                stack = self.device.xp.stack
+                both = stack([loss for loss, _ in results]), stack([hits for _, hits in results])
+                self._record(*map(self.device.to_host, both))
                 now = time.perf_counter()
                 history.train_seconds = before + now - begun
                 if on_progress and (now - told > REPORT_SECONDS or step == end or stop):
-                    on_progress(self._progress(epoch))
+                    on_progress(self._progress())
                     told = now
-        return history.train_seconds - before
+        return stop
 
-    def _record(self, results: list[tuple[Array, Array]]) -> None:
-        """Read the steps' losses from the device, which waits for it, and check them."""
-        first = self.step
-        losses, correct = self._on_host(results)
-        for offset, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise self._explain_not_finite(first + offset, loss)
-        self.history.loss += losses
-        self.history.correct += correct
+    def _run_windows(
+        self, end: int, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]
+    ) -> bool:
+        """The steps until ``end``, many at once; returns whether it was stopped.
 
-    def _finish_epoch(self, epoch: int, first: int, seconds: float) -> EpochRecord:
-        """Evaluate, and write the epoch's record."""
-        history, held_out, evaluation = self.history, self.data.evaluation, None
-        earlier = sum(record.train_seconds for record in history.epochs)
-        last = epoch + 1 == self.settings.epochs
-        if held_out is not None and (last or (epoch + 1) % self.settings.evaluate_every == 0):
-            begun, compiling = time.perf_counter(), self.engine.compile_seconds
-            evaluation = self.evaluation = evaluate(self.engine, held_out[1], self.test_images)
-            compiling = self.engine.compile_seconds - compiling
-            history.evaluate_seconds += time.perf_counter() - begun - compiling
-            if not math.isfinite(evaluation.loss):  # no later step may come to notice it
-                raise self._explain_evaluation(held_out[0], evaluation.loss)
-        loss, accuracy = history.since(first)
-        record = EpochRecord(
-            epoch=epoch + 1,
-            iterations=self.step,
-            train_loss=loss,
-            train_accuracy=accuracy,
-            train_seconds=max(seconds, history.train_seconds - earlier),  # with what came before an interruption
-            learning_rate=self.learning_rate(self.step - 1),
-            test_loss=evaluation.loss if evaluation else None,
-            test_accuracy=evaluation.accuracy if evaluation else None,
-        )
-        history.epochs.append(record)
-        return record
-
-    def _progress(self, epoch: int) -> Progress:
+        A window's losses are read when the next one is under way, so that the device always has something to do.
+        """
         history = self.history
+        before, told = history.train_seconds, time.perf_counter()
+        with self.device.activate():
+            self.device.synchronize()
+            begun = read = time.perf_counter()
+            launched, stop = self.step, False
+            under_way: deque[_Window] = deque()
+            while under_way or (launched < end and not stop):
+                while launched < end and not stop and len(under_way) < 2:
+                    under_way.append(self._launch(launched, min(self._window, end - launched)))
+                    launched += under_way[-1].steps
+                window = under_way.popleft()
+                self._record(*window.results())
+                now = time.perf_counter()
+                self._size_window(window.steps, now - max(read, window.begun))
+                read = now
+                history.train_seconds = before + now - begun
+                stop = stop or should_stop()
+                if history.steps_per_epoch == 1 and now - begun > SPAN_SECONDS:
+                    end = launched
+                if on_progress and (now - told > REPORT_SECONDS or self.step == end or (stop and not under_way)):
+                    on_progress(self._progress())
+                    told = now
+        return stop
+
+    def _launch(self, first: int, count: int) -> _Window:
+        """A window under way, and on the host what can be done meanwhile."""
+        begun = time.perf_counter()
+        self._keep_state(first)
+        results = self.device.fetch(*self.take_steps(first, count))
+        epoch, left = divmod(first + count, self.history.steps_per_epoch)
+        if self.history.steps_per_epoch > 1 and not left and epoch < self.settings.epochs:
+            self._order_there(epoch)
+        return _Window(count, begun, results)
+
+    def _size_window(self, steps: int, seconds: float) -> None:
+        """How large the next window is to be, after one of so many steps that took so long."""
+        # An epoch's last window may have been a small one: that is no reason for the next to be.
+        larger = max(WINDOW_GROWTH * steps, self._window)
+        affordable = int(WINDOW_SECONDS * steps / max(seconds, 1e-9))
+        self._window = max(1, min(larger, affordable, WINDOW_STEPS))
+
+    def _record(self, losses: NDArray[Any], hits: NDArray[Any]) -> None:
+        """Check the losses of the next steps, and take them into the history."""
+        wrong = np.flatnonzero(~np.isfinite(losses))
+        if len(wrong):
+            raise self._explain_not_finite(self.step + int(wrong[0]), float(losses[wrong[0]]))
+        self.history.loss += losses.tolist()
+        self.history.correct += hits.tolist()
+
+    def _finish_epochs(self, first: int, seconds: float) -> list[EpochRecord]:
+        """Evaluate, and write the records of the epochs from ``first``, counted from 0, that are done.
+
+        Only after the last of them anything is evaluated. Several are epochs of one step each: they share the time.
+        """
+        history, per_epoch = self.history, self.history.steps_per_epoch
+        done = range(first, self.step // per_epoch)
+        if not done:
+            return []
+        earlier = sum(record.train_seconds for record in history.epochs)
+        seconds = max(seconds, history.train_seconds - earlier) / len(done)  # with what came before an interruption
+        evaluation = self._evaluate_after(done[-1])
+        records = []
+        for epoch in done:
+            loss, accuracy = history.since(epoch * per_epoch, (epoch + 1) * per_epoch)
+            tested = evaluation if epoch == done[-1] else None
+            records.append(
+                EpochRecord(
+                    epoch=epoch + 1,
+                    iterations=(epoch + 1) * per_epoch,
+                    train_loss=loss,
+                    train_accuracy=accuracy,
+                    train_seconds=seconds,
+                    learning_rate=self.learning_rate((epoch + 1) * per_epoch - 1),
+                    test_loss=tested.loss if tested else None,
+                    test_accuracy=tested.accuracy if tested else None,
+                )
+            )
+        history.epochs += records
+        return records
+
+    def _evaluate_after(self, epoch: int) -> Evaluation | None:
+        """On the held-out images, where that is due after this epoch, counted from 0."""
+        history, held_out = self.history, self.data.evaluation
+        last = epoch + 1 == self.settings.epochs
+        if held_out is None or not (last or (epoch + 1) % self.settings.evaluate_every == 0):
+            return None
+        begun, compiling = time.perf_counter(), self.engine.compile_seconds
+        self.evaluation = evaluate(self.engine, held_out[1], self.test_images)
+        compiling = self.engine.compile_seconds - compiling
+        history.evaluate_seconds += time.perf_counter() - begun - compiling
+        if not math.isfinite(self.evaluation.loss):  # no later step may come to notice it
+            raise self._explain_evaluation(held_out[0], self.evaluation.loss)
+        return self.evaluation
+
+    def _progress(self) -> Progress:
+        history = self.history
+        epoch = (self.step - 1) // history.steps_per_epoch
         loss, accuracy = history.since(epoch * history.steps_per_epoch)
         done = max(history.iterations, 1)
         return Progress(
@@ -264,23 +418,19 @@ class Trainer:
 
     # A loss that is not finite: go back to the last snapshot, take the same steps again, and look closer
 
+    def _keep_state(self, step: int) -> None:
+        """The state before ``step``, now and then."""
+        newest = self._snapshots.newest
+        if newest is None or step - newest >= SNAPSHOT_STEPS:
+            self._take_snapshot(step)
+
     def _take_snapshot(self, step: int) -> None:
-        live = {**self.model.state(), **self.optimizer.state()}
-        kept = self._snapshot[2] if self._snapshot is not None else {}
-        if kept.keys() == live.keys():
-            for key, array in kept.items():
-                array[...] = live[key]
-        else:
-            kept = {key: value.copy() for key, value in live.items()}
-        self._snapshot = step, self.optimizer.step, kept
+        self._snapshots.take(step)
 
     def _explain_not_finite(self, step: int, loss: float) -> NotFiniteError:
-        assert self._snapshot is not None
-        start, updates, kept = self._snapshot
-        self.model.load_state({key: kept[key] for key in self.model.state()})
-        self.optimizer.load_state({key: kept[key] for key in kept if key not in self.model.state()}, updates)
-        for again in range(start, step):
-            self.train_step(again)
+        start = self._snapshots.back_to(step)
+        if step > start:
+            self.take_steps(start, step - start)
         engine = self.reference()
         inputs = engine.inputs(self.batch(step))
         found = self._first_not_finite(lambda look: engine.forward(*inputs, step, watch=look))

@@ -16,13 +16,14 @@ from bareconv.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from bareconv.optim.rule import SCALARS, Rule, scalars
 
 SMALL = Limits("sm_86", 28, 101376, 3 << 20)
+TURING = Limits("sm_75", 72, 65536, 6 << 20)  # without instructions for bf16 and tf32
 
 # (taps, channels, units), batch, images that the step has, limits
 CASES = [
     (DenseShape(1, 20, 10), 9, 9, H100),
     (DenseShape(6, 5, 33), 20, 13, H100),
     (DenseShape(9, 16, 128), 40, 40, SMALL),
-    (DenseShape(25, 3, 7), 70, 37, SMALL),
+    (DenseShape(25, 3, 7), 70, 37, TURING),
     (DenseShape(1, 300, 84), 17, 16, H100),
 ]
 ORDERS = ["forward", "backward", "random"]
@@ -61,10 +62,12 @@ class Data:
 
 
 def spread(cases):
-    """Each case with a precision and an order of threads, so that every precision meets every order."""
-    for i, case in enumerate(cases):
-        for j in range(1 + i % 2):
-            yield pytest.param(PRECISIONS[(i + j) % 3], *case, ORDERS[(i + j + i // 3) % 3])
+    """Each case with a precision and an order of threads, or two, so that every precision meets several orders."""
+    return [
+        (PRECISIONS[(i + j) % 3], *case, ORDERS[(i + j + i // 3) % 3])
+        for i, case in enumerate(cases)
+        for j in range(1 + i % 2)
+    ]
 
 
 @pytest.mark.parametrize(("precision", "shape", "batch", "images", "limits", "order"), spread(CASES))
@@ -102,13 +105,18 @@ def test_forward_in_one_launch(launch, precision, relu, bias):
 
 
 @pytest.mark.parametrize(
-    ("precision", "m_n"),
-    [(one, (128, 128)) for one in PRECISIONS]
-    + list(zip(PRECISIONS, [(16, 64), (64, 128), (32, 16)], strict=True))
-    + [("float32", (32, 16)), ("bfloat16", (128, 32))],
+    ("precision", "m_n", "limits"),
+    [(one, (128, 128), H100) for one in PRECISIONS]
+    + [
+        ("float32", (16, 64), H100),
+        ("float32", (32, 16), H100),
+        ("tf32", (64, 128), H100),
+        ("bfloat16", (32, 16), H100),
+    ]
+    + [("bfloat16", (128, 32), TURING), ("tf32", (16, 64), TURING)],
     ids=str,
 )
-def test_every_form_of_tile(launch, precision, m_n):
+def test_every_form_of_tile(launch, precision, m_n, limits):
     """Sizes that the estimate chooses for large layers alone, for all three products."""
     shape, batch, images = DenseShape(3, 40, 40), 133, 131
     data = Data(shape, batch, images, precision)
@@ -118,10 +126,10 @@ def test_every_form_of_tile(launch, precision, m_n):
     tiling = Tiling(m, n, chunk, *warps, 3)
     y = poison((batch, padded(shape.units)), precision)
     operands = {"x": data.x_kept, "w": data.w_kept, "bias": None, "control": data.control, "y": y}
-    launch(dense._forward(precision, shape, batch, tiling, 1, False), operands)
+    launch(dense._forward(precision, shape, batch, limits, tiling, 1, False), operands)
     data.check_y(y, data.x @ data.w)
     partials = poison((2, shape.weight_size)), poison((2, shape.units))
-    kernel = dense._weight(precision, shape, batch, tiling, 2, None)
+    kernel = dense._weight(precision, shape, batch, limits, tiling, 2, None)
     launch(kernel, dict(zip(kernel.operands, (data.x_kept, data.dy_kept, data.control, *partials), strict=True)))
     check_gradients(data, *partials)
 

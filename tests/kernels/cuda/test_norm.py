@@ -86,36 +86,41 @@ class Case:
         assert relative_error(self.real(got), expected) <= TOLERANCE[self.precision], name
 
 
-def run(launch, case, limits, order="forward", statistics=None):
-    """Forward and backward; ``statistics`` may write the parts in place of the kernel."""
+def finish_statistics(launch, case, parts, sums, order="forward"):
+    """From parts of statistics to coefficients."""
+    running = dict(zip(("running_mean", "running_var"), case.running, strict=True))
+    arrays = {"parts": sums, "gamma": case.gamma, "beta": case.beta, "coefficients": case.coefficients, **running}
+    launch(kernels.finish_statistics(case.norm, parts), arrays, order)
+
+
+def statistics(launch, case, limits, order="forward"):
+    """From x to coefficients."""
+    kernel, parts = kernels.statistics(case.precision, BATCH, case.norm, limits)
+    sums = np.full(parts.size(case.C), np.nan, np.float32)
+    launch(kernel, {"x": case.x, "control": case.control, "parts": sums}, order)
+    finish_statistics(launch, case, parts, sums, order)
+
+
+def run(launch, case, limits, order):
+    """Forward and backward; what ``masked`` is afterwards."""
     norm, precision = case.norm, case.precision
     arrays = {"control": case.control, "coefficients": case.coefficients}
-    parameters = {"gamma": case.gamma, "beta": case.beta}
-    running = dict(zip(("running_mean", "running_var"), case.running, strict=True))
-    if statistics:
-        parts, sums = statistics
-    else:
-        kernel, parts = kernels.statistics(precision, BATCH, norm, limits)
-        sums = np.full(parts.size(case.C), np.nan, np.float32)
-        launch(kernel, {"x": case.x, "control": case.control, "parts": sums}, order)
-    finish = kernels.finish_statistics(norm, parts)
-    launch(finish, {"coefficients": case.coefficients, **parameters, **running, "parts": sums}, order)
+    statistics(launch, case, limits, order)
     added = case.other if norm.added else None
-    launch(kernels.apply(precision, BATCH, norm, limits), {**arrays, "x": case.x, "other": added, "y": case.y}, order)
+    kernel = kernels.apply(precision, BATCH, norm, limits)
+    launch(kernel, {**arrays, "x": case.x, "other": added, "y": case.y}, order)
 
     kernel, parts = kernels.sum_gradients(precision, BATCH, norm, limits)
     sums = np.full(parts.size(case.C), np.nan, np.float32)
-    through = (
-        {"y": case.y, "masked": poison(case.dy.shape, precision)} if norm.masked_by_y else {"y": None, "masked": None}
-    )
+    masked = poison(case.dy.shape, precision) if norm.masked_by_y else None
+    through = {"y": case.y if norm.masked_by_y else None, "masked": masked}
     launch(kernel, {**arrays, **through, "x": case.x, "dy": case.dy, "parts": sums}, order)
     gradients = {"dgamma": case.dgamma, "dbeta": case.dbeta}
     launch(kernels.finish_gradients(norm, parts), {**arrays, **gradients, "parts": sums}, order)
-    dy = case.dy if through["masked"] is None else through["masked"]
-    launch(
-        kernels.input_gradient(precision, BATCH, norm, limits), {**arrays, "x": case.x, "dy": dy, "dx": case.dx}, order
-    )
-    return through["masked"]
+    dy = case.dy if masked is None else masked
+    kernel = kernels.input_gradient(precision, BATCH, norm, limits)
+    launch(kernel, {**arrays, "x": case.x, "dy": dy, "dx": case.dx}, order)
+    return masked
 
 
 CASES = [
@@ -123,7 +128,6 @@ CASES = [
     ("bfloat16", Norm((6, 6, 20), relu=True), SMALL, "random"),
     ("tf32", Norm((3, 3, 300), relu=True, added="after relu"), H100, "forward"),
     ("bfloat16", Norm((5, 4, 13), relu=True, added="before relu"), SMALL, "backward"),
-    ("float32", Norm((4, 4, 9), added="before relu"), H100, "forward"),
     ("float32", Norm((6, 8, 12), relu=True, pool=(2, 2)), SMALL, "random"),
     ("bfloat16", Norm((7, 9, 10), relu=True, pool=(2, 2)), SMALL, "forward"),
     ("tf32", Norm((7, 8, 5), pool=(3, 3)), SMALL, "forward"),
@@ -172,7 +176,7 @@ def test_statistics_of_numbers_far_from_zero(launch):
     case = Case("float32", Norm((8, 8, 8)))
     case.x[:IMAGES] = (case.x[:IMAGES] + 1e4).astype(np.float32)
     case.expect()
-    run(launch, case, SMALL)
+    statistics(launch, case, SMALL)
     assert relative_error(case.coefficients[0].astype(np.float64), case.mean) < 1e-6
     inv_std = 1 / np.sqrt(case.var + case.norm.eps)
     assert relative_error(case.coefficients[1].astype(np.float64), inv_std) < 1e-5
@@ -194,9 +198,12 @@ def test_merges_the_statistics_that_another_kernel_has_written(launch):
             sums[part] = mine.mean(axis=0), ((mine - mine.mean(axis=0)) ** 2).sum(axis=0)
     assert counts[-1] == 0
     sums = np.concatenate([sums.ravel(), counts])
-    run(launch, case, SMALL, statistics=(parts, sums))
-    case.check(case.y, case.expected_y, "y")
-    case.check(case.dx, case.expected_dx, "dx")
+    finish_statistics(launch, case, parts, sums)
+    inv_std = 1 / np.sqrt(case.var + norm.eps)
+    gamma, beta = case.gamma.astype(np.float64), case.beta.astype(np.float64)
+    expected = np.zeros((4, 16))
+    expected[:, :11] = case.mean, inv_std, gamma * inv_std, beta - case.mean * gamma * inv_std
+    np.testing.assert_allclose(case.coefficients[:4], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_uses_the_running_statistics(launch):

@@ -12,6 +12,7 @@ from bareconv.kernels.cuda.geometry import Convolution
 from bareconv.kernels.cuda.kernel import PRECISIONS
 from bareconv.kernels.cuda.limits import GENERATIONS, H100, Limits
 from bareconv.kernels.cuda.weight_gradient import gradient_of_weight
+from bareconv.ops.windows import Pair, Window
 
 SMALL = Limits("sm_86", 28, 101376, 3 << 20)
 
@@ -42,20 +43,21 @@ def check(launch, convolution, precision, batch, images, limits=SMALL, bias=True
     return result
 
 
-def drawn(count):
+def drawn(count: int) -> list[Convolution]:
     """Convolutions of every kind: kernels, strides, paddings and dilations that differ between the axes."""
     rng = np.random.default_rng(7)
-    found = []
+
+    def pair(low: int, high: int) -> Pair:
+        return int(rng.integers(low, high)), int(rng.integers(low, high))
+
+    found: list[Convolution] = []
     while len(found) < count:
-        kernel, stride, padding, dilation = (
-            tuple(int(i) for i in rng.integers(low, high, 2)) for low, high in ((1, 6), (1, 4), (0, 4), (1, 4))
-        )
-        height, width = (int(i) for i in rng.integers(1, 15, 2))
+        window = Window(pair(1, 6), pair(1, 4), pair(0, 4), pair(1, 4))
+        size = pair(1, 15)
         channels, filters = int(rng.choice([1, 2, 3, 5, 8, 12, 17, 40])), int(rng.choice([1, 3, 8, 10, 16, 33, 70]))
-        convolution = Convolution(height, width, channels, filters, kernel, stride, padding, dilation)
-        extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-        if all(size + 2 * pad >= extent for size, pad, extent in zip((height, width), padding, extents, strict=True)):
-            found.append(convolution)
+        if all(a + 2 * b >= c for a, b, c in zip(size, window.padding, window.extent, strict=True)):
+            shape = (window.kernel, window.stride, window.padding, window.dilation)
+            found.append(Convolution(*size, channels, filters, *shape))
     return found
 
 
@@ -151,6 +153,6 @@ def test_parts_of_a_large_weight_are_few():
 
 
 def test_says_what_does_not_fit():
+    none = Limits("sm_90", 132, 1024, 1 << 20)
     with pytest.raises(BareconvError, match="shared memory"):
-        none = Limits("sm_90", 132, 1024, 1 << 20)
         gradient_of_weight(Convolution(8, 8, 8, 8, (3, 3)), "float32", 4, none, bias=True)

@@ -15,7 +15,7 @@ from bareconv.errors import ShapeError, UsageError
 from bareconv.nn import models
 from bareconv.optim import SGD
 from bareconv.plan.tuned.step import TunedNumpyStep
-from bareconv.training.engine import EngineSettings, ReferenceEngine
+from bareconv.training import EngineSettings, ReferenceEngine
 
 ODD = [
     nn.Conv2d(4, 3, padding=1, groups=2),

@@ -12,7 +12,7 @@ from bareconv import host
 from bareconv.bench import results
 from bareconv.bench.interleave import Listener, Side
 from bareconv.bench.process import REMOVED, THREADS
-from bareconv.bench.workload import LR, ON_GPU_ONLY, PRECISIONS, Workload, natural_shape
+from bareconv.bench.workload import LR, Workload, natural_shape
 from bareconv.cli.options import image_shape_option, seed_option
 from bareconv.cli.screen import Bar, Interrupt, Screen
 from bareconv.device import Device, get_device
@@ -21,7 +21,8 @@ from bareconv.files import check_writable
 from bareconv.nn.layer import Shape
 from bareconv.nn.models import ZOO
 from bareconv.report.format import rate, seconds, significant
-from bareconv.training import ENGINES, Settings
+from bareconv.training import ENGINES, PRECISIONS, Settings
+from bareconv.training.precision import ON_GPU_ONLY
 
 F = TypeVar("F", bound=Callable[..., Any])
 

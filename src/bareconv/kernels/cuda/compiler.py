@@ -38,7 +38,9 @@ def compile_kernels(
     """
     begun, result = time.perf_counter(), CompiledKernels()
     # What differs in its launch alone is the same code.
-    wanted = {kernel: (kernel.source, kernel.entry, kernel.defines, kernel.specific) for kernel in kernels}
+    wanted: dict[Kernel, tuple[object, ...]] = {
+        kernel: (kernel.source, kernel.entry, kernel.defines, kernel.specific) for kernel in kernels
+    }
     known: dict[tuple[object, ...], Compiled] = {}
     missing: dict[tuple[object, ...], Kernel] = {}
     for kernel, key in wanted.items():
@@ -74,7 +76,7 @@ def compile_kernel(kernel: Kernel, architecture: str) -> Compiled:
 
 
 def _target(kernel: Kernel, architecture: str) -> str:
-    """ "sm_90", or "sm_90a" for what runs on nothing newer."""
+    """What the kernel is compiled for: "sm_90", or "sm_90a" where it is specific."""
     return architecture.rstrip("a") + "a" if kernel.specific else architecture
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,7 @@ class Tiling:
     rows: int
     shared_bytes: int
     blocks: int
+    ahead: bool
 
     @property
     def threads(self) -> int:
@@ -149,9 +150,7 @@ def forward(
     """
     correlation = forward_correlation(convolution, precision, batch)
     tiling = tiling or fastest(correlation, limits)
-    flags = {"BIAS": bias, "ADD": add, "RELU": relu, "MASK": False, "STATISTICS": statistics}
-    operands = ("x", "weight", "bias", "other", "y", "statistics", "control")
-    return _kernel(correlation, tiling, limits, "convolution_forward", operands, flags)
+    return kernel_of(correlation, tiling, bias=bias, add=add, relu=relu, statistics=statistics)
 
 
 def gradient_of_input(
@@ -162,21 +161,17 @@ def gradient_of_input(
     *,
     mask: bool = False,
     add: bool = False,
-    choose: Callable[[Correlation], Tiling | HopperTiling] | None = None,
 ) -> tuple[Kernel, ...]:
     """dX from dY, (batch, P, Q, K) -> (batch, H, W, C): a launch for each class of pixels, in any order.
 
     Operands dy, weight (the working copy), x (null without ``mask``), dx, control. ``add``: to what dx holds.
-    ``mask``: then zero where x <= 0, x being the output of a relu. ``choose``: of each, its tiling; the ``fastest``.
+    ``mask``: then zero where x <= 0, x being the output of a relu.
     """
-    flags = {"BIAS": False, "ADD": add, "RELU": False, "MASK": mask, "STATISTICS": False}
-    operands = ("dy", "weight", "x", "dx", "control")
     kernels = []
     for correlation in gradient_correlations(convolution, precision, batch):
         if add and not mask and not correlation.taps:
             continue  # nothing is added
-        tiling = choose(correlation) if choose else fastest(correlation, limits)
-        kernels.append(_kernel(correlation, tiling, limits, "convolution_input_gradient", operands, flags))
+        kernels.append(kernel_of(correlation, fastest(correlation, limits), mask=mask, add=add))
     return tuple(kernels)
 
 
@@ -212,21 +207,11 @@ def forward_correlation(convolution: Convolution, precision: Precision, batch: i
 def gradient_correlations(convolution: Convolution, precision: Precision, batch: int) -> list[Correlation]:
     """dX, as ``correlate.cu`` sees it: one for each pair of remainders by the stride that there are."""
     axes = [list(_classes(convolution, axis)) for axis in (0, 1)]
-    result = []
-    for vertical, horizontal in itertools.product(*axes):
-        result.append(
-            Correlation(
-                precision,
-                batch,
-                vertical,
-                horizontal,
-                convolution.channels,
-                convolution.filters,
-                convolution.kernel,
-                True,
-            )
-        )
-    return result
+    shape = (convolution.channels, convolution.filters, convolution.kernel)
+    return [
+        Correlation(precision, batch, vertical, horizontal, *shape, True)
+        for vertical, horizontal in itertools.product(*axes)
+    ]
 
 
 def _classes(convolution: Convolution, axis: int) -> Iterator[Axis]:
@@ -257,20 +242,24 @@ def _classes(convolution: Convolution, axis: int) -> Iterator[Axis]:
         )
 
 
-def _kernel(
+def kernel_of(
     correlation: Correlation,
     tiling: Tiling | HopperTiling,
-    limits: Limits,
-    entry: str,
-    operands: tuple[str, ...],
-    flags: dict[str, bool],
+    *,
+    bias: bool = False,
+    add: bool = False,
+    relu: bool = False,
+    mask: bool = False,
+    statistics: bool = False,
 ) -> Kernel:
+    """The launch that computes ``correlation``, cut up as ``tiling`` says; the operands are those of its direction."""
+    flags = {"BIAS": bias, "ADD": add, "RELU": relu, "MASK": mask, "STATISTICS": statistics}
+    entry = "convolution_forward"
+    operands: tuple[str, ...] = ("x", "weight", "bias", "other", "y", "statistics", "control")
+    if correlation.is_backward:
+        entry, operands = "convolution_input_gradient", ("dy", "weight", "x", "dx", "control")
     vertical, horizontal = correlation.vertical, correlation.horizontal
     taps = correlation.taps
-    if isinstance(tiling, HopperTiling):
-        blocks = min(math.prod(correlate_hopper.tiles(correlation, tiling)), limits.multiprocessors)
-    else:
-        blocks = blocks_in_grid(correlation, tiling)
     defines: dict[str, str | int | float] = {
         "PRECISION": NUMBER[correlation.precision],
         "BATCH": correlation.batch,
@@ -297,15 +286,17 @@ def _kernel(
         }
     if isinstance(tiling, HopperTiling):
         defines |= correlate_hopper.defines(correlation, tiling)
+        blocks = tiling.blocks
     else:
         defines |= _defines(tiling)
-    defines |= {name: int(value) for name, value in flags.items()}
+        blocks = blocks_in_grid(correlation, tiling)
+    defines |= {name: int(flag) for name, flag in flags.items()}
     outputs = correlation.batch * vertical.count * horizontal.count
     size = KEPT_BYTES[correlation.precision]
     classes = vertical.grid_step * horizontal.grid_step  # which share the reading of dY and of the weights
     read = correlation.batch * vertical.size * horizontal.size * padded(correlation.inner)
     read += correlation.kernel[0] * correlation.kernel[1] * padded(correlation.inner) * padded(correlation.outer)
-    written = outputs * padded(correlation.outer) * (1 + flags["ADD"] + flags["MASK"])
+    written = outputs * padded(correlation.outer) * (1 + add + mask)
     return Kernel(
         "correlate_hopper.cu" if isinstance(tiling, HopperTiling) else "correlate.cu",
         entry,
@@ -335,19 +326,18 @@ def _defines(tiling: Tiling) -> dict[str, int]:
         "STRIP": tiling.strip,
         "INPUT_ROWS": tiling.rows,
         "BLOCKS": tiling.blocks,
+        "AHEAD": int(tiling.ahead),
         "SHARED_BYTES": tiling.shared_bytes,
     }
 
 
 def fastest(correlation: Correlation, limits: Limits) -> Tiling | HopperTiling:
-    """The tiling for this GPU."""
-    for tiling in correlate_hopper.tilings(correlation, limits):
-        if correlate_hopper.cost(correlation, limits, tiling) < cost(
-            correlation, limits, best_tiling(correlation, limits)
-        ):
-            return tiling
-        break
-    return best_tiling(correlation, limits)
+    """The tiling for this GPU: the cheapest of both kinds."""
+    portable = best_tiling(correlation, limits)
+    hopper = correlate_hopper.tilings(correlation, limits)
+    if hopper and correlate_hopper.cost(correlation, limits, hopper[0]) < cost(correlation, limits, portable):
+        return hopper[0]
+    return portable
 
 
 # Tile sizes
@@ -356,6 +346,7 @@ def fastest(correlation: Correlation, limits: Limits) -> Tiling | HopperTiling:
 _MULTIPLY_ADDS = {"float32": 128.0, "tf32": 640.0, "bfloat16": 1280.0}
 _CACHE_BYTES = 24.0
 _SHARED_BYTES = 128.0
+_BARRIER, _LATENCY, _START = 40.0, 1200.0, 2500.0  # clocks: at a barrier; until a copy is there; of a block
 _RESERVED_SHARED = 1024  # of a block, by CUDA
 
 _WARPS = {
@@ -370,6 +361,9 @@ _LAYOUTS = ((2, 2), (4, 1), (4, 2), (2, 4), (8, 1), (2, 1), (1, 4), (1, 2))  # w
 def best_tiling(correlation: Correlation, limits: Limits) -> Tiling:
     """The tiling that ``cost`` finds cheapest. BareconvError where none fits the GPU."""
     found = tilings(correlation, limits)
+    for axis in (correlation.vertical, correlation.horizontal):
+        if max(axis.size, axis.out_size, axis.count * axis.stride + 64 * axis.stride) >= 1 << 16:
+            raise BareconvError(f"an image of {axis.size} pixels along an axis: CUDA kernels have up to 65,000")
     if not found:
         raise BareconvError(
             f"a convolution {correlation} needs more shared memory than the {limits.shared_bytes} bytes that a block "
@@ -378,19 +372,26 @@ def best_tiling(correlation: Correlation, limits: Limits) -> Tiling:
     return found[0]
 
 
-def tilings(correlation: Correlation, limits: Limits) -> list[Tiling]:
-    """All that fit, the cheapest first."""
+def tilings(
+    correlation: Correlation, limits: Limits, *, taps_at_once: Pair | None = None, strip: int | None = None
+) -> list[Tiling]:
+    """All that fit, the cheapest first; of ``taps_at_once`` and ``strip`` if they are given."""
     vertical, horizontal = correlation.vertical, correlation.horizontal
     if not correlation.taps:
         warp = _WARPS[correlation.precision][3]
-        return [Tiling((4 * warp[0], warp[1]), warp, 1, 1, 2, (0, 0), horizontal.count, 1, 4096, 1)]
+        return [Tiling((4 * warp[0], warp[1]), warp, 1, 1, 2, (0, 0), horizontal.count, 1, 4096, 1, True)]
     taps = [(vertical.taps, horizontal.taps), (1, horizontal.taps), (1, 1)]
     strips = [horizontal.count] + [width for width in (64, 32, 16, 8) if width < horizontal.count]
-    for number, (at_once, strip) in enumerate(itertools.product(dict.fromkeys(taps), strips)):
-        # The plain way first; narrow strips and fewer taps are for what does not fit otherwise.
-        found = list(_tilings(correlation, limits, at_once, strip))
-        if strip > 64 and strip == horizontal.count and number == 0 and len(strips) > 1:
-            found += _tilings(correlation, limits, at_once, strips[1])
+    if taps_at_once is not None:
+        taps = [taps_at_once]
+    if strip is not None:
+        strips = [strip]
+    for at_once, width in itertools.product(dict.fromkeys(taps), strips):
+        # The plain way first; narrow strips and fewer taps are for what does not fit otherwise, and wide images.
+        found = list(_tilings(correlation, limits, at_once, width))
+        if found and width > 64 and len(strips) > 1:
+            for narrow in strips[1:3]:
+                found += _tilings(correlation, limits, at_once, narrow)
         if found:
             return sorted(found, key=lambda tiling: cost(correlation, limits, tiling))
     return []
@@ -399,23 +400,27 @@ def tilings(correlation: Correlation, limits: Limits) -> list[Tiling]:
 def _tilings(correlation: Correlation, limits: Limits, at_once: Pair, strip: int) -> Iterator[Tiling]:
     precision, outer = correlation.precision, padded(correlation.outer)
     entry = 1 if precision == "float32" else 2
-    smallest = min(warp[1] for warp in _WARPS[precision] if warp[1] >= min(outer, 64) or warp[1] == 64)
+    smallest = min(warp[1] for warp in _WARPS[precision] if warp[1] >= min(outer, 64))
     for warp, layout in itertools.product(_WARPS[precision], _LAYOUTS):
+        if precision != "float32" and limits.capability < 80 and warp[0] * warp[1] > 1024:
+            continue  # without the instructions a multiplication takes registers of its own
         block = (warp[0] * layout[0], warp[1] * layout[1])
         if warp[1] > smallest or (layout[1] > 1 and block[1] - outer >= warp[1]) or block[0] > 512:
             continue
         rows = _rows(correlation, block[0], at_once, strip)
-        for chunk, stages in itertools.product(_chunks(correlation.groups, entry), (2, 3, 4)):
+        for chunk, stages in itertools.product(_chunks(correlation.groups, entry), (3, 4, 2)):
             entries = -(-at_once[0] * at_once[1] * chunk // entry)
-            for step in _steps(entries):
+            for step in _steps(entries, chunk // entry):
                 shared = _shared_bytes(correlation, block, layout, chunk, step, stages, at_once, strip, rows)
                 if shared > limits.shared_bytes:
                     continue
                 threads = 32 * layout[0] * layout[1]
-                registers = _registers(precision, warp)
+                registers = _registers(precision, warp, limits.capability)
                 blocks = min(_all_shared(limits) // (shared + _RESERVED_SHARED), 65536 // (threads * registers), 8)
                 if blocks >= 1:
-                    yield Tiling(block, warp, chunk, step, stages, at_once, strip, rows, shared, blocks)
+                    yield Tiling(
+                        block, warp, chunk, step, stages, at_once, strip, rows, shared, blocks, precision != "float32"
+                    )
 
 
 def _all_shared(limits: Limits) -> int:
@@ -431,23 +436,26 @@ def _chunks(groups: int, entry: int) -> list[int]:
     return sizes
 
 
-def _steps(entries: int) -> list[int]:
-    """Multiplications a step of the pipeline: so that few are of nothing."""
+def _steps(entries: int, of_tap: int) -> list[int]:
+    """Multiplications a step of the pipeline: parts of a tap's, or so that few are of nothing."""
+    if of_tap >= 4:
+        return [step for step in (2, 3, 4, 5, 6, 8) if of_tap % step == 0] or [1]
     return [step for step in range(1, 9) if -(-entries // step) * step <= entries * 1.13]
 
 
-def _registers(precision: str, warp: Pair) -> int:
+def _registers(precision: str, warp: Pair, capability: int) -> int:
     """About as many as a thread takes."""
     sums = warp[0] * warp[1] // 32
     if precision == "float32":
-        return 168 if sums >= 64 else 128
+        return 208 if sums >= 64 else 160
     operands = 2 * (warp[0] // 4 + warp[1] // 4)
-    return min(255, -(-(sums + operands + warp[0] // 4 + 44) // 8) * 8)
+    emulated = 80 if capability < 80 else 0
+    return min(255, -(-(sums + operands + warp[0] // 4 + 44 + emulated) // 8) * 8)
 
 
 @functools.lru_cache(maxsize=65536)
 def _rows(correlation: Correlation, block: int, at_once: Pair, strip: int) -> int:
-    """Rows of the input, of one remainder by the stride, that any tile of ``block`` pixels needs: correlate.cu's INPUT_ROWS."""
+    """Rows of the input, of one remainder by the stride, that any tile of ``block`` pixels needs at most."""
     axis, taps = correlation.vertical, at_once[0]
     held = axis.held(axis.count, taps)
     is_all = held == -(-axis.size // axis.stride)
@@ -497,7 +505,7 @@ def _shared_bytes(
         weight_tile = _up(step * entry * group * ((block[1] * size // 16) | 1) * 16)
     spans = math.gcd(step, chunk // entry) if chunk % entry == 0 else 1
     zeros = _up(128 + spans * entry * 16)
-    return max(zeros + buffers * input_tile + stages * weight_tile, layout[0] * block[1] * 4)
+    return max(zeros + buffers * input_tile + stages * weight_tile, (1 + layout[0]) * block[1] * 4)
 
 
 def _up(size: int) -> int:
@@ -518,7 +526,8 @@ def cost(correlation: Correlation, limits: Limits, tiling: Tiling) -> float:
     entry, depth = (1, 4) if precision == "float32" else (2, 32 // size)
     at_once = tiling.taps_at_once[0] * tiling.taps_at_once[1]
     parts = correlation.taps // at_once * -(-correlation.groups // tiling.chunk)
-    steps = -(-(-(-at_once * tiling.chunk // entry)) // tiling.step)
+    entries = -(-at_once * tiling.chunk // entry)
+    steps = -(-entries // tiling.step)
     multiplications = parts * steps * tiling.step
     warps = tiling.threads // 32
     multiply = multiplications * block_m * block_n * depth / _MULTIPLY_ADDS[precision]
@@ -531,12 +540,16 @@ def cost(correlation: Correlation, limits: Limits, tiling: Tiling) -> float:
     brought = parts * held * tiling.chunk * 16 + multiplications * depth * block_n * size
     written = block_m * min(block_n, padded(correlation.outer)) * size
     cache = (brought + 2 * written) / _CACHE_BYTES
-    waiting = 1500.0 + parts * steps * 60.0  # a block alone: to start, to end, at barriers
     blocks = blocks_in_grid(correlation, tiling)
-    busy = max(multiply, fetch, cache)
+    # Of a block alone: to start and to end, and what copies take beyond the steps that are under way meanwhile.
+    busy = max(multiply, fetch, cache) + parts * steps * _BARRIER
+    if tiling.chunk // entry % tiling.step:
+        busy *= 1.1  # a step of several taps has more to work out
+    late = max(0.0, _LATENCY - (tiling.stages - 1) * tiling.blocks * busy / (parts * steps))
+    waiting = _START + written / 16.0
     full, left = divmod(blocks, limits.multiprocessors * tiling.blocks)
-    together = max(tiling.blocks * busy, busy + waiting)
+    together = max(tiling.blocks * busy, busy + waiting) + parts * steps * late
     if tiling.blocks * warps < 8:
         together *= 8 / (tiling.blocks * warps)
     rest = -(-left // limits.multiprocessors)
-    return full * together + (max(rest * busy, busy + waiting) if left else 0.0)
+    return full * together + (max(rest * busy, busy + waiting) + parts * steps * late if left else 0.0)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HopperTiling:
-    """How a correlation is cut up; the words are those of ``correlate_hopper.cu``."""
+    """How a correlation is cut up; the words are those of ``correlate_hopper.cu``. ``blocks`` share out the tiles."""
 
     block: Pair
     chunk: int
@@ -33,6 +33,7 @@ class HopperTiling:
     buffers: int
     rows: int
     shared_bytes: int
+    blocks: int
 
     @property
     def threads(self) -> int:
@@ -51,10 +52,10 @@ def is_for(correlation: Correlation, limits: Limits) -> bool:
     )
 
 
-def tiles(correlation: Correlation, tiling: HopperTiling) -> Pair:
+def tiles(correlation: Correlation, block: Pair) -> Pair:
     """Along the outputs, and along their channels."""
     pixels = correlation.batch * correlation.vertical.count * correlation.horizontal.count
-    return -(-pixels // tiling.block[0]), -(-padded(correlation.outer) // tiling.block[1])
+    return -(-pixels // block[0]), -(-padded(correlation.outer) // block[1])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -71,6 +72,7 @@ def _tilings(correlation: Correlation, limits: Limits) -> Iterator[HopperTiling]
         if (block[1] == 128 and outer <= 64) or block[0] * block[1] > 256 * 128:
             continue
         rows = _rows(correlation, block[0])
+        blocks = min(math.prod(tiles(correlation, block)), limits.multiprocessors)
         for chunk in (8, 4, 2):
             if chunk > correlation.groups + 1:
                 continue
@@ -85,7 +87,7 @@ def _tilings(correlation: Correlation, limits: Limits) -> Iterator[HopperTiling]
                     buffers = 1 + -(-(stages - 1) // -(-listed // step))
                     shared = _shared_bytes(correlation, block, chunk, step, stages, buffers, rows)
                     if shared <= limits.shared_bytes:
-                        yield HopperTiling(block, chunk, step, stages, buffers, rows, shared)
+                        yield HopperTiling(block, chunk, step, stages, buffers, rows, shared, blocks)
                         break
 
 
@@ -139,7 +141,7 @@ def cost(correlation: Correlation, limits: Limits, tiling: HopperTiling) -> floa
     if tiling.chunk // 2 % tiling.step:
         busy *= 1.03  # a step of several taps has more to work out
     ending = 600.0 + block_m * block_n / 20  # clocks after a tile's last multiplication, until the next tile's first
-    along, across = tiles(correlation, tiling)
+    along, across = tiles(correlation, tiling.block)
     rounds = -(-along * across // limits.multiprocessors)
     return rounds * (busy + ending) + 2000.0 + chunks * steps * 20.0
 
@@ -149,7 +151,7 @@ def defines(correlation: Correlation, tiling: HopperTiling) -> dict[str, int]:
     return {
         "BLOCK_M": tiling.block[0],
         "BLOCK_N": tiling.block[1],
-        "TILES_M": tiles(correlation, tiling)[0],
+        "TILES_M": tiles(correlation, tiling.block)[0],
         "CHUNK": tiling.chunk,
         "STEP": tiling.step,
         "STAGES": tiling.stages,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
-from bareconv.kernels.cuda.matrix import ACROSS, ALONG, CACHE_RATE, Tiling, tilings
+from bareconv.kernels.cuda.matrix import ACROSS, ALONG, CACHE_RATE, Tiling, has_matrix_unit, tilings
 from bareconv.kernels.cuda.update import rule_defines, states_of
 from bareconv.optim.rule import Rule
 
@@ -65,7 +65,7 @@ def product(precision: Precision, shape: DenseShape, batch: int, limits: Limits)
     Operands: x, w (the working copy), control, sums. The padding columns are zeros.
     """
     tiling, splits = _forward_tiling(precision, shape, batch, limits)
-    return _forward(precision, shape, batch, tiling, splits, None)
+    return _forward(precision, shape, batch, limits, tiling, splits, None)
 
 
 def finish(precision: Precision, shape: DenseShape, batch: int, splits: int, relu: bool) -> Kernel:
@@ -90,7 +90,7 @@ def forward(precision: Precision, shape: DenseShape, batch: int, relu: bool, lim
     It fills the machine where ``splits_of`` is 1; elsewhere ``product`` and ``finish`` take less time.
     """
     tiling, _ = _forward_tiling(precision, shape, batch, limits, most_splits=1)
-    return _forward(precision, shape, batch, tiling, 1, relu)
+    return _forward(precision, shape, batch, limits, tiling, 1, relu)
 
 
 def gradient_of_input(
@@ -107,7 +107,14 @@ def gradient_of_input(
         "dense_input.cu",
         "dense_gradient_of_input",
         _defines(
-            precision, IMAGES=batch, FEATURES=shape.features, UNITS=shape.units, MASK=mask, ADD=add, **tiling.defines
+            precision,
+            IMAGES=batch,
+            FEATURES=shape.features,
+            UNITS=shape.units,
+            MASK=mask,
+            ADD=add,
+            MATRIX_UNIT=has_matrix_unit(limits),
+            **tiling.defines,
         ),
         grid=(-(-shape.features // tiling.n), -(-batch // tiling.m), 1),
         threads=tiling.threads,
@@ -129,7 +136,7 @@ def gradient_of_weight(precision: Precision, shape: DenseShape, batch: int, limi
     Operands: x, dy, control, weight_partial, bias_partial (null: none is wanted).
     """
     tiling, parts = _weight_tiling(precision, shape, batch, limits)
-    return _weight(precision, shape, batch, tiling, parts, None)
+    return _weight(precision, shape, batch, limits, tiling, parts, None)
 
 
 def gradient_and_update(precision: Precision, shape: DenseShape, batch: int, limits: Limits, rule: Rule) -> Kernel:
@@ -141,7 +148,7 @@ def gradient_and_update(precision: Precision, shape: DenseShape, batch: int, lim
     runs: ``gradient_of_input`` of the same layer comes before it.
     """
     tiling, _ = _weight_tiling(precision, shape, batch, limits, most_parts=1)
-    return _weight(precision, shape, batch, tiling, 1, rule)
+    return _weight(precision, shape, batch, limits, tiling, 1, rule)
 
 
 def pixel_product(
@@ -238,7 +245,13 @@ def pixel_gradient(
 
 
 def _forward(
-    precision: Precision, shape: DenseShape, batch: int, tiling: Tiling, splits: int, relu: bool | None
+    precision: Precision,
+    shape: DenseShape,
+    batch: int,
+    limits: Limits,
+    tiling: Tiling,
+    splits: int,
+    relu: bool | None,
 ) -> Kernel:
     """``relu`` None: sums alone."""
     finishes = relu is not None
@@ -254,6 +267,7 @@ def _forward(
             SPLITS=splits,
             FINISH=finishes,
             **({"RELU": int(bool(relu))} if finishes else {}),
+            MATRIX_UNIT=has_matrix_unit(limits),
             **tiling.defines,
         ),
         grid=(-(-units // tiling.n), -(-batch // tiling.m), splits),
@@ -266,7 +280,13 @@ def _forward(
 
 
 def _weight(
-    precision: Precision, shape: DenseShape, batch: int, tiling: Tiling, parts: int, rule: Rule | None
+    precision: Precision,
+    shape: DenseShape,
+    batch: int,
+    limits: Limits,
+    tiling: Tiling,
+    parts: int,
+    rule: Rule | None,
 ) -> Kernel:
     operands: tuple[str, ...] = ("x", "dy", "control", "weight_partial", "bias_partial")
     written = 4 * parts
@@ -284,6 +304,7 @@ def _weight(
             CHANNELS=shape.channels,
             UNITS=shape.units,
             PART_IMAGES=-(-batch // parts),
+            MATRIX_UNIT=has_matrix_unit(limits),
             **tiling.defines,
         ),
         grid=(-(-shape.features // tiling.m) + 1, -(-padded(shape.units) // tiling.n), parts),

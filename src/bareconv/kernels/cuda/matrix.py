@@ -23,6 +23,11 @@ _START = 1e-6  # seconds of a block that are no product: its start, its first an
 CACHE_RATE = 4e12  # bytes a second to and from the second-level cache, by all multiprocessors
 
 
+def has_matrix_unit(limits: Limits) -> bool:
+    """Whether the GPU multiplies matrices of bf16 and tf32; without it their products are made number by number."""
+    return limits.capability >= 80
+
+
 @dataclass(frozen=True)
 class Tiling:
     """A block's tile of the result, ``m`` x ``n``: ``chunk`` places of the sum at a time, ``stages`` chunks at once."""
@@ -65,7 +70,15 @@ class Tiling:
         most = max(1, min(limits.shared_bytes // shared, 1024 // self.threads))
         together = min(most, -(-blocks // limits.multiprocessors))
         chunks = -(-summed // self.chunk)
-        compute = together * chunks * 2.0 * self.m * self.n * self.chunk / _FLOPS[precision]
+        compute = (
+            together
+            * chunks
+            * 2.0
+            * self.m
+            * self.n
+            * self.chunk
+            / _FLOPS[precision if has_matrix_unit(limits) else "float32"]
+        )
         load = together * chunks * (self.m + self.n) * self.chunk * KEPT_BYTES[precision] / _LOADS
         wait = _LATENCY * -(-chunks // (self.stages - 1))
         waves = -(-blocks // (limits.multiprocessors * together))

@@ -1,10 +1,14 @@
-"""The first block of a network on small images as one kernel each way: two convolutions, each with relu, perhaps a pool.
+"""The first block of a network on small images in shared memory: two convolutions, each with relu, perhaps a pool.
 
-What lies between them never leaves a multiprocessor. Backward, the first convolution is computed again from the pixels.
+One kernel forward, two backward, one for each convolution's parameters. What lies between the pixels and the end of the
+second convolution never leaves a multiprocessor; backward, the first one is computed again from the pixels.
+
+A *team* of warps works on a *band* of an image at a time: some rows of squares of 2 x 2 outputs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,14 +18,20 @@ from bareconv.kernels.cuda.limits import Limits
 from bareconv.ops.windows import Pair
 
 MAX_CHANNELS = 4
-WEIGHT_REGISTERS = 144  # of a thread, for weights or for the gradient of weights
-PATCH_REGISTERS = 72  # for the pixels that eight squares of outputs read
+# Of a thread's 255 registers: for weights, or for the gradient of weights; for the gradient of A's weights beside B's
+# weights; for pixels that eight squares of outputs read.
+WEIGHT_REGISTERS, FIRST_REGISTERS, PATCH_REGISTERS = 144, 48, 56
+WARPS = 8  # on a multiprocessor, of as many registers as a thread can have
 WARP = 32
+
+# What an estimate of time counts, in cycles: a matrix instruction of one warp where others wait for the unit too, and
+# where none does; a warp's other instructions; a band's waits for memory and for each other.
+SHARED_UNIT, OWN_UNIT, INSTRUCTION, BAND = 3.3, 4.5, 1.0, 3000.0
 
 
 @dataclass(frozen=True)
 class Stem:
-    """uint8 images, (pixel - mean) / std, through ``a``, relu and, where ``a_pool``, a 2 x 2 max pool; then through ``b``.
+    """uint8 images, (pixel - mean) / std, through ``a`` and relu and, if ``a_pool``, a 2 x 2 max pool; then ``b`` too.
 
     ``b`` reads what ``a`` and its pool make. A pool drops an odd last row or column.
     """
@@ -59,6 +69,14 @@ class StemBackward:
     parts: int
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One way to launch a kernel, and an estimate of its time in cycles."""
+
+    cycles: float
+    kernel: Kernel
+
+
 def stem_forward(stem: Stem, precision: Precision, batch: int, limits: Limits, training: bool = True) -> Kernel | None:
     """uint8 pixels -> ``y``, Kept (batch, P, Q, padded filters of B), and ``where``, uint8 of the same shape.
 
@@ -66,43 +84,7 @@ def stem_forward(stem: Stem, precision: Precision, batch: int, limits: Limits, t
     Without B's pool 0 or 4. Operands: pixels, order, control, working copies of the weights, float32 biases, y, where.
     None where the block does not fit the GPU.
     """
-    if not _suits(stem, precision, limits):
-        return None
-    sizes = _Sizes(stem, precision)
-    kept = KEPT_BYTES[precision]
-    tiles = next((n for n in (4, 2, 1) if sizes.b_octets % n == 0 and sizes.b_steps * n * 2 <= WEIGHT_REGISTERS), None)
-    if tiles is None:
-        return None
-    slices = sizes.b_octets // tiles
-    best: tuple[float, Kernel] | None = None
-    for warps, bands, rows in _splits(sizes.b_square_rows, slices):
-        shared = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows)
-        shared += max(sizes.activation(rows), stem.b.taps * padded(stem.a.filters) * sizes.pixel(padded(stem.b.filters)))
-        blocks = min(8 // warps, _per_multiprocessor(limits) // (shared + 1024))
-        if shared > limits.shared_bytes or blocks < 1:
-            continue
-        grid = min(batch * bands, blocks * limits.multiprocessors)
-        groups = -(-rows * sizes.b_squares // 8)
-        work = -(-groups * slices // warps) * sizes.b_steps * tiles * 2 + sizes.first_work(rows) / warps
-        time = -(-batch * bands // grid) * (work * max(1.0, warps * blocks / 8) + ITEM_WORK)
-        defines = {**sizes.defines, "WARPS": warps, "TEAMS": 1, "BLOCKS": blocks, "BANDS": bands, "BAND_ROWS": rows}
-        kernel = Kernel(
-            "stem_forward.cu",
-            "stem_forward",
-            tuple({**defines, "B_TILES": tiles, "SHARED_BYTES": shared}.items()),
-            grid=(grid, 1, 1),
-            threads=warps * WARP,
-            shared_bytes=shared,
-            operands=("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "bias_b", "y", "where"),
-            flops=stem.a.flops(batch) + stem.b.flops(batch),
-            bytes=batch * (sizes.image + sizes.output * (kept + 1)),
-        )
-        if best is None or time < best[0]:
-            best = time, kernel
-    return None if best is None else best[1]
-
-
-ITEM_WORK = 300.0  # what a band costs beyond its products, in matrix instructions of a warp
+    return _best(forward_choices(stem, precision, batch, limits))
 
 
 def stem_backward(stem: Stem, precision: Precision, batch: int, limits: Limits) -> StemBackward | None:
@@ -112,95 +94,144 @@ def stem_backward(stem: Stem, precision: Precision, batch: int, limits: Limits) 
     partial_weight_b, partial_bias_b: float32, [parts][...] in the parameters' own order, every part written in full.
     None where the block does not fit the GPU.
     """
-    if not _suits(stem, precision, limits) or precision != "bfloat16":
+    kernels = [_best(choices(stem, precision, batch, limits)) for choices in (backward_b_choices, backward_a_choices)]
+    found = [kernel for kernel in kernels if kernel is not None]
+    if len(found) < len(kernels):
         return None
-    of_b, of_a = _backward_b(stem, precision, batch, limits), _backward_a(stem, precision, batch, limits)
-    if of_b is None or of_a is None:
-        return None
-    parts = min(limits.multiprocessors, max(of_b.grid[0], of_a.grid[0]))
-    return StemBackward(tuple(_with_grid(kernel, parts) for kernel in (of_b, of_a)), parts)
+    parts = max(kernel.grid[0] for kernel in found)
+    return StemBackward(tuple(dataclasses.replace(kernel, grid=(parts, 1, 1)) for kernel in found), parts)
 
 
-def _backward_b(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Kernel | None:
+def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
+    """Every way that the forward fits the GPU."""
+    if not _suits(stem, precision, limits):
+        return
+    sizes = _Sizes(stem, precision)
+    tiles = next((n for n in (2, 1) if sizes.b_tiles % n == 0 and sizes.b_steps * n * 4 <= WEIGHT_REGISTERS), None)
+    if tiles is None:
+        return
+    slices = sizes.b_tiles // tiles
+    weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(sizes.b_tiles * 16)
+    for warps, bands, rows in _splits(sizes.b_square_rows, slices):
+        shared = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + max(sizes.activation(rows), weights)
+        groups = -(-rows * sizes.b_squares // 8)
+        products = -(-groups * slices // warps) * sizes.b_steps * tiles * 4 + sizes.a_products(rows) / warps
+        others = -(-groups * slices // warps) * (60 + 90 * tiles) + sizes.a_others(rows) / warps
+        for blocks in range(1, min(WARPS // warps, (limits.shared_bytes + 1024) // (shared + 1024)) + 1):
+            grid = min(batch * bands, blocks * limits.multiprocessors)
+            defines = {
+                "WARPS": warps,
+                "TEAMS": 1,
+                "BLOCKS": blocks,
+                "BANDS": bands,
+                "BAND_ROWS": rows,
+                "B_TILES": tiles,
+            }
+            kernel = Kernel(
+                "stem_forward.cu",
+                "stem_forward",
+                tuple({**sizes.defines, **defines, "B_TILES": tiles, "SHARED_BYTES": shared}.items()),
+                grid=(grid, 1, 1),
+                threads=warps * WARP,
+                shared_bytes=shared,
+                operands=("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "bias_b", "y", "where"),
+                flops=stem.a.flops(batch) + stem.b.flops(batch),
+                bytes=batch * (sizes.image + sizes.output * (sizes.kept + 1)),
+            )
+            yield Choice(_cycles(batch * bands, grid, warps, blocks, products, others), kernel)
+
+
+def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
+    """Every way that the gradient of B's parameters fits the GPU."""
+    if not _suits(stem, precision, limits):
+        return
     sizes = _Sizes(stem, precision)
     pieces = sizes.pieces(padded(stem.a.filters))
-    shares = [
-        (at_once, tiles)
-        for at_once in (2, 1)
-        for tiles in (4, 2, 1)
-        if pieces % at_once == 0 and sizes.b_octets % tiles == 0
-        and -(-stem.b.taps * at_once // 2) * tiles * 4 <= WEIGHT_REGISTERS
-        and sizes.patch(stem.b, at_once) <= PATCH_REGISTERS
-    ]
-    best: tuple[float, Kernel] | None = None
-    for at_once, tiles in shares[:1]:
-        count = -(-stem.b.taps * at_once // 2) * tiles * 4
-        share = pieces // at_once * (sizes.b_octets // tiles)
-        for warps, bands, rows in _splits(sizes.b_square_rows, share):
-            groups = -(-rows * sizes.b_squares // 8)
-            team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + sizes.activation(rows)
-            team += 4 * groups * 8 * sizes.pixel(padded(stem.b.filters))
-            for teams in range(8 // warps, 0, -1):
-                turns = warps // share
-                end = max(share * count * 128 if teams * turns > 1 else 0, teams * warps * WARP * sizes.piece * 4)
-                shared = max(teams * team, end)
-                if shared > limits.shared_bytes:
-                    continue
-                grid = min(-(-batch * bands // teams), limits.multiprocessors)
-                work = -(-groups // turns) * count // 2 + (sizes.first_work(rows) + sizes.spread_work(rows)) / warps
-                time = -(-batch * bands // (grid * teams)) * (work * max(1.0, warps * teams / 8) + ITEM_WORK)
-                defines = {**sizes.defines, "WARPS": warps, "TEAMS": teams, "BANDS": bands, "BAND_ROWS": rows}
-                kernel = Kernel(
-                    "stem_backward_b.cu",
-                    "stem_backward_b",
-                    tuple({**defines, "WARP_PIECES": at_once, "B_TILES": tiles, "SHARED_BYTES": shared}.items()),
-                    grid=(grid, 1, 1),
-                    threads=teams * warps * WARP,
-                    shared_bytes=shared,
-                    operands=(
-                        *("pixels", "order", "control", "weight_a", "bias_a", "dy", "where"),
-                        *("partial_weight_b", "partial_bias_b"),
-                    ),
-                    flops=stem.a.flops(batch) + stem.b.flops(batch),
-                    bytes=batch * (sizes.image + sizes.output * (sizes.kept + 1)),
-                )
-                if best is None or time < best[0]:
-                    best = time, kernel
-    return None if best is None else best[1]
+    share = next(
+        (
+            (at_once, tiles)
+            for at_once, tiles in ((2, 2), (2, 1), (1, 2), (1, 1))
+            if pieces % at_once == sizes.b_tiles % tiles == 0 and stem.b.taps * at_once * tiles * 4 <= WEIGHT_REGISTERS
+        ),
+        None,
+    )
+    if share is None:
+        return
+    at_once, tiles = share
+    count = stem.b.taps * at_once * tiles * 4
+    shares = pieces // at_once * (sizes.b_tiles // tiles)
+    for warps, bands, rows in _splits(sizes.b_square_rows, shares):
+        groups, turns = -(-rows * sizes.b_squares // 8), warps // shares
+        team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + sizes.activation(rows)
+        team += 4 * groups * 8 * sizes.pixel(sizes.b_tiles * 16)
+        products = -(-groups // turns) * count // 2 + sizes.a_products(rows) / warps
+        others = -(-groups // turns) * 80 + (sizes.a_others(rows) + sizes.spread(rows * sizes.b_squares)) / warps
+        for teams in range(1, WARPS // warps + 1):
+            end = max(shares * count * 128 if teams * turns > 1 else 0, teams * warps * WARP * sizes.piece * 4)
+            shared = max(teams * team, end)
+            if shared > limits.shared_bytes:
+                break
+            grid = min(-(-batch * bands // teams), limits.multiprocessors)
+            defines = {"WARPS": warps, "TEAMS": teams, "BANDS": bands, "BAND_ROWS": rows}
+            kernel = Kernel(
+                "stem_backward_b.cu",
+                "stem_backward_b",
+                tuple(
+                    {
+                        **sizes.defines,
+                        **defines,
+                        "WARP_PIECES": at_once,
+                        "B_TILES": tiles,
+                        "SHARED_BYTES": shared,
+                    }.items()
+                ),
+                grid=(grid, 1, 1),
+                threads=teams * warps * WARP,
+                shared_bytes=shared,
+                operands=(
+                    *("pixels", "order", "control", "weight_a", "bias_a", "dy", "where"),
+                    *("partial_weight_b", "partial_bias_b"),
+                ),
+                flops=stem.a.flops(batch) + stem.b.flops(batch),
+                bytes=batch * (sizes.image + sizes.output * (sizes.kept + 1)),
+            )
+            yield Choice(_cycles(batch * bands, grid * teams, warps, teams, products, others), kernel)
 
 
-def _backward_a(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Kernel | None:
+def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
+    """Every way that the gradient of A's parameters fits the GPU."""
+    if not _suits(stem, precision, limits):
+        return
     sizes = _Sizes(stem, precision)
-    height, width = stem.middle
-    takes = 2 if stem.a_pool else 1
+    (height, width), takes = stem.middle, 2 if stem.a_pool else 1
     squares, square_rows = -(-width // 2), -(-height // 2)
-    slices = -(-padded(stem.a.filters) // 16)
-    steps = sizes.steps(stem.b.taps, sizes.pieces(padded(stem.b.filters)))
+    slices = -(-stem.a.filters // 16)
+    b_pieces = sizes.pieces(padded(stem.b.filters))
+    steps = sizes.steps(stem.b.kernel, b_pieces)
     count = stem.a.kernel[0] * sizes.line_pieces * 4 + 2
-    if steps * 4 > WEIGHT_REGISTERS or count > 48:
-        return None
+    if steps * 4 > WEIGHT_REGISTERS or count > FIRST_REGISTERS:
+        return
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(padded(stem.b.filters))
-    best: tuple[float, Kernel] | None = None
     for warps, bands, rows in _splits(square_rows, slices):
         (R, S), R_a = stem.b.kernel, stem.a.kernel[0]
         gradient = sizes.picture(2 * rows + R - 1, 2 * squares + S - 1, padded(stem.b.filters))
         lines = sizes.picture(takes * 2 * rows + R_a - 1, takes * 2 * squares, sizes.line_numbers)
         team = 2 * sizes.pixels + sizes.a_weights + lines + gradient
-        for teams in range(8 // warps, 0, -1):
-            turns = warps // slices
+        groups, turns = -(-rows * squares // 8), warps // slices
+        again = takes**2 * (count + 4 * sizes.a_steps)
+        products = -(-groups // turns) * (steps * 4 + again)
+        spread = sizes.spread((rows + 1) * (squares + 1)) + sizes.spread_lines(takes * 2 * rows, takes * 2 * squares)
+        others = -(-groups // turns) * (100 + takes**2 * 80) + spread / warps
+        for teams in range(1, WARPS // warps + 1):
             shared = max(teams * team, weights, slices * count * 128 if teams * turns > 1 else 0)
             if shared > limits.shared_bytes:
-                continue
+                break
             grid = min(-(-batch * bands // teams), limits.multiprocessors)
-            groups = -(-rows * squares // 8)
-            again = (4 if stem.a_pool else 1) * (count * 2 + 4 * sizes.a_steps)
-            work = -(-groups // turns) * (steps * 4 + again) + sizes.spread_work(rows) / warps
-            time = -(-batch * bands // (grid * teams)) * (work * max(1.0, warps * teams / 8) + ITEM_WORK)
-            defines = {**sizes.defines, "WARPS": warps, "TEAMS": teams, "BANDS": bands, "BAND_ROWS": rows}
+            defines = {"WARPS": warps, "TEAMS": teams, "BANDS": bands, "BAND_ROWS": rows}
             kernel = Kernel(
                 "stem_backward_a.cu",
                 "stem_backward_a",
-                tuple({**defines, "SHARED_BYTES": shared}.items()),
+                tuple({**sizes.defines, **defines, "SHARED_BYTES": shared}.items()),
                 grid=(grid, 1, 1),
                 threads=teams * warps * WARP,
                 shared_bytes=shared,
@@ -211,32 +242,37 @@ def _backward_a(stem: Stem, precision: Precision, batch: int, limits: Limits) ->
                 flops=2 * stem.a.flops(batch) + stem.b.flops(batch),
                 bytes=batch * (sizes.image + sizes.output * (sizes.kept + 1)),
             )
-            if best is None or time < best[0]:
-                best = time, kernel
-    return None if best is None else best[1]
+            yield Choice(_cycles(batch * bands, grid * teams, warps, teams, products, others), kernel)
+
+
+def _best(choices: Iterator[Choice]) -> Kernel | None:
+    best = min(choices, key=lambda choice: choice.cycles, default=None)
+    return None if best is None else best.kernel
 
 
 def _suits(stem: Stem, precision: Precision, limits: Limits) -> bool:
-    return stem.is_possible and precision == "bfloat16" and limits.capability >= 80
+    if not stem.is_possible or precision != "bfloat16" or limits.capability < 80:
+        return False
+    return all((one.kernel[0] + 2) * (one.kernel[1] + 2) <= PATCH_REGISTERS for one in (stem.a, stem.b))
 
 
 def _splits(square_rows: int, shares: int) -> Iterator[tuple[int, int, int]]:
-    """Warps of a team, bands of an image, rows of squares in a band."""
-    for warps in (4, 8):
-        if warps % shares == 0:
-            for rows in range(square_rows, 0, -1):
-                bands = -(-square_rows // rows)
-                if rows == -(-square_rows // bands):
-                    yield warps, bands, rows
+    """Warps of a team, bands of an image, rows of squares in a band. Teams have a multiple of ``shares`` warps."""
+    for warps in range(shares, WARPS + 1, shares):
+        for rows in range(square_rows, 0, -1):
+            bands = -(-square_rows // rows)
+            if rows == -(-square_rows // bands):
+                yield warps, bands, rows
 
 
-def _with_grid(kernel: Kernel, blocks: int) -> Kernel:
-    return Kernel(**{**kernel.__dict__, "grid": (blocks, 1, 1)})
+def _cycles(bands: int, teams: int, warps: int, beside: int, products: float, others: float) -> float:
+    """Of a launch: ``bands`` by ``teams``, ``beside`` of them on a multiprocessor, of ``warps`` warps each.
 
-
-def _per_multiprocessor(limits: Limits) -> int:
-    """Shared memory of a multiprocessor: a block can have all but 1 KB of it."""
-    return limits.shared_bytes + 1024
+    ``products`` and ``others``: a warp's matrix and other instructions for one band.
+    """
+    for_one = products * max(SHARED_UNIT * warps / 4, OWN_UNIT) + others * max(INSTRUCTION * warps / 4, 2.0) + BAND
+    for_all = beside * (products * SHARED_UNIT + others * INSTRUCTION) * warps / 4
+    return -(-bands // teams) * max(for_one, for_all)
 
 
 def _pooled(size: Pair, pool: bool) -> Pair:
@@ -244,7 +280,7 @@ def _pooled(size: Pair, pool: bool) -> Pair:
 
 
 class _Sizes:
-    """What lies in shared memory, as the sources compute it."""
+    """What lies in shared memory, in bytes, as the sources compute it, and the work on it."""
 
     def __init__(self, stem: Stem, precision: Precision) -> None:
         self.stem, self.kept = stem, KEPT_BYTES[precision]
@@ -254,13 +290,14 @@ class _Sizes:
         self.pixels = -(-self.image // 16) * 16
         self.line_numbers = a.kernel[1] * a.channels
         self.line_pieces = self.pieces(self.line_numbers)
-        self.a_weights = a.kernel[0] * self.line_pieces * self.piece * self.pixel(padded(a.filters))
-        self.a_steps = self.steps(a.kernel[0], self.line_pieces)
-        self.b_steps = self.steps(b.taps, self.pieces(padded(a.filters)))
-        self.b_octets = padded(b.filters) // 8
-        self.b_square_rows, self.b_squares = stem.output if stem.b_pool else (-(-stem.output[0] // 2), -(-stem.output[1] // 2))
+        self.a_weights = a.kernel[0] * self.line_pieces * self.piece * self.pixel(-(-a.filters // 16) * 16)
+        self.a_steps = self.steps((a.kernel[0], 1), self.line_pieces)
+        self.b_steps = self.steps(b.kernel, self.pieces(padded(a.filters)))
+        self.b_tiles = -(-b.filters // 16)  # of 16 filters
+        P, Q = stem.output
+        self.b_square_rows, self.b_squares = (P, Q) if stem.b_pool else (-(-P // 2), -(-Q // 2))
         self.a_squares = stem.middle[1] if stem.a_pool else -(-stem.middle[1] // 2)
-        self.output = stem.output[0] * stem.output[1] * padded(b.filters)
+        self.output = P * Q * padded(b.filters)
         self.defines: dict[str, str | int | float] = {
             "PRECISION": NUMBER[precision],
             "HEIGHT": a.height,
@@ -280,6 +317,7 @@ class _Sizes:
             }
 
     def pieces(self, numbers: int) -> int:
+        """Pieces of 16 bytes."""
         return -(-numbers // self.piece)
 
     def pixel(self, numbers: int) -> int:
@@ -288,21 +326,18 @@ class _Sizes:
     def picture(self, rows: int, columns: int, numbers: int) -> int:
         return 4 * -(-rows // 2) * -(-columns // 2) * self.pixel(numbers)
 
-    def steps(self, taps: int, pieces: int) -> int:
+    def steps(self, kernel: Pair, pieces: int) -> int:
+        """Of a product over all taps and pieces, two pieces each."""
         chunk = 1 if pieces % 2 else 2
-        return -(-taps * chunk // 2) * (pieces // chunk)
-
-    def patch(self, one: Convolution, pieces: int) -> int:
-        """Registers that hold what eight squares read."""
-        high, wide = (-(-(length + 1) // 2) * 2 for length in one.kernel)
-        return high * wide * pieces
+        return -(-kernel[0] * kernel[1] * chunk // 2) * (pieces // chunk)
 
     def a_rows(self, rows: int) -> int:
         """Rows of what A makes that ``rows`` rows of B's squares read."""
         return 2 * rows + self.stem.b.kernel[0] - 1
 
     def activation(self, rows: int) -> int:
-        return self.picture(self.a_rows(rows), 2 * self.b_squares + self.stem.b.kernel[1] - 1, padded(self.stem.a.filters))
+        columns = 2 * self.b_squares + self.stem.b.kernel[1] - 1
+        return self.picture(self.a_rows(rows), columns, padded(self.stem.a.filters))
 
     def a_square_rows(self, rows: int) -> int:
         return self.a_rows(rows) if self.stem.a_pool else -(-self.a_rows(rows) // 2)
@@ -311,11 +346,21 @@ class _Sizes:
         height = 2 * self.a_square_rows(rows) + self.stem.a.kernel[0] - 1
         return self.picture(height, 2 * self.a_squares, self.line_numbers)
 
-    def first_work(self, rows: int) -> float:
-        """Of A in a band, in matrix instructions of a warp."""
+    def a_products(self, rows: int) -> float:
+        """Matrix instructions of A for a band, of all warps."""
         groups = -(-self.a_square_rows(rows) * self.a_squares // 8)
-        return groups * (2.0 * self.a_steps * padded(self.stem.a.filters) / 8 + 30)
+        return groups * 2.0 * self.a_steps * padded(self.stem.a.filters) / 8
 
-    def spread_work(self, rows: int) -> float:
-        """Of B's gradient in a band."""
-        return rows * self.b_squares * self.pieces(padded(self.stem.b.filters)) * 60 / 32
+    def a_others(self, rows: int) -> float:
+        """Other instructions of A for a band, of all warps."""
+        groups = -(-self.a_square_rows(rows) * self.a_squares // 8)
+        lines = self.spread_lines(2 * self.a_square_rows(rows), 2 * self.a_squares)
+        return groups * (40 + 40 * padded(self.stem.a.filters) / 8) + lines
+
+    def spread_lines(self, rows: int, columns: int) -> float:
+        """Instructions that spread pixels, of all warps."""
+        return rows * columns * (20 + 7 * self.line_numbers) / 32
+
+    def spread(self, squares: int) -> float:
+        """Instructions that spread B's gradient, of all warps."""
+        return squares * self.pieces(padded(self.stem.b.filters)) * 90 / 32

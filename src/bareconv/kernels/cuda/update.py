@@ -70,12 +70,12 @@ def states_of(rule: Rule) -> int:
 def update(precision: Precision, rule: Rule, parameters: Sequence[Parameter], limits: Limits, batch: int) -> Kernel:
     """All ``parameters`` by ``rule``, and the step's end. It must be the last kernel of the step.
 
-    Operands: ``pieces``, the rows of ``update_table``; ``memory``, what its places are counted from; ``master``, ``state1``, ``state2``, ``gradient``, float32, flat,
-    of which a rule uses what it has ("gradient" writes the gradient alone); ``scalars``, float32 (steps, SCALARS), row
-    ``control.position`` of which is this step's; ``control``, which is moved on to the next step; ``image_loss``
-    float32 and ``image_hit`` int32 (batch); ``losses`` float32 and ``hits`` int32 (steps), where the step's mean loss and
-    number of hits go; ``readers``, one int32, 0 to begin with. Working copies are written but for their padding, which
-    must be zeros.
+    Operands: ``pieces``, the rows of ``update_table``; ``memory``, what its places are counted from; ``master``,
+    ``state1``, ``state2``, ``gradient``, float32, flat, of which a rule uses what it has ("gradient" writes its array
+    alone); ``scalars``, float32 (steps, SCALARS), row ``control.position`` of which is this step's; ``control``, which
+    is moved on to the next step; ``image_loss`` float32 and ``image_hit`` int32 (batch); ``losses`` float32 and
+    ``hits`` int32 (steps), where the step's mean loss and number of hits go; ``readers``, one int32, 0 to begin with.
+    Working copies are written but for their padding, which must be zeros.
     """
     moved = 0 if rule.name == "gradient" else 8 + 8 * states_of(rule)
     return Kernel(

@@ -202,7 +202,7 @@ def gradient_of_weight(
     return WeightGradient(kernel, choice.parts)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _chosen(convolution: Convolution, precision: Precision, batch: int, limits: Limits) -> _Choice:
     """The quickest, by the model; of equals the first."""
     best: tuple[float, _Choice] | None = None
@@ -227,7 +227,7 @@ def _ways_to_share(convolution: Convolution, precision: Precision, limits: Limit
     """Warps of as many sums as registers hold, and blocks of as many warps as the weight or its pixels occupy."""
     R, S = convolution.kernel
     # Before sm_80 there is no such instruction, and what stands in for it is long.
-    most_sums = 64 if limits.capability < 80 and precision != "float32" else MOST_SUMS
+    most_sums = 32 if limits.capability < 80 and precision != "float32" else MOST_SUMS
     narrow = precision == "float32" and convolution.channels <= NARROW_CHANNELS
     groups = padded(convolution.channels) // 8
     filter_tiles = -(-convolution.filters // 16)
@@ -311,6 +311,9 @@ def _layout(convolution: Convolution, precision: Precision, warps: _Warps, tile:
     contraction = (16 if precision == "float32" else 32) * warps.pixel_warps
     steps = -(-images * rows * columns // contraction)
     x_bytes, length = images * x_image, steps * contraction
+    # A pass of the block's threads over the pixels of x that are copied; the table has whole ones.
+    one_pass = 32 * warps.count // (warps.channels * bytes_each // 16)
+    passes = -(-images * loaded[0] * loaded[1] // one_pass)
     return _Layout(
         images,
         rows,
@@ -329,7 +332,7 @@ def _layout(convolution: Convolution, precision: Precision, warps: _Warps, tile:
         dy_pitch,
         x_bytes,
         x_bytes + length * dy_pitch,
-        4 * length + 16 * images * loaded[0] * loaded[1],
+        4 * length + 16 * passes * one_pass,
         steps,
         length,
     )

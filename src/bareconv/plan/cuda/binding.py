@@ -111,7 +111,8 @@ class Bound:
         """(launch, branch, whether it waits for the other branch) in order."""
         parts = []
         for (launch, branch), item in zip(self._items, self.program.record.items, strict=True):
-            assert not isinstance(launch, RecordedHost) and isinstance(item, Recorded)
+            assert not isinstance(launch, RecordedHost)
+            assert isinstance(item, Recorded)
             parts.append((launch, branch, item.joins))
         return parts
 

@@ -1,4 +1,4 @@
-"""From the graph of a model to the launches of a step: forward in the graph's order, backward in reverse, the update."""
+"""From the graph of a model to the launches of a step: forward in the graph's order, backward in reverse, update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bareconv.nn.layer import features
 from bareconv.plan.cuda.binding import Program
 from bareconv.plan.cuda.blocks import blocks_of
 from bareconv.plan.cuda.parameters import Parameters
-from bareconv.plan.cuda.record import Buffer, Place, Recorder
+from bareconv.plan.cuda.record import Buffer, Operand, Place, Recorder
 from bareconv.plan.cuda.runtime import Runtime
 from bareconv.plan.cuda.step import Step
 
@@ -98,21 +98,22 @@ def _update(step: Step) -> None:
     outside = step.outside
     readers = step.buffer("readers", 1, "int32")
     readers.zeros = True
-    step.launch(
-        update(step.precision, step.rule, _summed(step), step.limits, step.batch),
-        pieces=outside.pieces,
-        master=outside.weight,
-        state1=outside.state1,
-        state2=outside.state2,
-        gradient=outside.gradient,
-        scalars=outside.scalars,
-        image_loss=step.image_loss,
-        image_hit=step.image_hit,
-        losses=outside.losses,
-        hits=outside.hits,
-        readers=readers,
-        reads=[one.partial for one in step.summed],
-    )
+    operands: dict[str, Operand] = {
+        "pieces": outside.pieces,
+        "master": outside.weight,
+        "state1": outside.state1,
+        "state2": outside.state2,
+        "gradient": outside.gradient,
+        "scalars": outside.scalars,
+        "control": outside.control,
+        "image_loss": step.image_loss,
+        "image_hit": step.image_hit,
+        "losses": outside.losses,
+        "hits": outside.hits,
+        "readers": readers,
+    }
+    kernel = update(step.precision, step.rule, _summed(step), step.limits, step.batch)
+    step.record.launch(kernel, operands, reads=[one.partial for one in step.summed])
 
 
 def refresher(step: Step, runtime: Runtime) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""All parameters of a model in one array on the device, the optimizer's state alike, and the copies that kernels read."""
+"""All parameters of a model in one array on the device, the optimizer's state alike, and copies that kernels read."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -30,8 +29,6 @@ from bareconv.plan.graph import graph_of
 PREDICT_IMAGES = 256  # of one launch of the inference program
 WINDOW = 1024  # steps that are asked for at once, at most
 CONTROL_BYTES = 64
-
-OLDEST_TENSOR = 80  # compute capability from which there are matrix units for tf32 and bfloat16
 
 
 @dataclass
@@ -84,7 +81,7 @@ class CudaPlan:
         self._hits = xp.zeros(WINDOW, xp.int32)
         self._order: Array | None = None
         self._labels: tuple[Array, Array] | None = None  # as they came, and as the kernels read them
-        self._staged: Array | None = None  # images to predict
+        self._staged: tuple[Array, Array] | None = None  # images to predict, and labels
         self._training: _Made | None = None
         self._inference: _Made | None = None
         self._refresher: Callable[[], None] | None = None
@@ -289,11 +286,15 @@ class CudaPlan:
             )
         if self._inference is None:
             self._inference = self._made(PREDICT_IMAGES, False)
-            self._staged = xp.zeros((PREDICT_IMAGES, *self.model.input_shape), xp.uint8)
-        made, staged = self._inference, self._staged
-        assert staged is not None
+            # A head computes a loss as well; its labels are anything.
+            self._staged = (
+                xp.zeros((PREDICT_IMAGES, *self.model.input_shape), xp.uint8),
+                xp.zeros(PREDICT_IMAGES, xp.int32),
+            )
+        assert self._staged is not None
+        made, (staged, no_labels) = self._inference, self._staged
         self.parameters.take_over()
-        bound = self._bind(made, staged, None, None)
+        bound = self._bind(made, staged, no_labels, None)
         self._refresh(made)
         classes = features(self.model.output_shape)
         out = xp.empty((len(pixels), classes), xp.float32)
@@ -358,7 +359,8 @@ class CudaPlan:
             return Row(item.node, item.phase, "Python", item.why, 0, None)
         kernel, batch = item.kernel, self.batch_size
         how = self.runtime.describe(kernel) + (", beside the others" if item.branch == BRANCH else "")
-        return Row(item.node, item.phase, kernel.name, how, round(kernel.flops / batch), None, round(kernel.bytes / batch))
+        work = round(kernel.flops / batch), None, round(kernel.bytes / batch)
+        return Row(item.node, item.phase, kernel.name, how, *work)
 
     def profile(
         self, pixels: Array, labels: Array, order: Array | None = None, repeats: int = 20
@@ -369,9 +371,10 @@ class CudaPlan:
         """
         bound = self._ready(pixels, labels, order, [0.0], 0)
         bound.run()
+        extent = (len(pixels), 0) if order is None else (len(order), self.batch_size)
         seconds = []
         for launch in bound.launches():
-            self._tell(len(pixels) if order is None else len(order), 0 if order is None else self.batch_size, 0, [[0.0]])
+            self._tell(*extent, 0, [[0.0]])
             seconds.append(self.runtime.time(launch, repeats))
         self._seconds = seconds
         return [(self._row(item), one) for item, one in zip(bound.program.record.items, seconds, strict=True)]

@@ -115,7 +115,7 @@ class Recorder:
 
 
 def lay_out(recorder: Recorder, outside: Container[Buffer] = ()) -> int:
-    """Give every buffer but those ``outside`` its offset; returns the bytes of all. Those of different times overlap."""
+    """Give every buffer but those ``outside`` an offset; returns the bytes of all. Those of different times overlap."""
     last = len(recorder.items)
     buffers: dict[Buffer, None] = {}
     for number, branch, buffer in recorder.buffers():
@@ -139,4 +139,3 @@ def _together(a: Buffer, b: Buffer) -> bool:
     if a.kept or b.kept or a.zeros or b.zeros or a.span is None or b.span is None:
         return True
     return a.span[0] <= b.span[1] and b.span[0] <= a.span[1]
-

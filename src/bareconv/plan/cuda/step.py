@@ -1,18 +1,19 @@
-"""The launches of a step as they are written down: buffers by tensor, gradients by tensor, partial sums by parameter."""
+"""The launches of a step as they are written down: buffers and gradients by tensor, partial sums by parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bareconv.kernels.cuda.kernel import Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
+from bareconv.kernels.cuda.pool import where_dtype
 from bareconv.nn.layer import features
 from bareconv.nn.model import Model
+from bareconv.ops.windows import Window
 from bareconv.optim.rule import Rule
 from bareconv.plan.cuda.parameters import Layout, Parameters, layouts
 from bareconv.plan.cuda.record import Buffer, Operand, Place, Recorder
-from bareconv.plan.graph import Graph, Node, Tensor
+from bareconv.plan.graph import Graph, Tensor
 
 
 @dataclass(eq=False)
@@ -87,11 +88,11 @@ class Step:
         """Whether a parameter's gradient depends on that tensor's."""
         return self._trains[tensor]
 
-    def launch(self, kernel: Kernel, *, reads: Sequence[Buffer] = (), **operands: Operand) -> None:
+    def launch(self, kernel: Kernel, **operands: Operand) -> None:
         """A launch, as ``Recorder.launch``; the control block is given to whoever wants it."""
         if "control" in kernel.operands:
             operands["control"] = self.outside.control
-        self.record.launch(kernel, operands, reads)
+        self.record.launch(kernel, operands)
 
     # Arrays
 
@@ -117,9 +118,9 @@ class Step:
         """That tensor is in a buffer that there is already."""
         self._arrays[tensor] = buffer
 
-    def where(self, node: Node, cells: str = "where") -> Buffer | None:
-        """A byte for each output of a max pool: which pixel of its window was the maximum. For training only."""
-        return self.like(node.output, f"{node.output.name} {cells}", "uint8") if self.training else None
+    def where(self, tensor: Tensor, window: Window) -> Buffer | None:
+        """Which pixel of its window was each maximum of a pool's output. For training only."""
+        return self.like(tensor, f"{tensor.name} where", where_dtype(window)) if self.training else None
 
     # Gradients
 
@@ -197,4 +198,3 @@ def image_of(tensor: Tensor) -> tuple[int, int, int]:
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
     return 1, 1, features(shape)
-

@@ -11,6 +11,9 @@ typedef Tile<PRECISION, TILE_M, TILE_N, CHUNK, WARPS_M, WARPS_N, ALONG, ACROSS> 
 typedef Kept<PRECISION> Number;
 
 constexpr int PITCH = padded(UNITS);
+typedef Source<Product::Left, Product::SIZE, FEATURES, IMAGES % TILE_M == 0, FEATURES % CHUNK == 0> X;
+typedef Source<Product::Right, Product::SIZE, PITCH, FEATURES % CHUNK == 0, PITCH % TILE_N == 0> W;
+
 constexpr int CHUNKS = blocks_of(FEATURES, CHUNK);
 
 #if FINISH
@@ -29,17 +32,9 @@ dense_product(const Number::Type* RESTRICT x, const Number::Type* RESTRICT w, co
     if (first_image >= control->images) return;
     const int first_chunk = split * CHUNKS / SPLITS, chunks = (split + 1) * CHUNKS / SPLITS - first_chunk;
     Product product;
-    add_chunks<STAGES>(product, shared, chunks, [&](Number::Type* left, Number::Type* right, int chunk) {
-        const int first = (first_chunk + chunk) * CHUNK;
-        Product::Left::copy<Product::SIZE>(left, x, [&](int row, int column) {
-            const int image = first_image + row, feature = first + column;
-            return image < IMAGES && feature < FEATURES ? x + (long long)image * FEATURES + feature : nullptr;
-        });
-        Product::Right::copy<Product::SIZE>(right, w, [&](int row, int column) {
-            const int feature = first + row, unit = first_unit + column;
-            return feature < FEATURES && unit < PITCH ? w + (long long)feature * PITCH + unit : nullptr;
-        });
-    });
+    const int first = first_chunk * CHUNK;
+    add_chunks<STAGES>(product, shared, chunks, X(x, first_image, first, IMAGES, FEATURES),
+                       W(w, first, first_unit, FEATURES, PITCH));
     float* result = (float*)shared;
     product.store(result);
     sync_block();

@@ -8,6 +8,9 @@ typedef Tile<PRECISION, TILE_M, TILE_N, CHUNK, WARPS_M, WARPS_N, ALONG, ALONG> P
 typedef Kept<PRECISION> Number;
 
 constexpr int PITCH = padded(UNITS);
+typedef Source<Product::Left, Product::SIZE, PITCH, IMAGES % TILE_M == 0, PITCH % CHUNK == 0> Dy;
+typedef Source<Product::Right, Product::SIZE, PITCH, FEATURES % TILE_N == 0, PITCH % CHUNK == 0> W;
+
 constexpr int CHUNKS = blocks_of(PITCH, CHUNK);
 
 KERNEL(Product::SIZE, 1)
@@ -22,17 +25,8 @@ dense_gradient_of_input(const Number::Type* RESTRICT dy, const Number::Type* RES
     let_next_kernel_start();
     if (first_image >= control->images) return;
     Product product;
-    add_chunks<STAGES>(product, shared, CHUNKS, [&](Number::Type* left, Number::Type* right, int chunk) {
-        const int first = chunk * CHUNK;
-        Product::Left::copy<Product::SIZE>(left, dy, [&](int row, int column) {
-            const int image = first_image + row, unit = first + column;
-            return image < IMAGES && unit < PITCH ? dy + (long long)image * PITCH + unit : nullptr;
-        });
-        Product::Right::copy<Product::SIZE>(right, w, [&](int row, int column) {
-            const int feature = first_feature + row, unit = first + column;
-            return feature < FEATURES && unit < PITCH ? w + (long long)feature * PITCH + unit : nullptr;
-        });
-    });
+    add_chunks<STAGES>(product, shared, CHUNKS, Dy(dy, first_image, 0, IMAGES, PITCH),
+                       W(w, first_feature, 0, FEATURES, PITCH));
     float* result = (float*)shared;
     product.store(result);
     sync_block();

@@ -18,6 +18,9 @@ typedef Kept<PRECISION> Number;
 
 constexpr int PITCH = padded(UNITS);
 constexpr int CHANNEL_PITCH = padded(CHANNELS), FEATURES = TAPS * CHANNEL_PITCH;
+typedef Source<Product::Left, Product::SIZE, FEATURES, false, FEATURES % TILE_M == 0> X;
+typedef Source<Product::Right, Product::SIZE, PITCH, false, PITCH % TILE_N == 0> Dy;
+
 constexpr int FEATURE_TILES = blocks_of(FEATURES, TILE_M);
 constexpr int THREADS = Product::SIZE;
 constexpr int GROUPS = TILE_M * TILE_N / 4 / THREADS;  // of four weights, a thread
@@ -142,17 +145,8 @@ dense_gradient_of_weight(const Number::Type* RESTRICT x, const Number::Type* RES
 #endif
     Product product;
     const int chunks = last_image > first_image ? blocks_of(last_image - first_image, CHUNK) : 0;
-    add_chunks<STAGES>(product, shared, chunks, [&](Number::Type* left, Number::Type* right, int chunk) {
-        const int first = first_image + chunk * CHUNK;
-        Product::Left::copy<THREADS>(left, x, [&](int row, int column) {
-            const int image = first + row, feature = first_feature + column;
-            return image < last_image && feature < FEATURES ? x + (long long)image * FEATURES + feature : nullptr;
-        });
-        Product::Right::copy<THREADS>(right, dy, [&](int row, int column) {
-            const int image = first + row, unit = first_unit + column;
-            return image < last_image && unit < PITCH ? dy + (long long)image * PITCH + unit : nullptr;
-        });
-    });
+    add_chunks<STAGES>(product, shared, chunks, X(x, first_image, first_feature, last_image, FEATURES),
+                       Dy(dy, first_image, first_unit, last_image, PITCH));
     product.store(result);
     sync_block();
     for_each_group<4, Product>(result, [&](int i, int row, int column, float(&values)[4]) {

@@ -400,6 +400,9 @@ inline u32 spread_signs(u32 bytes, int half) {
     const u32 pair = bytes >> (16 * half);
     return (pair & 0x80u ? 0xffffu : 0u) | (pair & 0x8000u ? 0xffff0000u : 0u);
 }
+inline u32 even_bytes(u32 a, u32 b) {
+    return (a & 0xffu) | (a >> 8 & 0xff00u) | (b & 0xffu) << 16 | (b << 8 & 0xff000000u);
+}
 inline void wait_for_kernels_before() {}
 inline void let_next_kernel_start() {}
 inline int count_up(int* counter) { return (*counter)++; }

@@ -1,10 +1,15 @@
 // Products of matrices: a block makes a tile (M x N) of the result, chunk by chunk of the sum, from shared memory.
 //
-// bf16 and tf32 by the matrix unit, a warp a tile of its own; float32 by plain multiplications, a thread a tile.
+// bf16 and tf32 by the matrix unit, a warp a tile of its own; float32, and everything where MATRIX_UNIT is 0, by plain
+// multiplications, a thread a tile.
 #pragma once
 #include "portable.cuh"
 
 // Names of template parameters here are not those of any kernel's constants, which are macros.
+
+#if !defined(MATRIX_UNIT)
+#define MATRIX_UNIT 1
+#endif
 
 // How an operand lies in memory: ALONG has the numbers that are summed over beside each other, a row for each row (or
 // column) of the result; ACROSS has a row for each place of the sum.
@@ -44,6 +49,8 @@ template <int P, int SIZE, int DEPTH, int LIE>
 struct Operand {
     typedef typename Kept<P>::Type Type;
     static constexpr int SEGMENT = Segment<P>::SIZE;
+    static constexpr int PLACES = DEPTH;
+    static constexpr bool ALONG_SUM = LIE == ALONG;
     static constexpr int ROWS = LIE == ALONG ? SIZE : DEPTH, WIDTH = LIE == ALONG ? DEPTH : SIZE;
     // An odd number of segments: eight rows' segments lie in different banks. Where tf32 is read a number at a time,
     // 8 numbers: four rows of eight neighbours lie in different banks.
@@ -51,20 +58,6 @@ struct Operand {
     static constexpr int BYTES = ROWS * PITCH * Kept<P>::BYTES;
     static constexpr int STEP = P == BFLOAT16 ? 16 : 8;  // places of the sum in one multiplication of matrices
     static_assert(WIDTH % (2 * SEGMENT) == 0 && DEPTH % STEP == 0, "a row is an even number of segments");
-
-    // Copy a chunk: ``source(row, column)`` is where the segment lies, or null where it counts as zeros.
-    template <int ALL, class Source>
-    DEVICE static void copy(Type* to, const Type* readable, Source&& source) {
-        constexpr int PER_ROW = WIDTH / SEGMENT, COUNT = ROWS * PER_ROW;
-#pragma unroll
-        for (int i = 0; i < blocks_of(COUNT, ALL); i++) {
-            const int index = i * ALL + threadIdx.x;
-            if (COUNT % ALL != 0 && index >= COUNT) break;
-            const int row = index / PER_ROW, column = index % PER_ROW * SEGMENT;
-            const Type* from = source(row, column);
-            copy_16(to + row * PITCH + column, from == nullptr ? readable : from, from != nullptr);
-        }
-    }
 
     // 16 rows of the left operand, from ``row``, and STEP places of the sum from ``place``.
     DEVICE static void load_left(u32 (&a)[4], const Type* from, int row, int place) {
@@ -97,6 +90,42 @@ struct Operand {
     }
 };
 
+// Where a block of ALL threads copies an operand's chunks from, one after the other: a matrix whose rows are FROM_PITCH
+// numbers apart. What lies beyond its end counts as zeros; ROWS_FIT, COLUMNS_FIT: nothing ever does.
+template <class Operand, int ALL, int FROM_PITCH, bool ROWS_FIT, bool COLUMNS_FIT>
+struct Source {
+    typedef typename Operand::Type Type;
+    static constexpr int PER_ROW = Operand::WIDTH / Operand::SEGMENT, STEP = ALL / PER_ROW;
+    static_assert(ALL % PER_ROW == 0, "a thread copies the same columns of rows that are STEP apart");
+
+    const Type* from;   // this thread's first segment
+    int rows, columns;  // how many there are from there on
+    int place;          // of the first segment in shared memory
+
+    // The first chunk begins at ``row`` and ``column`` of a matrix that ends before ``end_row`` and ``end_column``.
+    DEVICE Source(const Type* matrix, int row, int column, int end_row, int end_column) {
+        const int my_row = threadIdx.x / PER_ROW, my_column = threadIdx.x % PER_ROW * Operand::SEGMENT;
+        from = matrix + (long long)(row + my_row) * FROM_PITCH + column + my_column;
+        rows = end_row - row - my_row, columns = end_column - column - my_column;
+        place = my_row * Operand::PITCH + my_column;
+    }
+
+    // Start to copy the next chunk.
+    DEVICE void copy(Type* to) {
+#pragma unroll
+        for (int i = 0; i < blocks_of(Operand::ROWS, STEP); i++) {
+            if (Operand::ROWS % STEP != 0 && threadIdx.x / PER_ROW + i * STEP >= Operand::ROWS) break;
+            copy_16(to + place + i * (STEP * Operand::PITCH), from + i * (STEP * FROM_PITCH),
+                    (ROWS_FIT || i * STEP < rows) && (COLUMNS_FIT || columns > 0));
+        }
+        if (Operand::ALONG_SUM) {
+            from += Operand::PLACES, columns -= Operand::PLACES;
+        } else {
+            from += Operand::PLACES * FROM_PITCH, rows -= Operand::PLACES;
+        }
+    }
+};
+
 // A block's tile of the result. HIGH x WIDE warps share it.
 template <int P, int M, int N, int DEPTH, int HIGH, int WIDE, int LEFT_LIE, int RIGHT_LIE>
 struct Tile {
@@ -109,9 +138,9 @@ struct Tile {
     static constexpr int PITCH = N + 8;  // of the result in shared memory, in floats
     static constexpr int RESULT_BYTES = M * PITCH * 4;
     static constexpr int WARP_M = M / HIGH, WARP_N = N / WIDE;
-    static constexpr bool SCALAR = P == FLOAT32;
+    static constexpr bool SCALAR = P == FLOAT32 || !MATRIX_UNIT;
     // Without the matrix unit: 4 x 8 lanes a warp, each with PER_M x PER_N numbers, in groups of neighbours where the
-    // operand lies ACROSS, of lanes apart where it lies ALONG: so that a load takes 16 bytes.
+    // operand lies ACROSS, of lanes apart where it lies ALONG: so that a load takes four of them.
     static constexpr int PER_M = WARP_M / 4, PER_N = WARP_N / 8;
     static constexpr int ROWS = SCALAR ? PER_M : WARP_M / 16, COLUMNS = SCALAR ? PER_N : WARP_N / 8;
     static constexpr int EACH = SCALAR ? 1 : 4;
@@ -189,8 +218,9 @@ struct Tile {
             if constexpr (LIE == ALONG) {
 #pragma unroll
                 for (int i = 0; i < PER; i++) {
-                    const float4 four = *(const float4*)(from + (first + i * SPREAD + of) * ROW_PITCH + place);
-                    values[i][0] = four.x, values[i][1] = four.y, values[i][2] = four.z, values[i][3] = four.w;
+                    const Type* mine = from + (first + i * SPREAD + of) * ROW_PITCH + place;
+                    const float2 a = Number::load_pair(mine), b = Number::load_pair(mine + 2);
+                    values[i][0] = a.x, values[i][1] = a.y, values[i][2] = b.x, values[i][3] = b.y;
                 }
             } else {
                 constexpr int GROUP = PER < 4 ? PER : 4;
@@ -198,32 +228,29 @@ struct Tile {
 #pragma unroll
                 for (int k = 0; k < 4; k++)
 #pragma unroll
-                    for (int i = 0; i < PER; i += GROUP) {
-                        const float* mine = from + (place + k) * ROW_PITCH + first + (i / GROUP * SPREAD + of) * GROUP;
-                        if constexpr (GROUP == 4) {
-                            const float4 four = *(const float4*)mine;
-                            values[i][k] = four.x, values[i + 1][k] = four.y;
-                            values[i + 2][k] = four.z, values[i + 3][k] = four.w;
-                        } else {
-                            const float2 two = *(const float2*)mine;
-                            values[i][k] = two.x, values[i + 1][k] = two.y;
-                        }
+                    for (int i = 0; i < PER; i += 2) {
+                        const Type* group = from + (place + k) * ROW_PITCH + first + (i / GROUP * SPREAD + of) * GROUP;
+                        const float2 two = Number::load_pair(group + i % GROUP);
+                        values[i][k] = two.x, values[i + 1][k] = two.y;
                     }
             }
         }
     }
 };
 
-// All ``chunks`` of the sum, AHEAD of them on their way at a time. ``copy(left, right, chunk)`` starts the copies of
-// one. At the end the shared memory is free again.
-template <int AHEAD, class Tile, class Copy>
-DEVICE void add_chunks(Tile& tile, u8* shared, int chunks, Copy&& copy) {
+// All ``chunks`` of the sum from both sources, AHEAD of them on their way at a time. At the end the shared memory is free
+// again.
+template <int AHEAD, class Tile, class LeftSource, class RightSource>
+DEVICE void add_chunks(Tile& tile, u8* shared, int chunks, LeftSource left, RightSource right) {
     typedef typename Tile::Type Type;
-    const auto left = [=](int stage) { return (Type*)(shared + stage * Tile::STAGE_BYTES); };
-    const auto right = [=](int stage) { return (Type*)(shared + stage * Tile::STAGE_BYTES + Tile::Left::BYTES); };
+    const auto start = [&](int stage) {
+        u8* to = shared + stage * Tile::STAGE_BYTES;
+        left.copy((Type*)to);
+        right.copy((Type*)(to + Tile::Left::BYTES));
+    };
 #pragma unroll
     for (int stage = 0; stage < AHEAD - 1; stage++) {
-        if (stage < chunks) copy(left(stage), right(stage), stage);
+        if (stage < chunks) start(stage);
         end_copies();
     }
     int stage = 0, free = AHEAD - 1;
@@ -231,9 +258,10 @@ DEVICE void add_chunks(Tile& tile, u8* shared, int chunks, Copy&& copy) {
     for (int chunk = 0; chunk < chunks; chunk++) {
         copies_done<AHEAD - 2>();
         sync_block();
-        if (chunk + AHEAD - 1 < chunks) copy(left(free), right(free), chunk + AHEAD - 1);
+        if (chunk + AHEAD - 1 < chunks) start(free);
         end_copies();
-        tile.add(left(stage), right(stage));
+        const u8* from = shared + stage * Tile::STAGE_BYTES;
+        tile.add((const Type*)from, (const Type*)(from + Tile::Left::BYTES));
         free = stage, stage = stage + 1 == AHEAD ? 0 : stage + 1;
     }
     copies_done();

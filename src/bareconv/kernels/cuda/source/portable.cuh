@@ -171,6 +171,9 @@ DEVICE u32 spread_signs(u32 bytes, int half) {
     return result;
 }
 
+// Bytes 0 and 2 of ``a``, then those of ``b``.
+DEVICE u32 even_bytes(u32 a, u32 b) { return __byte_perm(a, b, 0x6420); }
+
 // 16 bytes from global to shared memory, both at multiples of 16, or zeros where not ``valid`` (the address must then
 // still be one that may be read from, but nothing is). There once ``copies_done`` says so, and a barrier has followed.
 DEVICE void copy_16(void* shared, const void* global, bool valid = true) {

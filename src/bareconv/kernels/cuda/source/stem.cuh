@@ -86,74 +86,74 @@ struct Steps {
     DEVICE static constexpr int piece(int step, int half) { return exists(step, half) ? (2 * step + half) % CHUNK : 0; }
 };
 
-// How many pieces of a pixel are loaded at a time.
+// How many pieces of a pixel are one step's: two, or one of two taps.
 constexpr int chunk_of(int pieces) { return pieces % 2 ? 1 : 2; }
 
-// What a lane adds to a square's address for load_patch: four matrices are loaded at once.
+// What a lane adds to a square's address for convolve: four matrices are loaded at once.
 template <class From, int CHUNK>
 DEVICE int matrix_offset(int lane) {
     const int matrix = lane >> 3;
     return CHUNK == 2 ? (matrix & 1) * 16 + (matrix >> 1) * From::QUARTER : matrix * From::QUARTER;
 }
 
-template <bool TRANSPOSED>
-DEVICE void load_four(u32 (&four)[4], const u8* from) {
-    if (TRANSPOSED) load_matrices_transposed(four, from);
-    else load_matrices(four, from);
-}
-
-// The pixels that eight squares' outputs read, [row][column][piece], of CHUNK pieces. ``square``: of the lane's row.
-template <class From, bool TRANSPOSED, int HIGH, int WIDE, int CHUNK>
-DEVICE void load_patch(u32 (&patch)[HIGH][WIDE][CHUNK], const u8* square) {
-#pragma unroll
-    for (int row = 0; row < HIGH; row += CHUNK == 2 ? 1 : 2)
-#pragma unroll
-        for (int column = 0; column < WIDE; column += 2) {
-            u32 four[4];
-            load_four<TRANSPOSED>(four, square + From::at(row, column));
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (CHUNK == 2) patch[row][column + (i >> 1)][i & (CHUNK - 1)] = four[i];
-                else patch[(row + (i >> 1)) % HIGH][column + (i & 1)][0] = four[i];
-            }
-        }
-}
-
-// Eight squares' outputs, sum[column of the square][tile of 8 filters] with rows 0 to 7 of the upper and 8 to 15 of the
-// lower row, += patch * weight. The weights are in registers: all of PIECES pieces, in the order of Steps by chunks.
-template <class From, int R, int S, int PIECES, int TILES, int STEPS>
-DEVICE void convolve(float (&sum)[2][TILES][4], const u8* square, const u32 (&weight)[STEPS][TILES][2]) {
+// Eight squares' outputs, sum[set][place in the square][tile of 16 filters] with filters as rows and squares as columns,
+// += weight * what the squares read. The sum is that over sets, of which there may be two so that a product need not wait
+// for the one before. ``square``: of the lane's row. The weights are in registers, all PIECES in the order of Steps.
+template <class From, int R, int S, int PIECES, int SETS, int TILES, int STEPS>
+DEVICE void convolve(float (&sum)[SETS][4][TILES][4], const u8* square, const u32 (&weight)[STEPS][TILES][4]) {
     constexpr int CHUNK = chunk_of(PIECES);
     typedef Steps<R * S, CHUNK> Order;
     static_assert(STEPS == Order::COUNT * (PIECES / CHUNK), "weights of all steps");
 #pragma unroll
     for (int chunk = 0; chunk < PIECES / CHUNK; chunk++) {
-        u32 patch[even(R + 1)][even(S + 1)][CHUNK];
-        load_patch<From, false>(patch, square + chunk * CHUNK * 16);
+        if constexpr (CHUNK == 2) {  // row by row of pixels, each for the two rows of outputs that read it
 #pragma unroll
-        for (int step = 0; step < Order::COUNT; step++) {
-            const int r0 = Order::tap(step, 0) / S, s0 = Order::tap(step, 0) % S, p0 = Order::piece(step, 0);
-            const int r1 = Order::tap(step, 1) / S, s1 = Order::tap(step, 1) % S, p1 = Order::piece(step, 1);
+            for (int y = 0; y <= R; y++) {
+                u32 row[even(S + 1) / 2][4];
 #pragma unroll
-            for (int column = 0; column < 2; column++) {
-                const u32 pixels[4] = {patch[r0][s0 + column][p0], patch[r0 + 1][s0 + column][p0],
-                                       patch[r1][s1 + column][p1], patch[r1 + 1][s1 + column][p1]};
+                for (int x = 0; x < even(S + 1); x += 2) load_matrices(row[x / 2], square + From::at(y, x) + chunk * 32);
 #pragma unroll
-                for (int tile = 0; tile < TILES; tile++) {
-                    const u32(&b)[2] = weight[chunk * Order::COUNT + step][tile];
-                    multiply(sum[column][tile], pixels, b[0], b[1]);
-                }
+                for (int s = 0; s < S; s++)
+#pragma unroll
+                    for (int place = 0; place < 4; place++) {
+                        const int r = y - place / 2, x = s + place % 2;
+                        if (r < 0 || r >= R) continue;
+#pragma unroll
+                        for (int tile = 0; tile < TILES; tile++)
+                            multiply(sum[(r + s) % SETS][place][tile], weight[chunk * R * S + r * S + s][tile],
+                                     row[x / 2][x % 2 * 2], row[x / 2][x % 2 * 2 + 1]);
+                    }
             }
+        } else {
+            u32 patch[even(R + 1)][even(S + 1)];
+#pragma unroll
+            for (int i = 0; i < even(R + 1) * even(S + 1); i += 4) {
+                const int y = i / 2 / even(S + 1) * 2, x = i / 2 % even(S + 1);
+                u32 four[4];
+                load_matrices(four, square + From::at(y, x) + chunk * 16);
+                patch[y][x] = four[0], patch[y][x + 1] = four[1], patch[y + 1][x] = four[2], patch[y + 1][x + 1] = four[3];
+            }
+#pragma unroll
+            for (int step = 0; step < Order::COUNT; step++)
+#pragma unroll
+                for (int place = 0; place < 4; place++) {
+                    const int first = Order::tap(step, 0), second = Order::tap(step, 1);
+#pragma unroll
+                    for (int tile = 0; tile < TILES; tile++)
+                        multiply(sum[step % SETS][place][tile], weight[chunk * Order::COUNT + step][tile],
+                                 patch[first / S + place / 2][first % S + place % 2],
+                                 patch[second / S + place / 2][second % S + place % 2]);
+                }
         }
     }
 }
 
-// Where a filter's column lies in a product of TILES tiles, so that what a lane has of a row is 2 TILES filters that
-// follow each other: those from 2 TILES (lane % 4) on.
-template <int TILES>
+// Where a filter's column lies among 8 COUNT of them, so that a lane that has columns 2 t and 2 t + 1 (t = lane % 4) of
+// each eight has 2 COUNT filters that follow each other: those from 2 COUNT t on.
+template <int COUNT>
 DEVICE constexpr int column_of(int filter) {
-    const int within = filter % (8 * TILES), pair = within / 2;
-    return filter - within + pair % TILES * 8 + pair / TILES * 2 + filter % 2;
+    const int within = filter % (8 * COUNT), pair = within / 2;
+    return filter - within + pair % COUNT * 8 + pair / COUNT * 2 + filter % 2;
 }
 
 // A product's right operand out of rows of PITCH bytes: eight columns, PIECE rows from ``first`` and from ``second``.
@@ -167,15 +167,29 @@ DEVICE void load_right(u32 (&b)[2], const u8* rows, int first, int second, int c
     }
 }
 
-// Weights [row][COLUMNS] into shared memory, rows of pixel_bytes(COLUMNS), columns where column_of<TILES> has them.
-// ``row_of(row)``: the row to copy, below 0 for zeros. Before they are there: copies_done and a barrier.
-template <int TILES, int COLUMNS, class RowOf>
+// The left operand, likewise: sixteen columns become rows.
+template <int PITCH>
+DEVICE void load_left(u32 (&a)[4], const u8* rows, int first, int second, int column, int lane) {
+    if (PRECISION == TF32) {
+        const u8* from = rows + (lane & 3) * PITCH + (column + (lane >> 2)) * 4;
+        a[0] = *(const u32*)(from + first * PITCH), a[1] = *(const u32*)(from + first * PITCH + 32);
+        a[2] = *(const u32*)(from + second * PITCH), a[3] = *(const u32*)(from + second * PITCH + 32);
+    } else {
+        load_matrices_transposed(a, rows + ((lane & 16 ? second : first) + (lane & 7)) * PITCH + (column + (lane & 8)) * 2);
+    }
+}
+
+// Weights [row][FILTERS] into shared memory, rows of pixel_bytes(COLUMNS) with zeros in the columns that are too many,
+// columns where column_of<COUNT> has them. ``row_of(row)``: the row to copy, below 0 for zeros. Before they are there:
+// copies_done and a barrier.
+template <int COUNT, int FILTERS, int COLUMNS, class RowOf>
 DEVICE void stage_weights(u8* to, const Number::Type* from, int rows, int thread, int threads, RowOf row_of) {
     constexpr int WORDS = COLUMNS * Number::BYTES / 4, NUMBERS = 4 / Number::BYTES;
     for (int i = thread; i < rows * WORDS; i += threads) {
         const int row = i / WORDS, column = i % WORDS * NUMBERS, source = row_of(row);
-        copy_4(to + row * pixel_bytes(COLUMNS) + column_of<TILES>(column) * Number::BYTES,
-               from + (source < 0 ? 0 : source * COLUMNS + column), source >= 0);
+        const bool there = source >= 0 && column < FILTERS;
+        copy_4(to + row * pixel_bytes(COLUMNS) + column_of<COUNT>(column) * Number::BYTES,
+               from + (there ? source * FILTERS + column : 0), there);
     }
 }
 
@@ -185,8 +199,8 @@ DEVICE int row_of_line(int row) {
     return number < LINE_NUMBERS ? tap * padded(CHANNELS) + number % CHANNELS : -1;
 }
 
-// As many tiles at a time as divide all of them: 4, 2 or 1.
-constexpr int tiles_at_once(int tiles) { return tiles % 4 == 0 ? 4 : tiles % 2 == 0 ? 2 : 1; }
+// As many tiles at a time, of at most MOST, as divide all of them.
+constexpr int tiles_at_once(int tiles, int most) { return tiles % most == 0 ? most : tiles_at_once(tiles, most / 2); }
 
 template <int WORDS>
 DEVICE void store_words(void* to, const u32 (&words)[WORDS]) {
@@ -213,20 +227,6 @@ DEVICE void store_numbers(void* to, const float (&values)[COUNT]) {
     store_words(to, words);
 }
 
-// Numbers below 256, as bytes.
-template <int COUNT>
-DEVICE void store_bytes(u8* to, const u32 (&values)[COUNT]) {
-    if constexpr (COUNT % 4 == 0) {
-        u32 words[COUNT / 4];
-#pragma unroll
-        for (int i = 0; i < COUNT / 4; i++)
-            words[i] = values[4 * i] | values[4 * i + 1] << 8 | values[4 * i + 2] << 16 | values[4 * i + 3] << 24;
-        store_words(to, words);
-    } else {
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 2) *(u16*)(to + i) = (u16)(values[i] | values[i + 1] << 8);
-    }
-}
 
 // ---- The pixels, and A ----
 
@@ -279,61 +279,73 @@ struct BandOfB {
 };
 
 constexpr int A_CHUNK = chunk_of(LINE_PIECES);
-constexpr int A_STEPS = Steps<A_KERNEL_H, A_CHUNK>::COUNT * (LINE_PIECES / A_CHUNK);
-constexpr int A_TILES = tiles_at_once(A_CHANNELS / 8);
-constexpr int A_WEIGHT_BYTES = A_KERNEL_H * LINE_ROWS * pixel_bytes(A_CHANNELS);
+typedef Steps<A_KERNEL_H, A_CHUNK> OrderOfA;
+constexpr int A_STEPS = OrderOfA::COUNT * (LINE_PIECES / A_CHUNK);
+constexpr int A_COLUMNS = blocks_of(A_CHANNELS, 16) * 16;  // of its weights in shared memory
+constexpr int A_WEIGHT_BYTES = A_KERNEL_H * LINE_ROWS * pixel_bytes(A_COLUMNS);
 
-// A, relu and pool of a band: lines -> B's input, whose border must hold zeros already. ``weights``: as stage_weights
-// leaves them for A_TILES. ``first_row``: of A's results, the one that local row 0 is.
-template <class Band>
+// The first row of A's weights for half a step.
+DEVICE constexpr int row_of_a(int step, int half) {
+    const int within = step % OrderOfA::COUNT, chunk = step / OrderOfA::COUNT;
+    return OrderOfA::tap(within, half) * LINE_ROWS + (chunk * A_CHUNK + OrderOfA::piece(within, half)) * PIECE;
+}
+
+// A, relu and pool of a band, 8 COUNT filters at a time: lines -> B's input, whose border must hold zeros already.
+// Pixels are rows here, so that a lane has filters that follow each other: a tile is 8 squares' outputs in a column of the
+// squares, upper ones first. ``weights``: as stage_weights<COUNT> leaves them. ``first_row``: of A's results, the one that
+// local row 0 is.
+template <class Band, int COUNT>
 DEVICE void first_activation(u8* to, const u8* lines, const u8* weights, const float* RESTRICT bias, int first_row, const Team& team) {
     typedef typename Band::Lines Lines;
     typedef typename Band::Activation To;
-    typedef Steps<A_KERNEL_H, A_CHUNK> Order;
     constexpr int SQUARES = Band::A_SQUARE_ROWS * A_SQUARES;
-    const int lane = team.lane;
+    const int lane = team.lane, matrix = lane >> 3;
+    // A left operand's matrices: outputs of the upper row, of the lower row, and both for the second half of the step,
+    // which is the next tap below, or the next piece. From an odd row on, what follows is in other quarters.
+    const int from_even = A_CHUNK == 1 ? Lines::at(matrix == 0 ? 0 : matrix == 3 ? 2 : 1, 0) : Lines::at(matrix & 1, 0) + (matrix >> 1) * 16;
+    const int from_odd = A_CHUNK == 1 ? 0 : Lines::at(1 + (matrix & 1), 0) - Lines::at(1, 0) + (matrix >> 1) * 16;
 #pragma unroll 1
-    for (int first = 0; first < A_CHANNELS; first += 8 * A_TILES) {
-        u32 weight[A_STEPS][A_TILES][2];
+    for (int first = 0; first < A_CHANNELS; first += 8 * COUNT) {
+        u32 weight[A_STEPS][COUNT][2];
 #pragma unroll
-        for (int step = 0; step < A_STEPS; step++) {
-            const int chunk = step / Order::COUNT, within = step % Order::COUNT;
-            int row[2];
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-                row[half] = Order::tap(within, half) * LINE_ROWS + (chunk * A_CHUNK + Order::piece(within, half)) * PIECE;
-#pragma unroll
-            for (int tile = 0; tile < A_TILES; tile++) {
-                load_right<pixel_bytes(A_CHANNELS)>(weight[step][tile], weights, row[0], row[1], first + tile * 8, lane);
-                if (!Order::exists(within, 1)) weight[step][tile][1] = 0u;
-            }
+        for (int i = 0; i < A_STEPS * COUNT; i++) {
+            const int step = i / COUNT, tile = i % COUNT;
+            load_right<pixel_bytes(A_COLUMNS)>(weight[step][tile], weights, row_of_a(step, 0), row_of_a(step, 1), first + tile * 8, lane);
+            if (!OrderOfA::exists(step % OrderOfA::COUNT, 1)) weight[step][tile][1] = 0u;
         }
-        const int filter = first + (lane & 3) * 2 * A_TILES;
-        float added[2 * A_TILES];
+        const int filter = first + (lane & 3) * 2 * COUNT;
+        float added[2 * COUNT];
 #pragma unroll
-        for (int i = 0; i < 2 * A_TILES; i++) added[i] = filter + i < A_FILTERS ? bias[filter + i] : 0.f;
+        for (int i = 0; i < 2 * COUNT; i++) added[i] = filter + i < A_FILTERS ? bias[filter + i] : 0.f;
         for (int group = team.warp; group < blocks_of(SQUARES, 8); group += WARPS) {
-            const int read = min(group * 8 + (lane & 7), SQUARES - 1);
-            float sum[2][A_TILES][4];
+            const u8* square = lines + min(group * 8 + (lane & 7), SQUARES - 1) * Lines::PIXEL;
+            float sum[2][COUNT][4];
 #pragma unroll
-            for (int i = 0; i < 2 * A_TILES * 4; i++) sum[i / 4 / A_TILES][i / 4 % A_TILES][i % 4] = added[i / 4 % A_TILES * 2 + i % 2];
-            convolve<Lines, A_KERNEL_H, 1, LINE_PIECES>(sum, lines + read * Lines::PIXEL + matrix_offset<Lines, A_CHUNK>(lane), weight);
-            const int square = group * 8 + (lane >> 2), row = square / A_SQUARES, column = square % A_SQUARES;
-            if (square < SQUARES) {
+            for (int i = 0; i < 2 * COUNT * 4; i++) sum[i / 4 / COUNT][i / 4 % COUNT][i % 4] = 0.f;
+#pragma unroll
+            for (int i = 0; i < A_STEPS * 2; i++) {
+                const int step = i / 2, column = i % 2, tap = OrderOfA::tap(step % OrderOfA::COUNT, 0);
+                u32 pixels[4];
+                load_matrices(pixels, square + (tap % 2 ? from_odd : from_even) + Lines::at(tap, column) + step / OrderOfA::COUNT * A_CHUNK * 16);
+#pragma unroll
+                for (int tile = 0; tile < COUNT; tile++) multiply(sum[column][tile], pixels, weight[step][tile][0], weight[step][tile][1]);
+            }
+            const int mine = group * 8 + (lane >> 2), row = mine / A_SQUARES, column = mine % A_SQUARES;
+            if (mine < SQUARES) {
 #pragma unroll
                 for (int at = 0; at < (A_POOL ? 1 : 4); at++) {
                     const int y = A_POOL ? row : 2 * row + at / 2, x = A_POOL ? column : 2 * column + at % 2;
                     const bool inside = first_row + y >= 0 && first_row + y < A_HEIGHT;
-                    float values[2 * A_TILES];
+                    float values[2 * COUNT];
 #pragma unroll
-                    for (int i = 0; i < 2 * A_TILES; i++) {
+                    for (int i = 0; i < 2 * COUNT; i++) {
                         const int tile = i / 2, e = i % 2;
                         float value = sum[at % 2][tile][at / 2 * 2 + e];
                         if (A_POOL) {
                             value = fmaxf(value, sum[1][tile][e]);
                             value = fmaxf(value, fmaxf(sum[0][tile][2 + e], sum[1][tile][2 + e]));
                         }
-                        values[i] = inside ? fmaxf(value, 0.f) : 0.f;
+                        values[i] = inside ? fmaxf(value + added[i], 0.f) : 0.f;
                     }
                     if (x < A_WIDTH && x + B_PADDING_W < To::COLUMNS && y < To::ROWS)
                         store_numbers(to + To::at(y, x + B_PADDING_W) + filter * Number::BYTES, values);

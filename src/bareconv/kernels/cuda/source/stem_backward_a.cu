@@ -17,7 +17,6 @@ typedef Picture<A_TAKES * 2 * BAND_ROWS + A_KERNEL_H - 1, A_TAKES * 2 * SQUARES,
 constexpr int CHUNK = chunk_of(B_PIECES);
 typedef Steps<B_TAPS, CHUNK> Order;
 constexpr int STEPS = Order::COUNT * (B_PIECES / CHUNK);
-typedef Steps<A_KERNEL_H, A_CHUNK> OrderOfA;
 constexpr int SLICES = blocks_of(A_CHANNELS, 16), TURNS = WARPS / SLICES;
 constexpr int WEIGHT_BYTES = B_TAPS * A_CHANNELS * pixel_bytes(B_CHANNELS);
 constexpr int LINE_TILES = A_KERNEL_H * LINE_PIECES, COUNT = LINE_TILES * 4 + 2;
@@ -56,44 +55,40 @@ DEVICE void spread_gradient(u8* to, const Number::Type* RESTRICT dy, const u8* R
     }
 }
 
-// A's outputs before relu of eight squares, [place in the square] with channels as rows: 0 to 7, 8 to 15.
-DEVICE void outputs_of_a(float (&sum)[4][4], const u8* square, const u32 (&weight)[A_STEPS][4], float low, float high) {
+// A's outputs before its bias of eight squares, [place in the square] with 16 channels from ``slice`` on as rows.
+DEVICE void outputs_of_a(float (&sum)[1][4][1][4], const u8* square, const u8* weights, int slice, int lane) {
+    u32 weight[A_STEPS][1][4];
 #pragma unroll
-    for (int place = 0; place < 4; place++) sum[place][0] = sum[place][1] = low, sum[place][2] = sum[place][3] = high;
-#pragma unroll
-    for (int chunk = 0; chunk < LINE_PIECES / A_CHUNK; chunk++) {
-        u32 patch[even(A_KERNEL_H + 1)][2][A_CHUNK];
-        load_patch<Lines, false>(patch, square + chunk * A_CHUNK * 16);
-#pragma unroll
-        for (int step = 0; step < OrderOfA::COUNT; step++)
-#pragma unroll
-            for (int place = 0; place < 4; place++)
-                multiply(sum[place], weight[chunk * OrderOfA::COUNT + step],
-                         patch[OrderOfA::tap(step, 0) + place / 2][place % 2][OrderOfA::piece(step, 0)],
-                         patch[OrderOfA::tap(step, 1) + place / 2][place % 2][OrderOfA::piece(step, 1)]);
+    for (int i = 0; i < A_STEPS; i++) {
+        load_left<pixel_bytes(A_COLUMNS)>(weight[i][0], weights, row_of_a(i, 0), row_of_a(i, 1), slice * 16, lane);
+        if (!OrderOfA::exists(i % OrderOfA::COUNT, 1)) weight[i][0][2] = weight[i][0][3] = 0u;
     }
+#pragma unroll
+    for (int i = 0; i < 16; i++) sum[0][i / 4][0][i % 4] = 0.f;
+    convolve<Lines, A_KERNEL_H, 1, LINE_PIECES>(sum, square + matrix_offset<Lines, A_CHUNK>(lane), weight);
 }
 
-// The gradient of A's weights += lines * dA, of the same squares.
-DEVICE void add_products(float (&sum)[COUNT], const u8* square, const float (&da)[4][4]) {
-    u32 left[2][4];  // pixels in the order of the products' columns, a row of the squares at a time
+// The gradient of A's weights and biases += lines * dA, of the same squares.
+DEVICE void add_products(float (&sum)[COUNT], const u8* square, const float (&da)[4][4], int lane) {
+    u32 left[2][4];  // the squares' upper and lower row
 #pragma unroll
-    for (int up = 0; up < 2; up++)
+    for (int i = 0; i < 8; i++) left[i / 4][i % 4] = pack(da[i / 2][i % 2 * 2], da[i / 2][i % 2 * 2 + 1]);
+    // Four matrices: both columns of the squares, of two pieces or of the next row too.
+    const u8* from = square + (lane >> 3 & 1) * Lines::QUARTER + (lane >> 4) * (A_CHUNK == 2 ? 16 : 2 * Lines::QUARTER);
 #pragma unroll
-        for (int i = 0; i < 4; i++) left[up][i] = pack(da[2 * up + i / 2][i % 2 * 2], da[2 * up + i / 2][i % 2 * 2 + 1]);
+    for (int chunk = 0; chunk < LINE_PIECES / A_CHUNK; chunk++)
 #pragma unroll
-    for (int chunk = 0; chunk < LINE_PIECES / A_CHUNK; chunk++) {
-        u32 patch[even(A_KERNEL_H + 1)][2][A_CHUNK];
-        load_patch<Lines, true>(patch, square + chunk * A_CHUNK * 16);
+        for (int y = 0; y <= A_KERNEL_H; y += 3 - A_CHUNK) {
+            u32 four[4];
+            load_matrices_transposed(four, from + Lines::at(y, 0) + chunk * A_CHUNK * 16);
 #pragma unroll
-        for (int up = 0; up < 2; up++)
-#pragma unroll
-            for (int i = 0; i < A_KERNEL_H * A_CHUNK; i++) {
-                const int r = i / A_CHUNK, piece = i % A_CHUNK;
+            for (int i = 0; i < 4; i++) {
+                const int up = i % 2, r = y + (A_CHUNK == 2 ? 0 : i / 2) - up, piece = A_CHUNK == 2 ? i / 2 : 0;
+                if (r < 0 || r >= A_KERNEL_H) continue;
                 float(&to)[4] = *(float(*)[4]) & sum[(r * LINE_PIECES + chunk * A_CHUNK + piece) * 4];
-                multiply(to, left[up], patch[r + up][0][piece], patch[r + up][1][piece]);
+                multiply(to, left[up], four[i / 2 * 2], four[i / 2 * 2 + 1]);
             }
-    }
+        }
 #pragma unroll
     for (int place = 0; place < 4; place++) {
         sum[LINE_TILES * 4] += da[place][0] + da[place][1];
@@ -119,7 +114,7 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     const Control step = *control;
     const int items = step.images * BANDS, stride = gridDim.x * TEAMS;
     int item = blockIdx.x * TEAMS + team.number, buffer = 0;
-    u32 weight[STEPS][4], weight_of_a[A_STEPS][4];
+    u32 weight[STEPS][1][4];
     if (blockIdx.x * TEAMS < items) {
         constexpr int PIECES_OF_ROWS = B_TAPS * A_CHANNELS * B_PIECES;
         for (int i = threadIdx.x; i < PIECES_OF_ROWS; i += TEAMS * THREADS)
@@ -134,27 +129,15 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
             const int tap = B_TAPS - 1 - (half ? Order::tap(within, 1) : Order::tap(within, 0));
             const int piece = chunk * CHUNK + (half ? Order::piece(within, 1) : Order::piece(within, 0));
             const int channel = min(slice * 16 + (lane & 15), A_CHANNELS - 1);
-            load_matrices(weight[i], shared + (tap * A_CHANNELS + channel) * pixel_bytes(B_CHANNELS) + piece * 16);
-            if (!Order::exists(within, 1)) weight[i][2] = weight[i][3] = 0u;
+            load_matrices(weight[i][0], shared + (tap * A_CHANNELS + channel) * pixel_bytes(B_CHANNELS) + piece * 16);
+            if (!Order::exists(within, 1)) weight[i][0][2] = weight[i][0][3] = 0u;
         }
         sync_block();
     }
     if (item < items) {
         fetch_image(own + AT_PIXELS, pixels, order, step, item / BANDS, team.thread);
-        stage_weights<1, A_CHANNELS>(own + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
+        stage_weights<1, A_CHANNELS, A_COLUMNS>(own + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
         end_copies();
-        copies_done();
-        team.sync();
-#pragma unroll
-        for (int i = 0; i < A_STEPS; i++) {
-            const int chunk = i / OrderOfA::COUNT, within = i % OrderOfA::COUNT;
-            const int first = OrderOfA::tap(within, 0) * LINE_ROWS + (chunk * A_CHUNK + OrderOfA::piece(within, 0)) * PIECE;
-            const int second = OrderOfA::tap(within, 1) * LINE_ROWS + (chunk * A_CHUNK + OrderOfA::piece(within, 1)) * PIECE;
-            const int channel = min(slice * 16 + (lane & 8), A_CHANNELS - 8);
-            load_matrices_transposed(weight_of_a[i], own + AT_WEIGHTS + ((lane & 16 ? second : first) + (lane & 7)) * pixel_bytes(A_CHANNELS) +
-                                                         channel * Number::BYTES);
-            if (!OrderOfA::exists(within, 1)) weight_of_a[i][2] = weight_of_a[i][3] = 0u;
-        }
     }
     const int channel = slice * 16 + (lane >> 2);
     const float low = channel < A_FILTERS ? bias_a[channel] : 0.f, high = channel + 8 < A_FILTERS ? bias_a[channel + 8] : 0.f;
@@ -171,23 +154,10 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         for (int group = turn; group < blocks_of(squares, 8); group += TURNS) {
             const int read = min(group * 8 + (lane & 7), squares - 1), row = read / SQUARES, column = read % SQUARES;
             const u8* square = gradient + row * Gradient::ROW + column * Gradient::PIXEL + matrix_offset<Gradient, CHUNK>(lane);
-            float parts[2][4][4];  // of dA, [odd or even step][place in the square], for products that do not wait for each other
+            float parts[2][4][1][4];  // of dA, [set][place in the square]
 #pragma unroll
-            for (int i = 0; i < 32; i++) parts[i / 16][i / 4 % 4][i % 4] = 0.f;
-#pragma unroll
-            for (int chunk = 0; chunk < B_PIECES / CHUNK; chunk++) {
-                u32 patch[even(B_KERNEL_H + 1)][even(B_KERNEL_W + 1)][CHUNK];
-                load_patch<Gradient, false>(patch, square + chunk * CHUNK * 16);
-#pragma unroll
-                for (int i = 0; i < Order::COUNT; i++) {
-                    const int r0 = Order::tap(i, 0) / B_KERNEL_W, s0 = Order::tap(i, 0) % B_KERNEL_W, p0 = Order::piece(i, 0);
-                    const int r1 = Order::tap(i, 1) / B_KERNEL_W, s1 = Order::tap(i, 1) % B_KERNEL_W, p1 = Order::piece(i, 1);
-#pragma unroll
-                    for (int place = 0; place < 4; place++)
-                        multiply(parts[i % 2][place], weight[chunk * Order::COUNT + i], patch[r0 + place / 2][s0 + place % 2][p0],
-                                 patch[r1 + place / 2][s1 + place % 2][p1]);
-                }
-            }
+            for (int i = 0; i < 32; i++) parts[i / 16][i / 4 % 4][0][i % 4] = 0.f;
+            convolve<Gradient, B_KERNEL_H, B_KERNEL_W, B_PIECES>(parts, square, weight);
             // A lane has squares group * 8 + 2 (lane % 4) and the one after it.
             float da[4][4];
 #pragma unroll
@@ -197,36 +167,42 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
                 for (int place = 0; place < 4; place++) {
                     const bool there = mine < squares && y + place / 2 < A_HEIGHT && x + place % 2 < A_WIDTH;
 #pragma unroll
-                    for (int i = e; i < 4; i += 2) da[place][i] = there ? parts[0][place][i] + parts[1][place][i] : 0.f;
+                    for (int i = e; i < 4; i += 2) da[place][i] = there ? parts[0][place][0][i] + parts[1][place][0][i] : 0.f;
                 }
             }
-            const u8* line = lines + matrix_offset<Lines, A_CHUNK>(lane) + A_TAKES * (row * Lines::ROW + column * Lines::PIXEL);
-            float outputs[4][4];
-            if constexpr (A_POOL) {
-#pragma unroll
+            sync_warp();
+            const u8* line = lines + A_TAKES * (row * Lines::ROW + column * Lines::PIXEL);
+            float outputs[1][4][1][4];
+            if constexpr (A_POOL) {  // a pixel of A's results has a square of outputs
+#pragma unroll 1
                 for (int place = 0; place < 4; place++) {
                     const u8* pooled = line + place / 2 * Lines::ROW + place % 2 * Lines::PIXEL;
-                    outputs_of_a(outputs, pooled, weight_of_a, low, high);
+                    outputs_of_a(outputs, pooled, own + AT_WEIGHTS, slice, lane);
+                    float chosen[4][4];
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         int best = 0;
-                        float most = outputs[0][i];
+                        float most = outputs[0][0][0][i];
 #pragma unroll
                         for (int other = 1; other < 4; other++) {
-                            best = outputs[other][i] > most ? other : best;
-                            most = fmaxf(most, outputs[other][i]);
+                            best = outputs[0][other][0][i] > most ? other : best;
+                            most = fmaxf(most, outputs[0][other][0][i]);
                         }
-                        const float mine = most > 0.f ? da[place][i] : 0.f;
+                        const float mine = most + (i < 2 ? low : high) > 0.f ? da[0][i] : 0.f;
 #pragma unroll
-                        for (int other = 0; other < 4; other++) outputs[other][i] = other == best ? mine : 0.f;
+                        for (int other = 0; other < 4; other++) chosen[other][i] = other == best ? mine : 0.f;
                     }
-                    add_products(sum, pooled, outputs);
+                    add_products(sum, pooled, chosen, lane);
+                    // The next place's are the first now: an index that is not constant would put them into memory.
+#pragma unroll
+                    for (int i = 0; i < 12; i++) da[i / 4][i % 4] = da[i / 4 + 1][i % 4];
                 }
             } else {
-                outputs_of_a(outputs, line, weight_of_a, low, high);
+                outputs_of_a(outputs, line, own + AT_WEIGHTS, slice, lane);
 #pragma unroll
-                for (int i = 0; i < 16; i++) da[i / 4][i % 4] = outputs[i / 4][i % 4] > 0.f ? da[i / 4][i % 4] : 0.f;
-                add_products(sum, line, da);
+                for (int i = 0; i < 16; i++)
+                    da[i / 4][i % 4] = outputs[0][i / 4][0][i % 4] + (i % 4 < 2 ? low : high) > 0.f ? da[i / 4][i % 4] : 0.f;
+                add_products(sum, line, da, lane);
             }
         }
     }

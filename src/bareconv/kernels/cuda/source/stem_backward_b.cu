@@ -4,9 +4,8 @@
 //   partial_bias_b[part][k]            = sum of dY[p][q][k]
 //
 // Both operands are pixel by pixel in shared memory, and the sum runs over pixels: matrices are transposed as they are
-// loaded. A warp has 8 B_TILES filters and WARP_PIECES pieces of A's channels, for all taps, in registers from the
-// first image to the last; where that is not enough for all of a team's warps, several have the same and share
-// the pixels.
+// loaded. A warp has 16 B_TILES filters and WARP_PIECES pieces of A's channels, for all taps, in registers from the
+// first image to the last; where there are more warps than that takes, several have the same and share the pixels.
 #include "stem_backward.cuh"
 
 typedef BandOfB<BAND_ROWS> Band;
@@ -14,12 +13,13 @@ typedef Band::Activation Activation;
 typedef Band::Lines Lines;
 
 static_assert(PRECISION == BFLOAT16, "matrices of 16 bits are transposed");
+constexpr int A_COUNT = tiles_at_once(A_CHANNELS / 8, 2);
 constexpr int GROUPS = blocks_of(BAND_ROWS * B_SQUARES, 8);
-constexpr int GRADIENT_PIXEL = pixel_bytes(B_CHANNELS), PLACE_BYTES = GROUPS * 8 * GRADIENT_PIXEL;
-typedef Steps<B_TAPS, WARP_PIECES> Rows;  // 16 rows of the gradient: two pieces, each of one tap
-constexpr int SHARES = Activation::PIECES / WARP_PIECES * (B_CHANNELS / (8 * B_TILES));
+constexpr int B_COLUMNS = blocks_of(B_CHANNELS, 16) * 16;
+constexpr int GRADIENT_PIXEL = pixel_bytes(B_COLUMNS), PLACE_BYTES = GROUPS * 8 * GRADIENT_PIXEL;
+constexpr int PIECE_SHARES = Activation::PIECES / WARP_PIECES, SHARES = PIECE_SHARES * (B_COLUMNS / (16 * B_TILES));
 constexpr int TURNS = WARPS / SHARES;  // warps of a team that have the same share
-constexpr int COUNT = Rows::COUNT * B_TILES * 4;
+constexpr int COUNT = B_TAPS * WARP_PIECES * B_TILES * 4;
 
 // Shared memory of a team.
 constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + 2 * PIXELS_BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
@@ -27,7 +27,7 @@ constexpr int AT_ACTIVATION = AT_LINES + Lines::BYTES, AT_GRADIENT = AT_ACTIVATI
 constexpr int TEAM_BYTES = AT_GRADIENT + 4 * PLACE_BYTES;
 constexpr int END_BYTES = larger(TEAMS * TURNS > 1 ? SHARES * COUNT * 128 : 0, TEAMS * THREADS * PIECE * 4);
 static_assert(larger(TEAMS * TEAM_BYTES, END_BYTES) == SHARED_BYTES, "as the host has it");
-static_assert(WARPS % SHARES == 0 && Activation::PIECES % WARP_PIECES == 0 && B_CHANNELS % (8 * B_TILES) == 0, "every warp has a share");
+static_assert(WARPS % SHARES == 0 && Activation::PIECES % WARP_PIECES == 0, "every warp has a share");
 
 constexpr int SPREADING = THREADS / B_PIECES * B_PIECES;  // threads, each with a piece of its own
 
@@ -69,8 +69,11 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     u8* const own = shared + team.number * TEAM_BYTES;
     u8 *lines = own + AT_LINES, *activation = own + AT_ACTIVATION, *gradient = own + AT_GRADIENT;
     const int lane = team.lane, share = team.warp % SHARES, turn = team.warp / SHARES;
-    const int piece = share % (Activation::PIECES / WARP_PIECES) * WARP_PIECES;
-    const int filter = share / (Activation::PIECES / WARP_PIECES) * 8 * B_TILES;
+    const int piece = share % PIECE_SHARES * WARP_PIECES, filter = share / PIECE_SHARES * 16 * B_TILES;
+    // Four matrices of A's results: a column of the squares and the one beside it, of two pieces or of the next squares
+    // too. Four of dY: 16 filters of the left and of the right column.
+    const int of_activation = (lane >> 3 & 1) * Activation::QUARTER + (lane >> 4) * (WARP_PIECES == 2 ? 16 : Activation::PIXEL) + piece * 16;
+    const int of_gradient = (lane >> 3 & 1) * 16 + (lane >> 4) * PLACE_BYTES + (lane & 7) * GRADIENT_PIXEL + filter * Number::BYTES;
     float sum[COUNT], bias[PIECE];
 #pragma unroll
     for (int i = 0; i < COUNT; i++) sum[i] = 0.f;
@@ -83,7 +86,7 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     int item = blockIdx.x * TEAMS + team.number, buffer = 0;
     if (item < items) {
         fetch_image(own + AT_PIXELS, pixels, order, step, item / BANDS, team.thread);
-        stage_weights<A_TILES, A_CHANNELS>(own + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
+        stage_weights<A_COUNT, A_CHANNELS, A_COLUMNS>(own + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
         end_copies();
         clear(activation, Activation::BYTES, team.thread, THREADS);
     }
@@ -95,46 +98,50 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         spread_gradient(gradient, bias, dy, where, image, before, team.thread);
         spread_pixels<Lines>(lines, own + AT_PIXELS + buffer * PIXELS_BYTES, Band::first_pixel_row(before), team.thread);
         team.sync();
-        first_activation<Band>(activation, lines, own + AT_WEIGHTS, bias_a, Band::first_row(before), team);
+        first_activation<Band, A_COUNT>(activation, lines, own + AT_WEIGHTS, bias_a, Band::first_row(before), team);
         team.sync();
         const int squares = min(BAND_ROWS, B_SQUARE_ROWS - before) * B_SQUARES;
 #pragma unroll 1
         for (int group = turn; group < blocks_of(squares, 8); group += TURNS) {
             const int read = min(group * 8 + (lane & 7), squares - 1);
-            u32 patch[even(B_KERNEL_H + 1)][even(B_KERNEL_W + 1)][WARP_PIECES];
-            load_patch<Activation, true>(patch, activation + read / B_SQUARES * Activation::ROW + read % B_SQUARES * Activation::PIXEL +
-                                                    piece * 16 + matrix_offset<Activation, WARP_PIECES>(lane));
-            u32 right[B_TILES][4];
+            const u8* from = activation + read / B_SQUARES * Activation::ROW + read % B_SQUARES * Activation::PIXEL + of_activation;
+            u32 left[2][B_TILES][4];
 #pragma unroll
-            for (int tile = 0; tile < B_TILES; tile++)
-                load_matrices_transposed(right[tile], gradient + (lane >> 3) * PLACE_BYTES + (group * 8 + (lane & 7)) * GRADIENT_PIXEL +
-                                                          filter * Number::BYTES + tile * 16);
+            for (int i = 0; i < 2 * B_TILES; i++)
+                load_matrices_transposed(left[i / B_TILES][i % B_TILES], gradient + group * 8 * GRADIENT_PIXEL + of_gradient +
+                                                                             i / B_TILES * 2 * PLACE_BYTES + i % B_TILES * 32);
 #pragma unroll
-            for (int up = 0; up < 2; up++)
+            for (int y = 0; y <= B_KERNEL_H; y++) {  // a row of pixels, for the two rows of outputs that read it
+                constexpr int AT_ONCE = 4 / WARP_PIECES;
+                u32 row[blocks_of(B_KERNEL_W + 1, AT_ONCE)][4];
 #pragma unroll
-                for (int i = 0; i < Rows::COUNT; i++) {
-                    const int r0 = Rows::tap(i, 0) / B_KERNEL_W + up, s0 = Rows::tap(i, 0) % B_KERNEL_W, p0 = Rows::piece(i, 0);
-                    const int r1 = Rows::tap(i, 1) / B_KERNEL_W + up, s1 = Rows::tap(i, 1) % B_KERNEL_W, p1 = Rows::piece(i, 1);
-                    const u32 left[4] = {patch[r0][s0][p0], patch[r1][s1][p1], patch[r0][s0 + 1][p0], patch[r1][s1 + 1][p1]};
+                for (int i = 0; i < blocks_of(B_KERNEL_W + 1, AT_ONCE); i++)
+                    load_matrices_transposed(row[i], from + Activation::at(y, i * AT_ONCE));
+#pragma unroll
+                for (int i = 0; i < 2 * B_KERNEL_W * WARP_PIECES; i++) {
+                    const int s = i / 2 / WARP_PIECES, p = i / 2 % WARP_PIECES, up = i % 2, r = y - up;
+                    if (r < 0 || r >= B_KERNEL_H) continue;
+                    const u32 b0 = row[s / AT_ONCE][p * 2 + s % AT_ONCE], b1 = row[(s + 1) / AT_ONCE][p * 2 + (s + 1) % AT_ONCE];
 #pragma unroll
                     for (int tile = 0; tile < B_TILES; tile++) {
-                        float(&to)[4] = *(float(*)[4]) & sum[(i * B_TILES + tile) * 4];
-                        multiply(to, left, right[tile][2 * up], right[tile][2 * up + 1]);
+                        float(&to)[4] = *(float(*)[4]) & sum[(((r * B_KERNEL_W + s) * WARP_PIECES + p) * B_TILES + tile) * 4];
+                        multiply(to, left[up][tile], b0, b1);
                     }
                 }
+            }
         }
     }
     copies_done();
     sum_over_turns<TEAMS * TURNS>(sum, shared, share, team.number * TURNS + turn);
     if (team.number == 0 && turn == 0) {
-        float* to = partial_weight_b + (long long)blockIdx.x * (B_TAPS * A_FILTERS * B_FILTERS);
+        const int first_channel = piece * PIECE + (lane & 3) * 2, first_filter = filter + (lane >> 2);
+        float* to = partial_weight_b + (long long)blockIdx.x * (B_TAPS * A_FILTERS * B_FILTERS) + first_channel * B_FILTERS + first_filter;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const int row = i / 4 / B_TILES, half = i % 4 / 2;
-            const int channel = (piece + Rows::piece(row, half)) * PIECE + (lane >> 2);
-            const int k = filter + i / 4 % B_TILES * 8 + (lane & 3) * 2 + i % 2;
-            if (Rows::exists(row, half) && channel < A_FILTERS && k < B_FILTERS)
-                to[(Rows::tap(row, half) * A_FILTERS + channel) * B_FILTERS + k] = sum[i];
+            const int tap = i / 4 / B_TILES / WARP_PIECES, channel = i / 4 / B_TILES % WARP_PIECES * PIECE + i % 2;
+            const int k = i / 4 % B_TILES * 16 + i % 4 / 2 * 8;
+            const bool there = (A_FILTERS % 8 == 0 || first_channel + channel < A_FILTERS) && (B_FILTERS % 16 == 0 || first_filter + k < B_FILTERS);
+            if (there) to[(tap * A_FILTERS + channel) * B_FILTERS + k] = sum[i];
         }
     }
     sync_block();

@@ -3,42 +3,42 @@
 //   y[image][p][q][k], and where each of them comes from: the place of the maximum in its square, row by row, the first
 //   of several; plus 4 where it is not above 0, so that relu lets no gradient through. Without B's pool: 0 or 4.
 //
-// stem.cuh says how. B's weights stay in registers: a warp has 8 B_TILES of the filters and every
-// (WARPS / slices)th eight squares of a band. BANDS of an image, of BAND_ROWS rows of squares.
+// stem.cuh says how. B's weights stay in registers: a warp has 16 B_TILES of the filters and every
+// (WARPS / SLICES)th eight squares of a band. BANDS of an image, of BAND_ROWS rows of squares.
 #include "stem.cuh"
 
 typedef BandOfB<BAND_ROWS> Band;
 typedef Band::Activation Activation;
 typedef Band::Lines Lines;
 
-constexpr int B_CHUNK = chunk_of(Activation::PIECES);
-typedef Steps<B_TAPS, B_CHUNK> Order;
-constexpr int B_STEPS = Order::COUNT * (Activation::PIECES / B_CHUNK);
-constexpr int SLICES = B_CHANNELS / (8 * B_TILES);
-constexpr int B_WEIGHT_BYTES = B_TAPS * A_CHANNELS * pixel_bytes(B_CHANNELS);
+constexpr int A_COUNT = tiles_at_once(A_CHANNELS / 8, 4);
+constexpr int CHUNK = chunk_of(Activation::PIECES);
+typedef Steps<B_TAPS, CHUNK> Order;
+constexpr int STEPS = Order::COUNT * (Activation::PIECES / CHUNK);
+constexpr int COUNT = 2 * B_TILES;  // eights of filters
+constexpr int B_COLUMNS = blocks_of(B_CHANNELS, 8 * COUNT) * 8 * COUNT, SLICES = B_COLUMNS / (8 * COUNT);
+constexpr int B_WEIGHT_BYTES = B_TAPS * A_CHANNELS * pixel_bytes(B_COLUMNS);
 
 // Shared memory. B's weights are on their way through it where the activation will be.
 constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + 2 * PIXELS_BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
 constexpr int AT_ACTIVATION = AT_LINES + Lines::BYTES;
 static_assert(AT_ACTIVATION + larger(Activation::BYTES, B_WEIGHT_BYTES) == SHARED_BYTES, "as the host has it");
-static_assert(WARPS % SLICES == 0 && B_CHANNELS % (8 * B_TILES) == 0, "every warp has a slice of the filters");
+static_assert(WARPS % SLICES == 0, "every warp has a slice of the filters");
 
-// Eight squares' outputs, those of a lane, to y and where.
-DEVICE void finish(const float (&sum)[2][B_TILES][4], int row, int column, long long image, Number::Type* RESTRICT y, u8* RESTRICT where) {
-    const int filter = threadIdx.x / 32 % SLICES * 8 * B_TILES + (threadIdx.x & 3) * 2 * B_TILES;
+// Of a warp's eight squares, at ``place`` or, with a pool, at all places: what is kept and its code. Filters are rows and
+// squares columns; transposed, a lane has the filters from 2 COUNT (lane % 4) on of square lane / 4.
+DEVICE void finish(u32 (&numbers)[COUNT], u32 (&codes)[COUNT], const float (&sum)[1][4][B_TILES][4], const float (&added)[COUNT], int place) {
 #pragma unroll
-    for (int at = 0; at < (B_POOL ? 1 : 4); at++) {
-        const int p = B_POOL ? row : 2 * row + at / 2, q = B_POOL ? column : 2 * column + at % 2;
-        if (p >= B_HEIGHT || q >= B_WIDTH) continue;
-        float values[2 * B_TILES];
-        u32 codes[2 * B_TILES];
+    for (int i = 0; i < COUNT; i++) {
+        float values[2];
+        u32 pair[2];
 #pragma unroll
-        for (int i = 0; i < 2 * B_TILES; i++) {
-            const int tile = i / 2, e = i % 2;
-            float value = sum[at % 2][tile][at / 2 * 2 + e];
+        for (int e = 0; e < 2; e++) {
+            const int tile = i / 2, at = i % 2 * 2 + e;
+            float value = sum[0][place][tile][at];
             u32 code = 0;
             if (B_POOL) {
-                const float right = sum[1][tile][e], below = sum[0][tile][2 + e], last = sum[1][tile][2 + e];
+                const float right = sum[0][1][tile][at], below = sum[0][2][tile][at], last = sum[0][3][tile][at];
                 code = right > value ? 1 : 0;
                 value = fmaxf(value, right);
                 const u32 lower = last > below ? 3 : 2;
@@ -46,12 +46,12 @@ DEVICE void finish(const float (&sum)[2][B_TILES][4], int row, int column, long 
                 code = most > value ? lower : code;
                 value = fmaxf(value, most);
             }
-            codes[i] = value > 0.f ? code : code + 4;
-            values[i] = fmaxf(value, 0.f);
+            value += added[i];
+            pair[e] = value > 0.f ? code : code + 4;
+            values[e] = fmaxf(value, 0.f);
         }
-        const long long place = ((image * B_HEIGHT + p) * B_WIDTH + q) * B_CHANNELS + filter;
-        store_numbers(y + place, values);
-        store_bytes(where + place, codes);
+        numbers[i] = transpose_matrix(pack(values[0], values[1]));
+        codes[i] = transpose_matrix(pair[0] | pair[1] << 16);
     }
 }
 
@@ -69,29 +69,27 @@ stem_forward(const u8* RESTRICT pixels, const int* RESTRICT order, const Control
     const int items = step.images * BANDS;
     if (blockIdx.x >= items) return;
     fetch_image(shared + AT_PIXELS, pixels, order, step, blockIdx.x / BANDS, team.thread);
-    stage_weights<A_TILES, A_CHANNELS>(weights, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
-    stage_weights<B_TILES, B_CHANNELS>(activation, weight_b, B_TAPS * A_CHANNELS, team.thread, THREADS, [](int row) { return row; });
+    stage_weights<A_COUNT, A_CHANNELS, A_COLUMNS>(weights, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
+    stage_weights<COUNT, B_CHANNELS, B_COLUMNS>(activation, weight_b, B_TAPS * A_CHANNELS, team.thread, THREADS, [](int row) { return row; });
     end_copies();
     copies_done();
     sync_block();
-    u32 weight[B_STEPS][B_TILES][2];
-    float added[2 * B_TILES];
+    u32 weight[STEPS][B_TILES][4];
 #pragma unroll
-    for (int i = 0; i < B_STEPS; i++) {
-        const int chunk = i / Order::COUNT, within = i % Order::COUNT;
-        int row[2];
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            row[half] = Order::tap(within, half) * A_CHANNELS + (chunk * B_CHUNK + Order::piece(within, half)) * PIECE;
+    for (int i = 0; i < STEPS; i++) {
+        const int within = i % Order::COUNT, chunk = i / Order::COUNT * CHUNK;
+        const int first = Order::tap(within, 0) * A_CHANNELS + (chunk + Order::piece(within, 0)) * PIECE;
+        const int second = Order::tap(within, 1) * A_CHANNELS + (chunk + Order::piece(within, 1)) * PIECE;
 #pragma unroll
         for (int tile = 0; tile < B_TILES; tile++) {
-            load_right<pixel_bytes(B_CHANNELS)>(weight[i][tile], activation, row[0], row[1], (slice * B_TILES + tile) * 8, lane);
-            if (!Order::exists(within, 1)) weight[i][tile][1] = 0u;
+            load_left<pixel_bytes(B_COLUMNS)>(weight[i][tile], activation, first, second, slice * 8 * COUNT + tile * 16, lane);
+            if (!Order::exists(within, 1)) weight[i][tile][2] = weight[i][tile][3] = 0u;
         }
     }
+    float added[COUNT];
 #pragma unroll
-    for (int i = 0; i < 2 * B_TILES; i++) {
-        const int filter = slice * 8 * B_TILES + (lane & 3) * 2 * B_TILES + i;
+    for (int i = 0; i < COUNT; i++) {
+        const int row = lane >> 2, filter = slice * 8 * COUNT + row / 2 * 2 * COUNT + 2 * i + row % 2;
         added[i] = filter < B_FILTERS ? bias_b[filter] : 0.f;
     }
     sync_block();
@@ -105,20 +103,32 @@ stem_forward(const u8* RESTRICT pixels, const int* RESTRICT order, const Control
         if (next < items) fetch_image(shared + AT_PIXELS + (turn ^ 1) * PIXELS_BYTES, pixels, order, step, next / BANDS, team.thread);
         spread_pixels<Lines>(lines, shared + AT_PIXELS + turn * PIXELS_BYTES, Band::first_pixel_row(before), team.thread);
         sync_block();
-        first_activation<Band>(activation, lines, weights, bias_a, Band::first_row(before), team);
+        first_activation<Band, A_COUNT>(activation, lines, weights, bias_a, Band::first_row(before), team);
         sync_block();
         const int squares = min(BAND_ROWS, B_SQUARE_ROWS - before) * B_SQUARES;
 #pragma unroll 1
         for (int group = team.warp / SLICES; group < blocks_of(squares, 8); group += WARPS / SLICES) {
             const int read = min(group * 8 + (lane & 7), squares - 1);
-            const int from = read / B_SQUARES * Activation::ROW + read % B_SQUARES * Activation::PIXEL;
-            float sum[2][B_TILES][4];
+            const u8* square = activation + read / B_SQUARES * Activation::ROW + read % B_SQUARES * Activation::PIXEL;
+            float sum[1][4][B_TILES][4];
 #pragma unroll
-            for (int i = 0; i < 2 * B_TILES * 4; i++) sum[i / 4 / B_TILES][i / 4 % B_TILES][i % 4] = added[i / 4 % B_TILES * 2 + i % 2];
-            convolve<Activation, B_KERNEL_H, B_KERNEL_W, Activation::PIECES>(
-                sum, activation + from + matrix_offset<Activation, B_CHUNK>(lane), weight);
-            const int square = group * 8 + (lane >> 2);
-            if (square < squares) finish(sum, before + square / B_SQUARES, square % B_SQUARES, image, y, where);
+            for (int i = 0; i < 16 * B_TILES; i++) sum[0][i / 4 / B_TILES][i / 4 % B_TILES][i % 4] = 0.f;
+            convolve<Activation, B_KERNEL_H, B_KERNEL_W, Activation::PIECES>(sum, square + matrix_offset<Activation, CHUNK>(lane), weight);
+            const int mine = group * 8 + (lane >> 2), row = before + mine / B_SQUARES, column = mine % B_SQUARES;
+            const int filter = slice * 8 * COUNT + (lane & 3) * 2 * COUNT;
+#pragma unroll
+            for (int place = 0; place < (B_POOL ? 1 : 4); place++) {
+                u32 numbers[COUNT], codes[COUNT], bytes[COUNT / 2];
+                finish(numbers, codes, sum, added, place);
+#pragma unroll
+                for (int i = 0; i < COUNT / 2; i++) bytes[i] = even_bytes(codes[2 * i], codes[2 * i + 1]);
+                const int p = B_POOL ? row : 2 * row + place / 2, q = B_POOL ? column : 2 * column + place % 2;
+                if (mine < squares && p < B_HEIGHT && q < B_WIDTH && filter < B_CHANNELS) {
+                    const long long to = (((long long)image * B_HEIGHT + p) * B_WIDTH + q) * B_CHANNELS + filter;
+                    store_words(y + to, numbers);
+                    store_words(where + to, bytes);
+                }
+            }
         }
     }
 }

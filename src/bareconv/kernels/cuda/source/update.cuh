@@ -3,7 +3,7 @@
 //   RULE      0 gradient (no step), 1 SGD, 2 RMSprop, 3 Adam, 4 AdamW
 //   MOMENTUM  0 or 1, of SGD and RMSprop     NESTEROV  0 or 1, of SGD     DECAY  0 or 1, whether weights decay
 //
-// What changes from step to step is SCALARS numbers in memory, in the order of ``scalars`` in kernels/cpu/rules.py:
+// What changes from step to step is SCALARS numbers in memory, in the order of ``scalars`` in bareconv/optim/rule.py:
 //
 //   rate, decay, one, two, three, four, 0, 0       the rate is Adam's with its correction
 //   decay: the weight decay, or AdamW's factor 1 - rate * weight decay

@@ -59,8 +59,9 @@ DEVICE constexpr int offset_of_column(int column) {
 DEVICE int outer_of_lane() { return lane_of_warp() >> 2; }
 DEVICE int inner_of_lane() { return lane_of_warp() & 3; }
 
-// A lane's filters, 2 a tile: bf16 as the instruction has them, otherwise runs of VECTOR that one load brings.
-constexpr int VECTOR = FILTER_TILES == 1 ? 2 : 4;
+// A lane's filters, 2 a tile: bf16 as the instruction has them, otherwise runs of VECTOR that one load brings:
+// two, where an operand of multiply_tf32 has two of one pixel side by side.
+constexpr int VECTOR = FILTER_TILES == 1 || PRECISION == TF32 ? 2 : 4;
 DEVICE int filter_of(int tile, int element) {
     if (PRECISION == BFLOAT16) return 16 * tile + 8 * (element >> 1) + outer_of_lane();
     const int index = 2 * tile + (element >> 1);
@@ -74,21 +75,23 @@ DEVICE int place_in_step(int pixel) {
 }
 
 struct Tile {
-    const Value* x;  // the first staged channel of the first staged pixel, which may lie outside of the image
-    const Value* dy;
-    int row, column;    // of x
+    const Value* x;   // its first image
+    const Value* dy;  // its first pixel
+    int row, column;    // of the first staged pixel of x, which may lie outside of the image
+    int offset;         // from x to there
     int images, pixels;  // that there are, of TILE_IMAGES and of TILE_PIXELS where a tile has whole rows
     int rows, columns;  // that there are, of the output
 };
 
-DEVICE Tile tile_at(int index, int images, const Value* x, const Value* dy, int tap_row, int tap_column) {
+DEVICE Tile tile_at(u32 index, int images, const Value* x, const Value* dy, int tap_row, int tap_column) {
     const int image = index / (ROW_TILES * COLUMN_TILES) * TILE_IMAGES;
     const int p = index / COLUMN_TILES % ROW_TILES * TILE_ROWS, q = index % COLUMN_TILES * TILE_COLUMNS;
     Tile tile;
     tile.row = p * STRIDE_H + tap_row * DILATION_H - PADDING_H;
     tile.column = q * STRIDE_W + tap_column * DILATION_W - PADDING_W;
-    tile.x = x + ((long long)image * HEIGHT + tile.row) * WIDTH * padded(CHANNELS) + tile.column * padded(CHANNELS);
-    tile.dy = dy + ((long long)image * OUT_HEIGHT + p) * OUT_WIDTH * padded(FILTERS) + q * padded(FILTERS);
+    tile.x = x + (long long)image * (HEIGHT * WIDTH * padded(CHANNELS));
+    tile.offset = (tile.row * WIDTH + tile.column) * padded(CHANNELS);
+    tile.dy = dy + (long long)image * (OUT_HEIGHT * OUT_WIDTH * padded(FILTERS)) + (p * OUT_WIDTH + q) * padded(FILTERS);
     tile.images = min(images - image, TILE_IMAGES);
     tile.rows = min(OUT_HEIGHT - p, TILE_ROWS), tile.columns = min(OUT_WIDTH - q, TILE_COLUMNS);
     tile.pixels = tile.images * tile.rows * OUT_WIDTH;
@@ -97,8 +100,11 @@ DEVICE Tile tile_at(int index, int images, const Value* x, const Value* dy, int 
 
 // The part of x that is staged anew with every tile; the rest is outside of the image in all of them, and zero.
 constexpr int LOADED = TILE_IMAGES * LOADED_ROWS * LOADED_COLUMNS;
-constexpr int X_CHUNKS = blocks_of(BLOCK_CHANNELS, PER_COPY), X_COPIES = LOADED * X_CHUNKS;
-constexpr int DY_CHUNKS = BLOCK_FILTERS / PER_COPY, DY_COPIES = TILE_PIXELS * DY_CHUNKS;
+
+// A thread copies the same 16 bytes of every X_PASS-th pixel of x, and of every DY_PASS-th of dy.
+constexpr int X_CHUNKS = BLOCK_CHANNELS / PER_COPY, X_PASS = THREADS / X_CHUNKS, X_PASSES = blocks_of(LOADED, X_PASS);
+constexpr int DY_CHUNKS = BLOCK_FILTERS / PER_COPY, DY_PASS = THREADS / DY_CHUNKS;
+constexpr int DY_PASSES = blocks_of(TILE_PIXELS, DY_PASS);
 
 // Pixel ``index`` of those: where it is in global memory and in the stage, and what it takes to know if it is valid.
 DEVICE int4 place_of_loaded(int index) {
@@ -110,57 +116,93 @@ DEVICE int4 place_of_loaded(int index) {
                 TILE_IMAGES > 1 ? image << 16 | w : w};
 }
 
-DEVICE void copy_x(u8* stage, const Tile& tile, const int4* places, int copy, int channel) {
-    if (copy >= X_COPIES) return;
-    const int4 place = places[copy / X_CHUNKS];
-    const int chunk = copy % X_CHUNKS;
-    bool valid = channel + chunk * PER_COPY < padded(CHANNELS);
-    if (CHECK_ROWS) valid = valid && (u32)(tile.row + place.z) < HEIGHT;
-    if (TILE_IMAGES > 1) valid = valid && place.w >> 16 < tile.images;
-    if (CHECK_COLUMNS) valid = valid && (u32)(tile.column + (TILE_IMAGES > 1 ? place.w & 0xffff : place.w)) < WIDTH;
-    // Nothing is read where it is not valid, but the address must be one that could be.
-    const Value* from = valid ? tile.x + place.x + chunk * PER_COPY : tile.dy;
-    copy_16(stage + place.y + chunk * 16, from, valid);
-}
+struct Copier {
+    const int4* places;  // of the thread's first pixel of x
+    int x_pixel, x_chunk, x_number;  // its first pixel, which 16 bytes of it, the channel that they begin with
+    int dy_pixel, dy_chunk, dy_number;
+    bool has_x, has_dy;
 
-DEVICE void copy_dy(u8* stage, const Tile& tile, int copy, int filter) {
-    if (copy >= DY_COPIES) return;
-    const int pixel = copy / DY_CHUNKS, chunk = copy % DY_CHUNKS;
-    bool valid = filter + chunk * PER_COPY < padded(FILTERS);
-    int offset = pixel;
-    if (COLUMN_TILES == 1) {
-        valid = valid && pixel < tile.pixels;
-    } else {
-        const int row = pixel / TILE_COLUMNS, column = pixel % TILE_COLUMNS;
-        valid = valid && row < tile.rows && column < tile.columns;
-        offset = row * OUT_WIDTH + column;
+    DEVICE Copier(const int4* table, int channel, int filter) {
+        const u32 thread = threadIdx.x;
+        has_x = THREADS % X_CHUNKS == 0 || thread < X_PASS * X_CHUNKS;
+        has_dy = THREADS % DY_CHUNKS == 0 || thread < DY_PASS * DY_CHUNKS;
+        x_pixel = has_x ? thread / X_CHUNKS : 0, dy_pixel = has_dy ? thread / DY_CHUNKS : 0;
+        x_chunk = thread % X_CHUNKS, dy_chunk = thread % DY_CHUNKS;
+        x_number = channel + x_chunk * PER_COPY, dy_number = filter + dy_chunk * PER_COPY;
+        places = table + x_pixel;
     }
-    const Value* from = valid ? tile.dy + offset * padded(FILTERS) + chunk * PER_COPY : tile.dy;
-    copy_16(stage + X_BYTES + pixel * DY_PITCH + chunk * 16, from, valid);
+
+    // Where a number is not valid nothing is read, but the address must be one that could be.
+    DEVICE void copy_x(u8* stage, const Tile& tile, int pass, bool wanted) const {
+        const int4 place = places[pass * X_PASS];
+        bool valid = padded(CHANNELS) % BLOCK_CHANNELS == 0 || x_number < padded(CHANNELS);
+        if (CHECK_ROWS) valid = valid && (u32)(tile.row + place.z) < HEIGHT;
+        if (TILE_IMAGES > 1) valid = valid && place.w >> 16 < tile.images;
+        if (CHECK_COLUMNS) valid = valid && (u32)(tile.column + (TILE_IMAGES > 1 ? place.w & 0xffff : place.w)) < WIDTH;
+        const Value* from = tile.x + (valid ? tile.offset + place.x + x_number : 0);
+        const bool exists = LOADED % X_PASS == 0 || pass * X_PASS + x_pixel < LOADED;
+        if (wanted && has_x && exists) copy_16(stage + place.y + x_chunk * 16, from, valid);
+    }
+
+    DEVICE void copy_dy(u8* stage, const Tile& tile, int pass, bool wanted) const {
+        const u32 pixel = pass * DY_PASS + dy_pixel;
+        bool valid = padded(FILTERS) % BLOCK_FILTERS == 0 || dy_number < padded(FILTERS);
+        int offset = pixel;
+        if (COLUMN_TILES == 1) {
+            valid = valid && (int)pixel < tile.pixels;
+        } else {
+            const int row = pixel / TILE_COLUMNS, column = pixel % TILE_COLUMNS;
+            valid = valid && row < tile.rows && column < tile.columns;
+            offset = row * OUT_WIDTH + column;
+        }
+        const Value* from = tile.dy + (valid ? offset * padded(FILTERS) + dy_number : 0);
+        const bool exists = TILE_PIXELS % DY_PASS == 0 || pixel < TILE_PIXELS;
+        if (wanted && has_dy && exists) copy_16(stage + X_BYTES + pixel * DY_PITCH + dy_chunk * 16, from, valid);
+    }
+};
+
+// Where a lane's numbers begin: in x from a column's first, in dy from a step's first row, in a step's table.
+DEVICE int lane_of_x() {
+    return PRECISION == BFLOAT16 || NARROW ? 0 : PRECISION == TF32 ? 4 * outer_of_lane() : 8 * inner_of_lane();
+}
+DEVICE int lane_of_dy() {
+    const int lane = lane_of_warp();
+    if (PRECISION == BFLOAT16) return (lane >> 4 << 3 | (lane & 7)) * DY_PITCH + (lane >> 3 & 1) * 16;
+    return (PRECISION == TF32 || NARROW ? inner_of_lane() * DY_PITCH : 0) + outer_of_lane() * VECTOR * 4;
+}
+DEVICE int lane_of_table() {
+    return PRECISION == BFLOAT16 ? lane_of_warp() : PRECISION == TF32 || NARROW ? inner_of_lane() * (STEP / 4) : 0;
 }
 
-// sums += a step's products. ``dy`` is the step's first row, ``x`` the stage, both at the warp's first number;
-// ``offsets`` is the step's part of the table.
+// sums += a step's products. ``x`` is the stage, ``dy`` the step's first row, ``offsets`` its part of the table, each
+// where the lane's numbers begin. ``meanwhile`` is called when loads are under way.
 #if PRECISION == BFLOAT16
 
-DEVICE void accumulate(Sums& sums, const u8* x, const u8* dy, const int* offsets) {
-    const int lane = lane_of_warp();
-    const u8* pixel = x + offsets[lane];
-    const u8* row = dy + ((lane >> 4) * 8 + (lane & 7)) * DY_PITCH + (lane >> 3 & 1) * 16;
-    u32 a[2][FILTER_TILES][4], b[2][4];
-    load_matrices_transposed(b[0], pixel + offset_of_column(0));
+template <class F>
+DEVICE void accumulate(Sums& sums, const u8* x, const u8* dy, const int* offsets, F&& meanwhile) {
+    constexpr int AT_ONCE = COLUMNS < 9 ? COLUMNS : 9;
+    const u8* pixel = x + *offsets;
+    u32 a[2][FILTER_TILES][4];
 #pragma unroll
     for (int half = 0; half < 2; half++)
 #pragma unroll
-        for (int m = 0; m < FILTER_TILES; m++) load_matrices_transposed(a[half][m], row + half * 16 * DY_PITCH + m * 32);
+        for (int m = 0; m < FILTER_TILES; m++) load_matrices_transposed(a[half][m], dy + half * 16 * DY_PITCH + m * 32);
 #pragma unroll
-    for (int n = 0; n < COLUMNS; n++) {
-        if (n + 1 < COLUMNS) load_matrices_transposed(b[(n + 1) & 1], pixel + offset_of_column(n + 1));
+    for (int first = 0; first < COLUMNS; first += AT_ONCE) {
+        u32 b[AT_ONCE][4];
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++)
+            if (first + n < COLUMNS) load_matrices_transposed(b[n], pixel + offset_of_column(first + n));
+        if (first == 0) meanwhile();
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
-            for (int m = 0; m < FILTER_TILES; m++)
-                multiply_bf16(sums[m][n], a[half][m], b[n & 1][2 * half], b[n & 1][2 * half + 1]);
+            for (int n = 0; n < AT_ONCE; n++)
+                if (first + n < COLUMNS) {
+#pragma unroll
+                    for (int m = 0; m < FILTER_TILES; m++)
+                        multiply_bf16(sums[m][first + n], a[half][m], b[n][2 * half], b[n][2 * half + 1]);
+                }
     }
 }
 
@@ -170,12 +212,11 @@ DEVICE void accumulate(Sums& sums, const u8* x, const u8* dy, const int* offsets
 DEVICE void load_filters(float (&filters)[2 * FILTER_TILES], const u8* row) {
 #pragma unroll
     for (int i = 0; i < 2 * FILTER_TILES; i += VECTOR) {
-        const u8* from = row + (i * 8 + outer_of_lane() * VECTOR) * 4;
         if (VECTOR == 4) {
-            const float4 four = *(const float4*)from;
+            const float4 four = *(const float4*)(row + i * 32);
             filters[i] = four.x, filters[i + 1] = four.y, filters[i + 2] = four.z, filters[i + 3] = four.w;
         } else {
-            const float2 two = *(const float2*)from;
+            const float2 two = *(const float2*)(row + i * 32);
             filters[i] = two.x, filters[i + 1] = two.y;
         }
     }
@@ -183,34 +224,33 @@ DEVICE void load_filters(float (&filters)[2 * FILTER_TILES], const u8* row) {
 
 #if PRECISION == TF32
 
-DEVICE void accumulate(Sums& sums, const u8* x, const u8* dy, const int* offsets) {
-    const u8* channel = x + 4 * outer_of_lane();
-    const u8* row = dy + inner_of_lane() * DY_PITCH;
-    const int4* mine = (const int4*)(offsets + 8 * inner_of_lane());
+template <class F>
+DEVICE void accumulate(Sums& sums, const u8* x, const u8* dy, const int* offsets, F&& meanwhile) {
+    const int4 near = ((const int4*)offsets)[0], far = ((const int4*)offsets)[1];  // of the lane's pixels, 4 apart
 #pragma unroll
-    for (int pair = 0; pair < 2; pair++) {
-        const int4 places = mine[pair];  // of this lane's pixels 4 apart
+    for (int k = 0; k < 4; k++) {
+        const int4 places = k < 2 ? near : far;
+        const u8* first = x + (k & 1 ? places.z : places.x);
+        const u8* second = x + (k & 1 ? places.w : places.y);
+        float left[2 * FILTER_TILES], right[2 * FILTER_TILES];
+        load_filters(left, dy + 8 * k * DY_PITCH);
+        load_filters(right, dy + (8 * k + 4) * DY_PITCH);
+        u32 a[FILTER_TILES][4], b[COLUMNS][2];
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const u8* first = channel + (k ? places.z : places.x);
-            const u8* second = channel + (k ? places.w : places.y);
-            const u8* from = row + (16 * pair + 8 * k) * DY_PITCH;
-            float left[2 * FILTER_TILES], right[2 * FILTER_TILES];
-            load_filters(left, from);
-            load_filters(right, from + 4 * DY_PITCH);
-            u32 a[FILTER_TILES][4];
+        for (int m = 0; m < FILTER_TILES; m++)
 #pragma unroll
-            for (int m = 0; m < FILTER_TILES; m++)
+            for (int half = 0; half < 2; half++)
+                a[m][half] = bits_of(left[2 * m + half]), a[m][2 + half] = bits_of(right[2 * m + half]);
 #pragma unroll
-                for (int half = 0; half < 2; half++)
-                    a[m][half] = bits_of(left[2 * m + half]), a[m][2 + half] = bits_of(right[2 * m + half]);
-#pragma unroll
-            for (int n = 0; n < COLUMNS; n++) {
-                const u32 b0 = *(const u32*)(first + offset_of_column(n)), b1 = *(const u32*)(second + offset_of_column(n));
-#pragma unroll
-                for (int m = 0; m < FILTER_TILES; m++) multiply_tf32(sums[m][n], a[m], b0, b1);
-            }
+        for (int n = 0; n < COLUMNS; n++) {
+            b[n][0] = *(const u32*)(first + offset_of_column(n));
+            b[n][1] = *(const u32*)(second + offset_of_column(n));
         }
+        if (k == 0) meanwhile();
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n++)
+#pragma unroll
+            for (int m = 0; m < FILTER_TILES; m++) multiply_tf32(sums[m][n], a[m], b[n][0], b[n][1]);
     }
 }
 
@@ -241,26 +281,18 @@ DEVICE void accumulate_pixel(Sums& sums, const u8* pixel, const u8* row) {
     }
 }
 
-DEVICE void accumulate(Sums& sums, const u8* x, const u8* dy, const int* offsets) {
-    const int inner = inner_of_lane();
-    if (NARROW) {
-        const int4 places = *(const int4*)(offsets + 4 * inner);
-        const u8* row = dy + inner * DY_PITCH;
-        accumulate_pixel(sums, x + places.x, row);
-        accumulate_pixel(sums, x + places.y, row + 4 * DY_PITCH);
-        accumulate_pixel(sums, x + places.z, row + 8 * DY_PITCH);
-        accumulate_pixel(sums, x + places.w, row + 12 * DY_PITCH);
-    } else {
-        const u8* channels = x + 8 * inner;
+template <class F>
+DEVICE void accumulate(Sums& sums, const u8* x, const u8* dy, const int* offsets, F&& meanwhile) {
+    constexpr int APART = NARROW ? 4 : 1;  // a lane's pixels
+    meanwhile();
 #pragma unroll 1
-        for (int k = 0; k < STEP; k += 4) {
-            const int4 places = *(const int4*)(offsets + k);
-            const u8* row = dy + k * DY_PITCH;
-            accumulate_pixel(sums, channels + places.x, row);
-            accumulate_pixel(sums, channels + places.y, row + DY_PITCH);
-            accumulate_pixel(sums, channels + places.z, row + 2 * DY_PITCH);
-            accumulate_pixel(sums, channels + places.w, row + 3 * DY_PITCH);
-        }
+    for (int k = 0; k < STEP / (NARROW ? 4 : 1); k += 4) {
+        const int4 places = *(const int4*)(offsets + k);
+        const u8* row = dy + k * DY_PITCH;
+        accumulate_pixel(sums, x + places.x, row);
+        accumulate_pixel(sums, x + places.y, row + APART * DY_PITCH);
+        accumulate_pixel(sums, x + places.z, row + 2 * APART * DY_PITCH);
+        accumulate_pixel(sums, x + places.w, row + 3 * APART * DY_PITCH);
     }
 }
 
@@ -296,8 +328,8 @@ weight_gradient(const Value* RESTRICT x, const Value* RESTRICT dy, float* RESTRI
                 const Control* RESTRICT control) {
     SHARED_MEMORY(shared);
     int* offsets = (int*)shared;                                // [LENGTH]: from the stage to a pixel of x
-    int4* places = (int4*)(shared + LENGTH * (int)sizeof(int));  // [LOADED]
-    u8* stages = (u8*)(places + LOADED);
+    int4* places = (int4*)(shared + LENGTH * (int)sizeof(int));  // [LOADED], and some that no one needs
+    u8* stages = (u8*)(places + X_PASSES * X_PASS);
 
     const int thread = threadIdx.x, warp = warp_of_block(), part = blockIdx.y;
     Share block;
@@ -320,7 +352,7 @@ weight_gradient(const Value* RESTRICT x, const Value* RESTRICT dy, float* RESTRI
         offsets[i / STEP * STEP + place_in_step(i % STEP)] = image * X_IMAGE_PITCH +
             row * (STRIDE_H / STAGED_STEP_H) * X_ROW_PITCH + pixel % TILE_COLUMNS * X_PIXEL_PITCH;
     }
-    for (int i = thread; i < LOADED; i += THREADS) places[i] = place_of_loaded(i);
+    for (int i = thread; i < X_PASSES * X_PASS; i += THREADS) places[i] = place_of_loaded(i);
     for (int i = thread; i < STAGES * STAGE_BYTES / 16; i += THREADS) ((uint4*)stages)[i] = uint4{0u, 0u, 0u, 0u};
     sync_block();
 
@@ -329,16 +361,13 @@ weight_gradient(const Value* RESTRICT x, const Value* RESTRICT dy, float* RESTRI
     const int images = control->images;
     const int tiles = blocks_of(images, TILE_IMAGES) * (ROW_TILES * COLUMN_TILES);
     const int begin = (int)((long long)tiles * part / PARTS), end = (int)((long long)tiles * (part + 1) / PARTS);
-    const Value* x_of_block = x + block.channel;
-    const Value* dy_of_block = dy + block.filter;
-
-    constexpr int X_PER_THREAD = blocks_of(X_COPIES, THREADS), DY_PER_THREAD = blocks_of(DY_COPIES, THREADS);
+    const Copier copier(places, block.channel, block.filter);
     for (int i = 0; i < STAGES - 1; i++) {
         if (begin + i < end) {
-            const Tile tile = tile_at(begin + i, images, x_of_block, dy_of_block, block.tap_row, block.tap_column);
+            const Tile tile = tile_at(begin + i, images, x, dy, block.tap_row, block.tap_column);
             u8* stage = stages + i * STAGE_BYTES;
-            for (int j = 0; j < X_PER_THREAD; j++) copy_x(stage, tile, places, j * THREADS + thread, block.channel);
-            for (int j = 0; j < DY_PER_THREAD; j++) copy_dy(stage, tile, j * THREADS + thread, block.filter);
+            for (int pass = 0; pass < X_PASSES; pass++) copier.copy_x(stage, tile, pass, true);
+            for (int pass = 0; pass < DY_PASSES; pass++) copier.copy_dy(stage, tile, pass, true);
         }
         end_copies();
     }
@@ -352,14 +381,16 @@ weight_gradient(const Value* RESTRICT x, const Value* RESTRICT dy, float* RESTRI
             for (int e = 0; e < 4; e++) sums[m][n][e] = 0.f;
 
     // The bias: a thread has two filters and every STRIPS-th pixel.
-    constexpr int STRIPS = THREADS / (BLOCK_FILTERS / 2);
+    constexpr int STRIPS = THREADS / (BLOCK_FILTERS / 2), STEP_PIXELS = STEP * PIXEL_WARPS;
     const int pair = thread % (BLOCK_FILTERS / 2), strip = thread / (BLOCK_FILTERS / 2);
     const bool has_bias = BIAS && tap_block == 0 && block.channel == 0 && strip < STRIPS;
     float2 bias = {0.f, 0.f};
 
     const int warp_x = warp_tap * (WARP_TAP_ROWS * DILATION_H / STAGED_STEP_H * X_ROW_PITCH) +
-                       warp_channel * 8 * CHANNEL_GROUPS * Number::BYTES;
-    const int warp_dy = X_BYTES + warp_filter * 16 * FILTER_TILES * Number::BYTES;
+                       warp_channel * 8 * CHANNEL_GROUPS * Number::BYTES + lane_of_x();
+    const int warp_dy = X_BYTES + warp_pixel * STEP * DY_PITCH + warp_filter * 16 * FILTER_TILES * Number::BYTES +
+                        lane_of_dy();
+    const int* warp_offsets = offsets + warp_pixel * STEP + lane_of_table();
     int current = 0, next = STAGES - 1;
     for (int index = begin; index < end; index++) {
         copies_done<STAGES - 2>();
@@ -367,30 +398,33 @@ weight_gradient(const Value* RESTRICT x, const Value* RESTRICT dy, float* RESTRI
         const u8* stage = stages + current * STAGE_BYTES;
         u8* ahead = stages + next * STAGE_BYTES;
         const bool more = index + STAGES - 1 < end;
-        const Tile tile = tile_at(more ? index + STAGES - 1 : index, images, x_of_block, dy_of_block, block.tap_row,
-                                  block.tap_column);
+        const Tile tile = tile_at(more ? index + STAGES - 1 : index, images, x, dy, block.tap_row, block.tap_column);
+        const u8* row = stage + warp_dy;
+        const int* table = warp_offsets;
+        const u8* summed = stage + X_BYTES + strip * DY_PITCH + pair * (2 * Number::BYTES);
 #pragma unroll 1
         for (int step = 0; step < STEPS; step++) {
-            // The copies of a tile to come, spread over this one's steps.
-            constexpr int X_PER_STEP = blocks_of(X_PER_THREAD, STEPS), DY_PER_STEP = blocks_of(DY_PER_THREAD, STEPS);
-            if (more) {
-#pragma unroll 4
-                for (int j = 0; j < X_PER_STEP; j++)
-                    copy_x(ahead, tile, places, (step * X_PER_STEP + j) * THREADS + thread, block.channel);
-#pragma unroll 4
-                for (int j = 0; j < DY_PER_STEP; j++)
-                    copy_dy(ahead, tile, (step * DY_PER_STEP + j) * THREADS + thread, block.filter);
-            }
             if (has_bias) {
-                const u8* column = stage + X_BYTES + pair * (2 * Number::BYTES);
-#pragma unroll 4
-                for (int i = strip; i < STEP * PIXEL_WARPS; i += STRIPS) {
-                    const float2 two = Number::load_pair((const Value*)(column + (step * STEP * PIXEL_WARPS + i) * DY_PITCH));
-                    bias.x += two.x, bias.y += two.y;
-                }
+#pragma unroll
+                for (int i = 0; i < blocks_of(STEP_PIXELS, STRIPS); i++)
+                    if (STEP_PIXELS % STRIPS == 0 || strip + i * STRIPS < STEP_PIXELS) {
+                        const float2 two = Number::load_pair((const Value*)(summed + i * STRIPS * DY_PITCH));
+                        bias.x += two.x, bias.y += two.y;
+                    }
             }
-            const int first = (step * PIXEL_WARPS + warp_pixel) * STEP;
-            accumulate(sums, stage + warp_x, stage + warp_dy + first * DY_PITCH, offsets + first);
+            accumulate(sums, stage + warp_x, row, table, [&] {
+                // The copies of a tile to come, spread over this one's steps.
+                constexpr int X_PER_STEP = blocks_of(X_PASSES, STEPS), DY_PER_STEP = blocks_of(DY_PASSES, STEPS);
+#pragma unroll 4
+                for (int i = 0; i < X_PER_STEP; i++)
+                    if (X_PASSES % STEPS == 0 || step * X_PER_STEP + i < X_PASSES)
+                        copier.copy_x(ahead, tile, step * X_PER_STEP + i, more);
+#pragma unroll 4
+                for (int i = 0; i < DY_PER_STEP; i++)
+                    if (DY_PASSES % STEPS == 0 || step * DY_PER_STEP + i < DY_PASSES)
+                        copier.copy_dy(ahead, tile, step * DY_PER_STEP + i, more);
+            });
+            row += STEP_PIXELS * DY_PITCH, table += STEP_PIXELS, summed += STEP_PIXELS * DY_PITCH;
         }
         end_copies();
         current = current + 1 == STAGES ? 0 : current + 1;

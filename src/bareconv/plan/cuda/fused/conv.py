@@ -51,14 +51,14 @@ class ConvRelu(Fused):
         kernel = correlate.forward(
             *(self.convolution, step.precision, step.batch, step.limits),
             bias=layer.bias,
-            relu=node.relu,
+            relu=node.relu and node.pool is None,
             statistics=self.counts_statistics,
         )
         statistics = None
         if self.counts_statistics:
             counted = correlate.statistics_of(kernel)
             statistics = step.buffer(f"{layer.name} statistics", counted.size, "float32")
-            self.statistics = statistics, Parts(counted.rows, 0)
+            self.statistics = statistics, Parts(counted.rows)
         step.launch(
             kernel,
             x=step.tensor(node.inputs[0]),
@@ -68,11 +68,12 @@ class ConvRelu(Fused):
             statistics=statistics,
         )
         if node.pool is not None:
-            self.where = step.where(node)
+            self.where = step.where(node.output, node.pool.window)
             shape = (*self.convolution.output, layer.filters)
-            kernel = pool.max_pool(step.precision, step.batch, shape, node.pool.window, where=self.where is not None)
-            where = {"where": self.where} if self.where is not None else {}
-            step.launch(kernel, x=y, y=step.tensor(node.output), **where)
+            kernel = pool.max_pool(
+                *(step.precision, step.batch, shape, node.pool.window), where=self.where is not None, relu=node.relu
+            )
+            step.launch(kernel, x=y, y=step.tensor(node.output), where=self.where)
 
     def backward(self) -> None:
         step, node, layer = self.step, self.node, self.layer
@@ -82,9 +83,8 @@ class ConvRelu(Fused):
             shape = (*self.convolution.output, layer.filters)
             assert self.before_pool is not None
             dy = step.buffer(f"d {layer.name} before its pool", self.before_pool.elements)
-            kernel = pool.max_pool_backward(step.precision, step.batch, shape, node.pool.window, relu=node.relu)
-            relu = {"y": step.tensor(node.output)} if node.relu else {}
-            step.launch(kernel, dy=step.gradient(node.output), where=self.where, dx=dy, **relu)
+            kernel = pool.max_pool_backward(step.precision, step.batch, shape, node.pool.window)
+            step.launch(kernel, dy=step.gradient(node.output), where=self.where, dx=dy)
         tensor = node.inputs[0]
         made = gradient_of_weight(self.convolution, step.precision, step.batch, step.limits, bias=layer.bias)
         bias = step.partial(f"{layer.name}.bias", made.parts) if layer.bias else None
@@ -100,4 +100,3 @@ class ConvRelu(Fused):
         ):
             x = step.tensor(tensor) if mask else None
             step.launch(kernel, dy=dy, weight=step.copy(f"{layer.name}.weight"), dx=dx, x=x)
-

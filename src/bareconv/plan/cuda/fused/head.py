@@ -92,9 +92,8 @@ class HeadBlock:
             if step.training:
                 self._gradients.append(step.like(node.output, f"d {node.output.name}"))
                 operands[f"dz_{i}"] = self._gradients[i]
-        if step.training:
-            operands |= {"image_loss": step.image_loss, "image_hit": step.image_hit}
-        else:
+        operands |= {"image_loss": step.image_loss, "image_hit": step.image_hit}
+        if not step.training:
             operands["logits"] = step.tensor(self.output)
         step.launch(self._kernel, **{name: operands[name] for name in self._kernel.operands if name in operands})
 

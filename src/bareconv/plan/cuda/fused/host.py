@@ -63,7 +63,7 @@ class _Forward:
     y: Lying
     training: bool
 
-    def __call__(self, views: Any, gradients: Any, images: int, step: int) -> None:
+    def __call__(self, views: Any, images: int, step: int) -> None:
         y = self.x.read(views, images)
         for layer in self.layers:
             y = layer.forward(y, self.training, step)
@@ -78,7 +78,7 @@ class _Backward:
     add: bool
     partials: dict[str, Buffer]
 
-    def __call__(self, views: Any, gradients: Any, images: int, step: int) -> None:
+    def __call__(self, views: Any, images: int, step: int) -> None:
         dx: Any = self.dy.read(views, images)
         for i, layer in reversed(list(enumerate(self.layers))):
             dx = layer.backward(dx, i > 0 or self.dx is not None)
@@ -102,7 +102,8 @@ class ByLayer(Fused):
         step, node = self.step, self.node
         dy = self._lying(node.output, gradient=True)
         partials = {
-            f"{layer.name}.{key}": step.partial(f"{layer.name}.{key}", 1) for layer in node.layers for key in layer.params
+            name: step.partial(name, 1)
+            for name in (f"{layer.name}.{key}" for layer in node.layers for key in layer.params)
         }
         into, dx = step.into(node.inputs[0]), None
         if into is not None:

@@ -33,7 +33,8 @@ class NormRelu(Fused):
             eps=layer.eps,
             momentum=layer.momentum,
         )
-        self.coefficients = step.buffer(f"{layer.name} coefficients", COEFFICIENTS * padded(self.norm.channels), "float32")
+        count = COEFFICIENTS * padded(self.norm.channels)
+        self.coefficients = step.buffer(f"{layer.name} coefficients", count, "float32")
         self._convolution: ConvRelu | None = None
 
     @classmethod
