@@ -120,7 +120,7 @@ def check_statistics(table, statistics, y, precision):
 
 
 def check_gradient(
-    launch, convolution, precision, batch, images, limits=H100, *, mask=False, add=False, order="forward"
+    launch, convolution, precision, batch, images, limits=H100, *, mask=False, add=False, kernels=None, order="forward"
 ):
     rng = np.random.default_rng(2)
     C, K, (P, Q) = convolution.channels, convolution.filters, convolution.output
@@ -130,7 +130,7 @@ def check_gradient(
     x = np.maximum(normal(rng, size, precision), 0)
     held = normal(rng, size, precision) if add else None
     dx = poison((batch, *size[1:3], padded(C)), precision) if held is None else kept(held, precision, batch)
-    for kernel in gradient_of_input(convolution, precision, batch, limits, mask=mask, add=add):
+    for kernel in kernels or gradient_of_input(convolution, precision, batch, limits, mask=mask, add=add):
         arrays = {
             "dy": kept(dy, precision, batch),
             "weight": working_copy(weight, precision),

@@ -20,7 +20,7 @@ struct bf16 {
 // An entry: at most THREADS threads a block, and registers such that BLOCKS blocks fit on a multiprocessor.
 #define KERNEL(THREADS, BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 // The block's shared memory, of the size that the launch says.
-#define SHARED_MEMORY(name) extern __shared__ __align__(128) u8 name[]
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) u8 name[]
 // A variable of the block; only for the few that are not worth a place in SHARED_MEMORY.
 #define SHARED __shared__
 #define RESTRICT __restrict__
