@@ -107,13 +107,16 @@ def run(launch, case, limits, order):
     arrays = {"control": case.control, "coefficients": case.coefficients}
     statistics(launch, case, limits, order)
     added = case.other if norm.added else None
-    kernel = kernels.apply(precision, BATCH, norm, limits)
-    launch(kernel, {**arrays, "x": case.x, "other": added, "y": case.y}, order)
+    passed = {}
+    if norm.remembers:
+        passed["passed"] = np.zeros(kernels.passed_size(precision, BATCH, norm), np.uint8)
+    kernel = kernels.apply(precision, BATCH, norm, limits, backward=True)
+    launch(kernel, {**arrays, **passed, "x": case.x, "other": added, "y": case.y}, order)
 
     kernel, parts = kernels.sum_gradients(precision, BATCH, norm, limits)
     sums = np.full(parts.size(case.C), np.nan, np.float32)
-    masked = poison(case.dy.shape, precision) if norm.masked_by_y else None
-    through = {"y": case.y if norm.masked_by_y else None, "masked": masked}
+    masked = poison(case.dy.shape, precision) if norm.remembers else None
+    through = {"passed": passed.get("passed"), "masked": masked}
     launch(kernel, {**arrays, **through, "x": case.x, "dy": case.dy, "parts": sums}, order)
     gradients = {"dgamma": case.dgamma, "dbeta": case.dbeta}
     launch(kernels.finish_gradients(norm, parts), {**arrays, **gradients, "parts": sums}, order)
@@ -158,11 +161,12 @@ def test_masked_gradient_may_take_the_place_of_dy():
     norm = Norm((4, 5, 8), relu=True, added="before relu")
     case = Case("float32", norm)
     case.expect()
-    case.y[:IMAGES] = case.expected_y
+    passed = np.zeros(kernels.passed_size("float32", BATCH, norm), np.uint8)
+    passed[: IMAGES * 40] = np.packbits(case.expected_y.reshape(-1, 4) > 0, axis=1, bitorder="little")[:, 0]
     case.coefficients[:] = 0.5
     kernel, parts = kernels.sum_gradients("float32", BATCH, norm, SMALL)
     sums = np.full(parts.size(8), np.nan, np.float32)
-    arrays = {"x": case.x, "y": case.y, "coefficients": case.coefficients, "control": case.control, "parts": sums}
+    arrays = {"x": case.x, "passed": passed, "coefficients": case.coefficients, "control": case.control, "parts": sums}
     arrays |= {"dy": case.dy, "masked": case.dy}
     launch_at(kernel, [ctypes.c_void_p(arrays[name].ctypes.data) for name in kernel.operands])
     np.testing.assert_array_equal(case.real(case.dy), case.masked)
@@ -242,7 +246,7 @@ def test_compiles_without_spills(limits):
     )
     for precision, norm in itertools.product(("float32", "bfloat16"), norms):
         wanted = [
-            kernels.apply(precision, 512, norm, limits),
+            kernels.apply(precision, 512, norm, limits, backward=True),
             kernels.sum_gradients(precision, 512, norm, limits)[0],
             kernels.input_gradient(precision, 512, norm, limits),
         ]

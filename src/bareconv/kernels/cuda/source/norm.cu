@@ -5,7 +5,9 @@
 //   dx = scale dz + slope x + offset: the formula of ops/norm.py, with what belongs to the channel put together
 //
 // SUM: NO_SUM, BEFORE_RELU, AFTER_RELU. RELU 0 or 1. Pool: windows of POOL_H x POOL_W that do not overlap; 1 x 1 is none.
-// The winners of a pool, and what the relu lets through, are not stored: backward reads x anyhow and finds them again.
+// The winners of a pool, and what the relu lets through, are not stored: backward reads x anyhow and finds them again. Only
+// where the relu comes after the sum it would have to read more; then ``passed`` has a bit for each number, the numbers of
+// a vector in a byte.
 //
 // x, y, dy, dx (images, HEIGHT, WIDTH, CHANNELS) in PRECISION. ``coefficients`` float [6][padded channels]: mean, 1 / std,
 // scale, shift, slope, offset; zeros in the padding, which keeps y's and dx's padding zero.
@@ -287,7 +289,12 @@ use_running(const float* RESTRICT gamma, const float* RESTRICT beta, const float
 
 KERNEL(THREADS, 3)
 apply(const Kind* RESTRICT x, const Kind* RESTRICT other, const float* RESTRICT coefficients,
-      const Control* RESTRICT control, Kind* RESTRICT y) {
+      const Control* RESTRICT control, Kind* RESTRICT y
+#if REMEMBERS
+      ,
+      u8* RESTRICT passed
+#endif
+) {
     constexpr int TILE = LANES * UNROLL;
     const Place place = my_place();
     wait_for_kernels_before();
@@ -313,30 +320,35 @@ apply(const Kind* RESTRICT x, const Kind* RESTRICT other, const float* RESTRICT 
             const int row = tile * TILE + u * LANES + place.lane;
             if (row >= rows) break;
             float values[N];
+            u32 signs = 0;
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 float z;
                 winner(loaded[u], i, scale[i], shift[i], z);
                 if constexpr (SUM == BEFORE_RELU) z += added[u][i];
+                signs |= (u32)(z > 0.f) << i;
                 if constexpr (RELU) z = relu(z);
                 if constexpr (SUM == AFTER_RELU) z += added[u][i];
                 values[i] = z;
             }
             Numbers::of(values).store(y + (long long)row * PITCH + place.vector * N);
+#if REMEMBERS
+            passed[(long long)row * VECTORS + place.vector] = (u8)signs;
+#endif
         }
     }
 }
 
 #elif STAGE == SUM_GRADIENTS
 
-// parts[block][0][channel]: the sum of dz, [1]: of dz (x - mean). With BEFORE_RELU the relu's share is told from y, and
-// dy without what it holds back goes to ``masked``, which may be dy: it is the gradient of ``other``, too.
+// parts[block][0][channel]: the sum of dz, [1]: of dz (x - mean). Where the relu comes after the sum, dy without what it
+// holds back goes to ``masked``, which may be dy: it is the gradient of ``other``, too.
 KERNEL(THREADS, 2)
-sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, const float* RESTRICT coefficients,
+sum_gradients(const Kind* RESTRICT x, const Kind* dy, const u8* RESTRICT passed, const float* RESTRICT coefficients,
               const Control* RESTRICT control, float* RESTRICT parts, Kind* masked) {
     SHARED_MEMORY(memory);
     constexpr int TILE = LANES * UNROLL;
-    constexpr bool BY_Y = RELU && SUM == BEFORE_RELU;
+    constexpr bool IS_TOLD = RELU && SUM == BEFORE_RELU;
     const Place place = my_place();
     wait_for_kernels_before();
     let_next_kernel_start();
@@ -348,7 +360,8 @@ sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, co
         load_floats(scale, coefficients + SCALE + place.vector * N);
         load_floats(shift, coefficients + SHIFT + place.vector * N);
         for (int tile = blocks_of(rows, TILE) - 1 - blockIdx.x; tile >= 0; tile -= gridDim.x) {
-            Numbers loaded[UNROLL][CELLS], given[UNROLL], result[UNROLL];
+            Numbers loaded[UNROLL][CELLS], given[UNROLL];
+            [[maybe_unused]] u32 signs[UNROLL];
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const int row = tile * TILE + u * LANES + place.lane;
@@ -359,7 +372,7 @@ sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, co
                 for (int cell = 0; cell < CELLS; cell++)
                     loaded[u][cell] = Numbers::load(from + pixel_of_cell(cell) * PITCH);
                 given[u] = Numbers::load(dy + at);
-                if constexpr (BY_Y) result[u] = Numbers::load(y + at);
+                if constexpr (IS_TOLD) signs[u] = passed[(long long)row * VECTORS + place.vector];
             }
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
@@ -373,12 +386,13 @@ sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, co
 #pragma unroll
                     for (int cell = 1; cell < CELLS; cell++) won = found == cell ? loaded[u][cell][i] : won;
                     float d = given[u][i];
-                    if constexpr (RELU) d = (BY_Y ? result[u][i] : z) > 0.f ? d : 0.f;
+                    if constexpr (IS_TOLD) d = signs[u] >> i & 1 ? d : 0.f;
+                    else if constexpr (RELU) d = z > 0.f ? d : 0.f;
                     values[i] = d;
                     sums[0][i] += d;
                     sums[1][i] = fmaf(d, won - mean[i], sums[1][i]);
                 }
-                if constexpr (BY_Y) Numbers::of(values).store(masked + (long long)row * PITCH + place.vector * N);
+                if constexpr (IS_TOLD) Numbers::of(values).store(masked + (long long)row * PITCH + place.vector * N);
             }
         }
     }
