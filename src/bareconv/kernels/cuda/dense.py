@@ -239,8 +239,9 @@ def _backward_tile(
             waves = -(-sum(-(-shape.features // tile) for shape in shapes) // limits.multiprocessors)
             # Every block goes through all images.
             load = waves * batch * (max(padded(shape.units) for shape in shapes) + tile) * size / _BLOCK_RATE
-            bytes_ = _backward_bytes(precision, shapes, batch, states, dx)
-            return (tile, chunk, stages, shared) if load <= 3e-6 + 2 * bytes_ / CACHE_RATE else None
+            rate = min(CACHE_RATE, _BLOCK_RATE * limits.multiprocessors)
+            least = 3e-6 + _backward_bytes(precision, shapes, batch, states, dx) / rate
+            return (tile, chunk, stages, shared) if load <= 2 * least else None
     return None
 
 

@@ -96,8 +96,8 @@ def _row_pitch(units: int, precision: Precision) -> int:
 
 
 def _values_bytes(units: Sequence[int], tile: int) -> int:
-    """Of all layers' numbers, and the logits' gradient."""
-    return 4 * tile * (sum(padded(one) for one in units) + padded(units[-1]))
+    """Of all layers' numbers and biases, the logits' gradient, and the labels."""
+    return 4 * (tile + 1) * sum(padded(one) for one in units) + 4 * tile * padded(units[-1]) + 16 * -(-tile // 4)
 
 
 def _gathered_bytes(units: int, tile: int, splits: int) -> int:

@@ -184,7 +184,7 @@ struct Layer {
             Type* my_x = x_of(stage);
             const Type* my_dy = dy_of(stage);
             if (row_dw < MATRICES) {
-#pragma unroll
+#pragma unroll 1
                 for (int place = 0; place < CHUNK; place += 2 * STEP) {
                     u32 a[2][ROWS_DW][4];
 #pragma unroll
@@ -205,7 +205,7 @@ struct Layer {
             }
             if constexpr (HAS_DX) {
                 float sums[ROWS_DX][COLUMNS_DX][4] = {};
-#pragma unroll 4
+#pragma unroll 1
                 for (int place = 0; place < WIDE_UNITS; place += 2 * STEP) {
                     u32 a[2][ROWS_DX][4];
 #pragma unroll
