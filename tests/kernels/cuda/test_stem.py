@@ -186,7 +186,7 @@ def check_backward(launch, case, kernels=None, order="forward"):
 
 
 FEW = Limits("sm_90", MULTIPROCESSORS, H100.shared_bytes, H100.cache_bytes)
-PRECISIONS = ["bfloat16"]
+PRECISIONS = ["tf32", "bfloat16"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -251,7 +251,7 @@ def _best(choices: Iterator[Choice]) -> Kernel | None:
 
 
 def _suits(stem: Stem, precision: Precision, limits: Limits) -> bool:
-    if not stem.is_possible or precision != "bfloat16" or limits.capability < 80:
+    if not stem.is_possible or precision == "float32" or limits.capability < 80:
         return False
     return all((one.kernel[0] + 2) * (one.kernel[1] + 2) <= PATCH_REGISTERS for one in (stem.a, stem.b))
 

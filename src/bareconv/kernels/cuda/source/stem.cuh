@@ -215,6 +215,9 @@ DEVICE void store_words(void* to, const u32 (&words)[WORDS]) {
     }
 }
 
+// A number as it is kept in 32 bits.
+DEVICE u32 word_of(float value) { return bits_of(PRECISION == TF32 ? round_tf32(value) : value); }
+
 // Numbers that follow each other.
 template <int COUNT>
 DEVICE void store_numbers(void* to, const float (&values)[COUNT]) {
@@ -222,7 +225,7 @@ DEVICE void store_numbers(void* to, const float (&values)[COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 4 / Number::BYTES) {
         if constexpr (Number::BYTES == 2) words[i / 2] = pack(values[i], values[i + 1]);
-        else words[i] = bits_of(PRECISION == TF32 ? round_tf32(values[i]) : values[i]);
+        else words[i] = word_of(values[i]);
     }
     store_words(to, words);
 }
