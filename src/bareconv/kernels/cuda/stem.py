@@ -9,7 +9,7 @@ A *team* of warps works on a *band* of an image at a time: some rows of squares 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bareconv.kernels.cuda.geometry import Convolution
@@ -113,7 +113,7 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
     slices = sizes.b_tiles // tiles
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(sizes.b_tiles * 16)
     for warps, bands, rows in _splits(sizes.b_square_rows, slices):
-        shared = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + max(sizes.activation(rows), weights)
+        shared = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + max(sizes.activation(rows, sizes.pixel), weights)
         groups = -(-rows * sizes.b_squares // 8)
         products = -(-groups * slices // warps) * sizes.b_steps * tiles * 4 + sizes.a_products(rows) / warps
         others = -(-groups * slices // warps) * (60 + 90 * tiles) + sizes.a_others(rows) / warps
@@ -146,12 +146,12 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
     if not _suits(stem, precision, limits):
         return
     sizes = _Sizes(stem, precision)
-    pieces = sizes.pieces(padded(stem.a.filters))
+    eights = padded(stem.a.filters) // 8
     share = next(
         (
             (at_once, tiles)
             for at_once, tiles in ((2, 2), (2, 1), (1, 2), (1, 1))
-            if pieces % at_once == sizes.b_tiles % tiles == 0 and stem.b.taps * at_once * tiles * 4 <= WEIGHT_REGISTERS
+            if eights % at_once == sizes.b_tiles % tiles == 0 and stem.b.taps * at_once * tiles * 4 <= WEIGHT_REGISTERS
         ),
         None,
     )
@@ -159,12 +159,14 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
         return
     at_once, tiles = share
     count = stem.b.taps * at_once * tiles * 4
-    shares = pieces // at_once * (sizes.b_tiles // tiles)
+    places = 1 if sizes.placed else 4
+    pixels_at_once = 8 * sizes.piece // 4
+    shares = eights // at_once * (sizes.b_tiles // tiles)
     for warps, bands, rows in _splits(sizes.b_square_rows, shares):
         groups, turns = -(-rows * sizes.b_squares // 8), warps // shares
-        team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + sizes.activation(rows)
-        team += 4 * groups * 8 * sizes.pixel(sizes.b_tiles * 16)
-        products = -(-groups // turns) * count // 2 + sizes.a_products(rows) / warps
+        team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows)
+        team += sizes.activation(rows, sizes.vector_pixel) + places * groups * 8 * sizes.vector_pixel(sizes.b_tiles * 16)
+        products = -(-groups // turns) * count * 8 // pixels_at_once + sizes.a_products(rows) / warps
         others = -(-groups // turns) * 80 + (sizes.a_others(rows) + sizes.spread(rows * sizes.b_squares)) / warps
         for teams in range(1, WARPS // warps + 1):
             end = max(shares * count * 128 if teams * turns > 1 else 0, teams * warps * WARP * sizes.piece * 4)
@@ -180,7 +182,7 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
                     {
                         **sizes.defines,
                         **defines,
-                        "WARP_PIECES": at_once,
+                        "WARP_EIGHTS": at_once,
                         "B_TILES": tiles,
                         "SHARED_BYTES": shared,
                     }.items()
@@ -214,8 +216,8 @@ def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(padded(stem.b.filters))
     for warps, bands, rows in _splits(square_rows, slices):
         (R, S), R_a = stem.b.kernel, stem.a.kernel[0]
-        gradient = sizes.picture(2 * rows + R - 1, 2 * squares + S - 1, padded(stem.b.filters))
-        lines = sizes.picture(takes * 2 * rows + R_a - 1, takes * 2 * squares, sizes.line_numbers)
+        gradient = sizes.picture(2 * rows + R - 1, 2 * squares + S - 1, sizes.pixel(padded(stem.b.filters)))
+        lines = sizes.picture(takes * 2 * rows + R_a - 1, takes * 2 * squares, sizes.pixel(sizes.line_numbers))
         team = 2 * sizes.pixels + sizes.a_weights + lines + gradient
         groups, turns = -(-rows * squares // 8), warps // slices
         again = takes**2 * (count + 4 * sizes.a_steps)
@@ -283,7 +285,7 @@ class _Sizes:
     """What lies in shared memory, in bytes, as the sources compute it, and the work on it."""
 
     def __init__(self, stem: Stem, precision: Precision) -> None:
-        self.stem, self.kept = stem, KEPT_BYTES[precision]
+        self.stem, self.precision, self.kept = stem, precision, KEPT_BYTES[precision]
         self.piece = 16 // self.kept
         a, b = stem.a, stem.b
         self.image = a.height * a.width * a.channels
@@ -320,11 +322,20 @@ class _Sizes:
         """Pieces of 16 bytes."""
         return -(-numbers // self.piece)
 
+    @property
+    def placed(self) -> bool:
+        """Whether B's gradient has one number for each of the pool's squares, with the place of the maximum in it."""
+        return self.precision == "tf32" and self.stem.b_pool
+
     def pixel(self, numbers: int) -> int:
         return (self.pieces(numbers) | 1) * 16
 
-    def picture(self, rows: int, columns: int, numbers: int) -> int:
-        return 4 * -(-rows // 2) * -(-columns // 2) * self.pixel(numbers)
+    def vector_pixel(self, numbers: int) -> int:
+        """A pixel whose numbers are read one by one, not as matrices, where they have 32 bits."""
+        return self.pixel(numbers) if self.kept == 2 else ((self.pieces(numbers) + 1) // 4 * 4 + 2) * 16
+
+    def picture(self, rows: int, columns: int, pixel: int) -> int:
+        return 4 * -(-rows // 2) * -(-columns // 2) * pixel
 
     def steps(self, kernel: Pair, pieces: int) -> int:
         """Of a product over all taps and pieces, two pieces each."""
@@ -335,16 +346,16 @@ class _Sizes:
         """Rows of what A makes that ``rows`` rows of B's squares read."""
         return 2 * rows + self.stem.b.kernel[0] - 1
 
-    def activation(self, rows: int) -> int:
+    def activation(self, rows: int, pixel: Callable[[int], int]) -> int:
         columns = 2 * self.b_squares + self.stem.b.kernel[1] - 1
-        return self.picture(self.a_rows(rows), columns, padded(self.stem.a.filters))
+        return self.picture(self.a_rows(rows), columns, pixel(padded(self.stem.a.filters)))
 
     def a_square_rows(self, rows: int) -> int:
         return self.a_rows(rows) if self.stem.a_pool else -(-self.a_rows(rows) // 2)
 
     def lines_for_b(self, rows: int) -> int:
         height = 2 * self.a_square_rows(rows) + self.stem.a.kernel[0] - 1
-        return self.picture(height, 2 * self.a_squares, self.line_numbers)
+        return self.picture(height, 2 * self.a_squares, self.pixel(self.line_numbers))
 
     def a_products(self, rows: int) -> float:
         """Matrix instructions of A for a band, of all warps."""
