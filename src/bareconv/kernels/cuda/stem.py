@@ -207,25 +207,29 @@ def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
     sizes = _Sizes(stem, precision)
     (height, width), takes = stem.middle, 2 if stem.a_pool else 1
     squares, square_rows = -(-width // 2), -(-height // 2)
+    # In bf16 a warp has B's weights for 16 channels of A in registers; in tf32 all of them are in shared memory.
+    in_registers = precision == "bfloat16"
     slices = -(-stem.a.filters // 16)
-    b_pieces = sizes.pieces(padded(stem.b.filters))
-    steps = sizes.steps(stem.b.kernel, b_pieces)
-    count = stem.a.kernel[0] * sizes.line_pieces * 4 + 2
-    if steps * 4 > WEIGHT_REGISTERS or count > FIRST_REGISTERS:
+    tiles, at_once = (2 if not in_registers and slices % 2 == 0 else 1), 1 if in_registers else 2
+    slices //= tiles
+    steps = sizes.steps(stem.b.kernel, sizes.pieces(padded(stem.b.filters)))
+    count = -(-stem.a.kernel[0] * sizes.line_pieces * sizes.piece // 8) * 4 + 2
+    if (in_registers and steps * 4 > WEIGHT_REGISTERS) or count > FIRST_REGISTERS:
         return
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(padded(stem.b.filters))
     for warps, bands, rows in _splits(square_rows, slices):
-        (R, S), R_a = stem.b.kernel, stem.a.kernel[0]
-        gradient = sizes.picture(2 * rows + R - 1, 2 * squares + S - 1, sizes.pixel(padded(stem.b.filters)))
-        lines = sizes.picture(takes * 2 * rows + R_a - 1, takes * 2 * squares, sizes.pixel(sizes.line_numbers))
-        team = 2 * sizes.pixels + sizes.a_weights + lines + gradient
-        groups, turns = -(-rows * squares // 8), warps // slices
+        lines = sizes.picture(
+            takes * 2 * rows + stem.a.kernel[0] - 1, takes * 2 * squares, sizes.pixel(sizes.line_numbers)
+        )
+        team = 2 * sizes.pixels + sizes.a_weights + lines + sizes.gradient(rows, squares)
+        groups, turns = -(-rows * squares // (8 * at_once)), warps // slices
         again = takes**2 * (count + 4 * sizes.a_steps)
-        products = -(-groups // turns) * (steps * 4 + again)
+        products = -(-groups // turns) * (steps * 4 + again) * at_once * tiles
         spread = sizes.spread((rows + 1) * (squares + 1)) + sizes.spread_lines(takes * 2 * rows, takes * 2 * squares)
-        others = -(-groups // turns) * (100 + takes**2 * 80) + spread / warps
+        others = -(-groups // turns) * (100 + takes**2 * 80) * at_once * tiles + spread / warps
         for teams in range(1, WARPS // warps + 1):
-            shared = max(teams * team, weights, slices * count * 128 if teams * turns > 1 else 0)
+            end = slices * tiles * count * 128 if teams * turns > 1 else 0
+            shared = max(teams * team + (0 if in_registers else weights), weights, end)
             if shared > limits.shared_bytes:
                 break
             grid = min(-(-batch * bands // teams), limits.multiprocessors)
@@ -349,6 +353,16 @@ class _Sizes:
     def activation(self, rows: int, pixel: Callable[[int], int]) -> int:
         columns = 2 * self.b_squares + self.stem.b.kernel[1] - 1
         return self.picture(self.a_rows(rows), columns, pixel(padded(self.stem.a.filters)))
+
+    def gradient(self, rows: int, squares: int) -> int:
+        """B's gradient, as ``rows`` rows of squares of what A makes want it."""
+        b = self.stem.b
+        (R, S), pixel = b.kernel, self.pixel(padded(b.filters))
+        height, width = 2 * rows + R - 1, 2 * squares + S - 1
+        if not self.placed:
+            return self.picture(height, width, pixel)
+        odd_h, odd_w = ((n - 1 - padding) % 2 for n, padding in zip(b.kernel, b.padding, strict=True))
+        return (-(-height // 2) + odd_h) * (-(-width // 2) + odd_w) * pixel
 
     def a_square_rows(self, rows: int) -> int:
         return self.a_rows(rows) if self.stem.a_pool else -(-self.a_rows(rows) // 2)
