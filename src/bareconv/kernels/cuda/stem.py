@@ -27,6 +27,7 @@ WARP = 32
 # What an estimate of time counts, in cycles: a matrix instruction of one warp where others wait for the unit too, and
 # where none does; a warp's other instructions; a band's waits for memory and for each other.
 SHARED_UNIT, OWN_UNIT, INSTRUCTION, BAND = 3.3, 4.5, 1.0, 3000.0
+BESIDE = 0.18  # how much longer it takes for each further team on a multiprocessor, beyond their work
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,9 @@ def _suits(stem: Stem, precision: Precision, limits: Limits) -> bool:
 
 def _splits(square_rows: int, shares: int) -> Iterator[tuple[int, int, int]]:
     """Warps of a team, bands of an image, rows of squares in a band. Teams have a multiple of ``shares`` warps."""
-    for warps in range(shares, WARPS + 1, shares):
+    possible = range(shares, WARPS + 1, shares)
+    # The multiprocessor's four schedulers each have as many of them, where that can be.
+    for warps in [warps for warps in possible if WARPS % warps == 0] or possible:
         for rows in range(square_rows, 0, -1):
             bands = -(-square_rows // rows)
             if rows == -(-square_rows // bands):
@@ -278,7 +281,7 @@ def _cycles(bands: int, teams: int, warps: int, beside: int, products: float, ot
     """
     for_one = products * max(SHARED_UNIT * warps / 4, OWN_UNIT) + others * max(INSTRUCTION * warps / 4, 2.0) + BAND
     for_all = beside * (products * SHARED_UNIT + others * INSTRUCTION) * warps / 4
-    return -(-bands // teams) * max(for_one, for_all)
+    return -(-bands // teams) * max(for_one, for_all) * (1 + BESIDE * (beside - 1))
 
 
 def _pooled(size: Pair, pool: bool) -> Pair:
