@@ -13,6 +13,7 @@ from bareconv.kernels.cuda.correlate import (
     forward_correlation,
     gradient_correlations,
     gradient_of_input,
+    kernel_of,
     statistics_of,
     tilings,
 )
@@ -278,9 +279,11 @@ BIG = {
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_registers_are_enough(precision, limits):
     for convolution in BIG.values():
+        there = forward_correlation(convolution, precision, 512)
+        back = gradient_correlations(convolution, precision, 512)[0]
         kernels = [
-            forward(convolution, precision, 512, limits, bias=True, relu=True, statistics=True),
-            gradient_of_input(convolution, precision, 512, limits, mask=True, add=True)[0],
+            kernel_of(there, best_tiling(there, limits), bias=True, relu=True, statistics=True),
+            kernel_of(back, best_tiling(back, limits), mask=True, add=True),
         ]
         for kernel in kernels:
             code = compile_kernel(kernel, limits.architecture)
