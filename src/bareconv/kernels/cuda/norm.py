@@ -154,6 +154,8 @@ def _pass(
         unroll = min(unroll, 2)
     else:
         rows = math.prod(norm.pooled)
+        if stage == "sum_gradients" and cells == 4:
+            unroll = 2  # it has few threads, whose loads must keep the memory busy
     # Sums have as many blocks as run at a time, and for each at least 32 KB to read: more parts take longer to merge.
     # In other kernels many small blocks share out the work better.
     blocks_each = {"statistics": 4, "sum_gradients": 2}.get(stage, 16)

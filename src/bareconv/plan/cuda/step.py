@@ -135,8 +135,8 @@ class Step:
         """Let that tensor's gradient be what is in ``buffer``, the gradient of ``passed`` or made from it.
 
         What goes backward through ``passed`` has read it for the last time. So a tensor that others read, too, may have
-        theirs added to it in place, if no launch to come looks for the old values there. False where that is not so, and
-        where no gradient is wanted, or some of it is somewhere else already.
+        theirs added to it in place, if no launch to come looks for the old values there. False where that is not so,
+        and where no gradient is wanted, or some of it is somewhere else already.
         """
         if tensor in self._gradients or not self._trains[tensor]:
             return False
@@ -215,4 +215,3 @@ def image_of(tensor: Tensor) -> tuple[int, int, int]:
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
     return 1, 1, features(shape)
-

@@ -33,7 +33,9 @@ class NormRelu(Fused):
             eps=layer.eps,
             momentum=layer.momentum,
         )
-        self.coefficients = step.buffer(f"{layer.name} coefficients", COEFFICIENTS * padded(self.norm.channels), "float32")
+        self.coefficients = step.buffer(
+            f"{layer.name} coefficients", COEFFICIENTS * padded(self.norm.channels), "float32"
+        )
         self._convolution: ConvRelu | None = None
         self._passed: Buffer | None = None
 
