@@ -82,7 +82,10 @@ def passed_size(precision: Precision, batch: int, norm: Norm) -> int:
 
 @dataclass(frozen=True)
 class Parts:
-    """Sums by block: float32 [``count``][2][padded C], then of statistics how many pixels each block counted."""
+    """Sums by block: float32 [``count``][2][padded C], then of statistics how many pixels each block counted.
+
+    Means of a part that counted none are not looked at, but part 0's, which must be a number.
+    """
 
     count: int
 
