@@ -210,6 +210,27 @@ def test_merges_the_statistics_that_another_kernel_has_written(launch):
     np.testing.assert_allclose(case.coefficients[:4], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 300, 2300])
+def test_merges_any_number_of_parts_some_of_which_counted_nothing(launch, count):
+    norm, rng = Norm((5, 5, 11)), np.random.default_rng(3)
+    case, parts = Case("float32", norm), Parts(count)
+    counts = rng.integers(0, 60, count).astype(np.float32) if count > 1 else np.array([7], np.float32)
+    counts[1::5] = 0
+    counts[0] = 0 if count == 300 else 5
+    means = 50 + rng.standard_normal((count, 16)).astype(np.float32)
+    squares = 10 * rng.random((count, 16)).astype(np.float32)
+    means[counts == 0] = squares[counts == 0] = np.nan  # nobody's
+    means[0] = np.nan_to_num(means[0])
+    sums = np.concatenate([np.stack([means, squares], axis=1).ravel(), counts])
+    finish_statistics(launch, case, parts, sums)
+    n, m, s = (array[counts > 0, :11].astype(np.float64) for array in (counts[:, None].repeat(16, 1), means, squares))
+    mean = (n * m).sum(axis=0) / n.sum(axis=0)
+    var = (s + n * (m - mean) ** 2).sum(axis=0) / n.sum(axis=0)
+    np.testing.assert_allclose(case.coefficients[0, :11], mean, rtol=1e-6)
+    np.testing.assert_allclose(case.coefficients[1, :11], 1 / np.sqrt(var + norm.eps), rtol=1e-5 if counts[0] else 1e-3)
+    assert (case.coefficients[:4, 11:] == 0).all()
+
+
 def test_evaluation_uses_the_running_statistics(launch):
     norm = Norm((4, 6, 10), relu=True, pool=(2, 2))
     case = Case("float32", norm)

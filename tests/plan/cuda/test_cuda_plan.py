@@ -184,7 +184,8 @@ def test_a_step_in_other_precisions(place, name, precision):
 
 def test_a_gradient_that_is_passed_on_is_copied_only_where_it_is_read_later():
     make, shape = MODELS["residuals in a row"]
-    plan = CudaPlan(model_of(make(), shape, "float32"), SGD(0.05), 4, precision="float32", runtime=StandIn())
+    runtime: Any = StandIn()
+    plan = CudaPlan(model_of(make(), shape, "float32"), SGD(0.05), 4, precision="float32", runtime=runtime)
     launches = [item for item in plan._lowered(4, True).record.items if isinstance(item, Recorded)]
     # The last sum's: the convolution that made one of its operands reads it after that.
     assert [item.node for item in launches if item.kernel.entry == "copy"] == ["residual3.add"]

@@ -82,7 +82,10 @@ def passed_size(precision: Precision, batch: int, norm: Norm) -> int:
 
 @dataclass(frozen=True)
 class Parts:
-    """Sums by block: float32 [``count``][2][padded C], then of statistics how many pixels each block counted."""
+    """Sums by block: float32 [``count``][2][padded C], then of statistics how many pixels each block counted.
+
+    Means of a part that counted none are not looked at, but part 0's, which must be a number.
+    """
 
     count: int
 
@@ -154,6 +157,8 @@ def _pass(
         unroll = min(unroll, 2)
     else:
         rows = math.prod(norm.pooled)
+        if stage == "sum_gradients" and cells == 4:
+            unroll = 2  # it has few threads, whose loads must keep the memory busy
     # Sums have as many blocks as run at a time, and for each at least 32 KB to read: more parts take longer to merge.
     # In other kernels many small blocks share out the work better.
     blocks_each = {"statistics": 4, "sum_gradients": 2}.get(stage, 16)

@@ -5,8 +5,8 @@
 //   dx = scale dz + slope x + offset: the formula of ops/norm.py, with what belongs to the channel put together
 //
 // SUM: NO_SUM, BEFORE_RELU, AFTER_RELU. RELU 0 or 1. Pool: windows of POOL_H x POOL_W that do not overlap; 1 x 1 is none.
-// The winners of a pool, and what the relu lets through, are not stored: backward reads x anyhow and finds them again. Only
-// where the relu comes after the sum it would have to read more; then ``passed`` has a bit for each number, the numbers of
+// The winners of a pool, and what the relu lets through, are not stored: backward reads x anyhow and finds them again.
+// Only where the relu comes after the sum it would have to read more; then ``passed`` has a bit for each number, those of
 // a vector in a byte.
 //
 // x, y, dy, dx (images, HEIGHT, WIDTH, CHANNELS) in PRECISION. ``coefficients`` float [6][padded channels]: mean, 1 / std,
@@ -204,9 +204,10 @@ statistics(const Kind* RESTRICT x, const Control* RESTRICT control, float* RESTR
 
 #elif STAGE == FINISH_STATISTICS
 
-// The parts merged about some number of the same channel, as statistics does it with pixels: no part is waited for, as it
-// is where each moves a mean. With a part's count n, mean m and squares s, and d = m - pivot,
+// The parts merged about some number of the same channel, as statistics does it with pixels: so no part waits for
+// another. With a part's count n, mean m and squares s, and d = m - pivot,
 //   mean = pivot + sum(n d) / count,   variance = (sum(s + n d d) - sum(n d)^2 / count) / count
+// The pivot is the mean of part 0: a number, and of the step's first pixels, or squares of means would cancel.
 KERNEL(THREADS, 1)
 finish_statistics(const float* RESTRICT parts, const float* RESTRICT gamma, const float* RESTRICT beta,
                   float* RESTRICT running_mean, float* RESTRICT running_var, float* RESTRICT coefficients) {
@@ -217,9 +218,7 @@ finish_statistics(const float* RESTRICT parts, const float* RESTRICT gamma, cons
     let_next_kernel_start();
     // What the end needs is on its way while the parts are added up.
     const bool ends = warp_of_block() < SIDE, exists = ends && channel < CHANNELS;
-    const bool has_first = counts[0] > 0.f;
-    const float pivot = has_first ? means[threadIdx.x % SIDE] : 0.f;
-    const float last_pivot = has_first && ends ? means[warp_of_block()] : 0.f;
+    const float pivot = means[threadIdx.x % SIDE], pivot_of_end = means[warp_of_block() % SIDE];
     const float own_gamma = exists ? gamma[channel] : 0.f, own_beta = exists ? beta[channel] : 0.f;
     const float old_mean = exists ? running_mean[channel] : 0.f, old_var = exists ? running_var[channel] : 0.f;
     float sums[3] = {};
@@ -249,7 +248,7 @@ finish_statistics(const float* RESTRICT parts, const float* RESTRICT gamma, cons
     if (exists) {
         const float count = max(sums[0], 1.f), distance = sums[1] / count;
         const float var = max(fmaf(-sums[1], distance, sums[2]), 0.f) / count;
-        mean = last_pivot + distance;
+        mean = pivot_of_end + distance;
         inv_std = 1.f / sqrtf(var + (float)(EPS));
         scale = own_gamma * inv_std;
         shift = fmaf(-mean, scale, own_beta);
@@ -341,8 +340,8 @@ apply(const Kind* RESTRICT x, const Kind* RESTRICT other, const float* RESTRICT 
 
 #elif STAGE == SUM_GRADIENTS
 
-// parts[block][0][channel]: the sum of dz, [1]: of dz (x - mean). Where the relu comes after the sum, dy without what it
-// holds back goes to ``masked``, which may be dy: it is the gradient of ``other``, too.
+// parts[block][0][channel]: the sum of dz, [1]: of dz (x - mean). Where the relu comes after the sum, dy without what
+// it holds back goes to ``masked``, which may be dy: it is the gradient of ``other``, too.
 KERNEL(THREADS, 2)
 sum_gradients(const Kind* RESTRICT x, const Kind* dy, const u8* RESTRICT passed, const float* RESTRICT coefficients,
               const Control* RESTRICT control, float* RESTRICT parts, Kind* masked) {

@@ -22,9 +22,10 @@ prepare(const u8* RESTRICT pixels, const int* RESTRICT order, const Control* RES
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
         const int vector = first + u * THREADS, pixel = vector / VECTORS, channel = vector % VECTORS * N;
+        const bool there = vector < PIXELS * VECTORS;
 #pragma unroll
         for (int i = 0; i < N; i++)
-            bytes[u][i] = vector < PIXELS * VECTORS && channel + i < CHANNELS ? from[pixel * CHANNELS + channel + i] : 0;
+            bytes[u][i] = there && channel + i < CHANNELS ? from[pixel * CHANNELS + channel + i] : 0;
     }
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {

@@ -27,7 +27,7 @@ struct Piece {
     int parts, pitch;       // pitch: from a part to the next, in floats
     int channels, filters;  // of the working copy; filters 0: it has no padding
     int lanes;              // threads side by side; the others of the block take other parts of the same elements
-    int width;              // neighbouring elements of a thread, 4 or 1: 4 where all arrays lie so that they are one load
+    int width;              // neighbouring elements of a thread: 4 where in all arrays they are one load, else 1
 };
 
 // Where element ``place`` of a parameter, [tap][channel][filter], lies in its working copy.
@@ -106,7 +106,7 @@ DEVICE void store_copies(const Piece& piece, Number::Type* copy, int place, cons
     }
 }
 
-// The parts of a piece's elements summed, and what becomes of them. What is read is on its way before any of it is needed.
+// The parts of a piece's elements summed, and what becomes of them. All reads are on their way before any is needed.
 template <int WIDTH>
 DEVICE void change(const Piece& piece, const float* RESTRICT partial, const float* scalars, const Arrays& arrays) {
     SHARED float4 shared[THREADS * WIDTH / 4];

@@ -43,8 +43,8 @@ class Fused:
         dy = step.gradient(output)
         if not self.node.relu or step.is_masked(output):
             return dy
-        # Not in place: a sum's gradient is the same memory for both of its operands.
-        masked = step.like(output, f"{dy.name} through its relu")
+        # A sum's gradient is the same memory for both of its operands.
+        masked = dy if step.may_overwrite(dy, output) else step.like(output, f"{dy.name} through its relu")
         kernel = elementwise.relu_backward(step.precision, step.batch, step.pitch(output))
         step.launch(kernel, dy=dy, y=step.tensor(output), dx=masked)
         return masked

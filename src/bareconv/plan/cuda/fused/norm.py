@@ -92,8 +92,9 @@ class NormRelu(Fused):
         parts = step.buffer(f"{self.layer.name} sums", counted.size(norm.channels), "float32")
         masked = None
         if norm.remembers:
-            # Not in place: dy is the same memory as another gradient's where a sum was passed on.
-            masked = step.like(node.output, f"{dy.name} through its relu")
+            # Where a sum was passed on, dy may be another's gradient, too.
+            free = step.may_overwrite(dy, node.output)
+            masked = dy if free else step.like(node.output, f"{dy.name} through its relu")
         through = {"passed": self._passed, "masked": masked}
         step.launch(kernel, x=x, dy=dy, coefficients=self.coefficients, parts=parts, **through)
         step.launch(
