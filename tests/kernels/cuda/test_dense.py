@@ -263,11 +263,11 @@ def test_backward_of_several_layers(launch, precision, optimizer, shapes, batch,
     rng = np.random.default_rng(4)
     rows = np.tile(np.array([0.1, 0.97, 0.9, 0.1, 0.2, 1e-3, 0.0, 0.0], np.float32), (2, 1))
     common = {"control": control(images, batch, position=1), "scalars": rows}
-    together: dict[str, np.ndarray | None] = dict(common)
-    alone: list[dict[str, np.ndarray | None]] = []
+    together: dict[str, np.ndarray] = dict(common)
+    alone: list[dict[str, np.ndarray]] = []
     for i, shape in enumerate(shapes):
         data = Data(shape, batch, images, precision, seed=i)
-        own: dict[str, np.ndarray | None] = {"x": data.x_kept, "dy": data.dy_kept, "copy": data.w_kept}
+        own: dict[str, np.ndarray] = {"x": data.x_kept, "dy": data.dy_kept, "copy": data.w_kept}
         for name, size in (("weight", shape.weight_size), ("bias", shape.units)):
             own[name] = rng.standard_normal(size).astype(np.float32)
             own |= {f"{name}_state{j}": np.abs(rng.standard_normal(size)).astype(np.float32) for j in (1, 2)}
@@ -276,11 +276,10 @@ def test_backward_of_several_layers(launch, precision, optimizer, shapes, batch,
             if name.startswith(("weight", "bias"))
             else f"{name}_{i}": array.copy()
             for name, array in own.items()
-            if array is not None
         }
         alone.append(own)
     before = to_kept(rng.standard_normal((batch, shapes[0].taps, padded(shapes[0].channels))), precision)
-    together["dx"] = before.copy() if dx else None
+    together["dx"] = before.copy()
     launch(kernel, {name: together[name] for name in kernel.operands}, order)
     for i, (shape, own) in enumerate(zip(shapes, alone, strict=True)):
         if i == 0 and dx:

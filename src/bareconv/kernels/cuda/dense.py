@@ -167,10 +167,10 @@ def backward(
     mask: bool = False,
     add: bool = False,
 ) -> Kernel | None:
-    """``gradient_of_input`` of the first layer, where ``dx``, and ``gradient_and_update`` of up to three, in one launch.
+    """``gradient_of_input`` of the first layer, where ``dx``, and ``gradient_and_update`` of up to three: one launch.
 
-    None where it does not fit, or several launches take less time; for float32 and the rule "gradient" always. No layer
-    but the first may have an input that is younger than the kernel before the one just before this launch.
+    None where it does not fit, or several launches take less time; for float32 and the rule "gradient" always. It loads
+    x_0 and the weights early: not the kernel just before it may write these, but one before that.
     Operands: control, scalars, dx, and of each layer i: x_i, dy_i, weight_i, weight_i_state1, weight_i_state2, copy_i,
     bias_i, bias_i_state1, bias_i_state2.
     """

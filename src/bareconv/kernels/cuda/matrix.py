@@ -114,7 +114,7 @@ def tilings(
 
 
 def _warps(m: int, n: int, each: int) -> tuple[int, int]:
-    """Warps along both sides of a tile, at most 8, each with ``each`` numbers of it: at least 16 x 16, about a square."""
+    """Warps along both sides of a tile, at most 8: each has ``each`` numbers, at least 16 x 16, about a square."""
     warps, warps_m, warps_n = max(1, min(8, m * n // each)), 1, 1
     while warps_m * warps_n < warps:
         if m // warps_m > n // warps_n or n // warps_n == 16:

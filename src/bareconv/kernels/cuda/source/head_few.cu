@@ -1,4 +1,4 @@
-// What head.cu does, for layers of few units and many images: a thread has an image, and all of its numbers in registers.
+// What head.cu does, for layers of few units and many images: a thread has an image, all of its numbers in registers.
 #include "matrix.cuh"
 #include "softmax.cuh"
 
