@@ -255,9 +255,7 @@ BACKWARD_CASES = [
 
 @pytest.mark.parametrize(("precision", "optimizer"), [RULES[1], RULES[2], ("tf32", Adam(0.1)), ("bfloat16", SGD(0.1))])
 @pytest.mark.parametrize(("shapes", "batch", "images", "limits", "dx", "mask", "add", "order"), BACKWARD_CASES)
-def test_backward_of_several_layers(
-    launch, precision, optimizer, shapes, batch, images, limits, dx, mask, add, order
-):
+def test_backward_of_several_layers(launch, precision, optimizer, shapes, batch, images, limits, dx, mask, add, order):
     """Against the same by single kernels, of which other tests show that they are right."""
     rule = Rule.of(optimizer)
     kernel = dense.backward(precision, shapes, batch, limits, rule, dx, mask, add)
@@ -265,11 +263,11 @@ def test_backward_of_several_layers(
     rng = np.random.default_rng(4)
     rows = np.tile(np.array([0.1, 0.97, 0.9, 0.1, 0.2, 1e-3, 0.0, 0.0], np.float32), (2, 1))
     common = {"control": control(images, batch, position=1), "scalars": rows}
-    together: dict[str, np.ndarray | None] = dict(common)
-    alone: list[dict[str, np.ndarray | None]] = []
+    together: dict[str, np.ndarray] = dict(common)
+    alone: list[dict[str, np.ndarray]] = []
     for i, shape in enumerate(shapes):
         data = Data(shape, batch, images, precision, seed=i)
-        own: dict[str, np.ndarray | None] = {"x": data.x_kept, "dy": data.dy_kept, "copy": data.w_kept}
+        own: dict[str, np.ndarray] = {"x": data.x_kept, "dy": data.dy_kept, "copy": data.w_kept}
         for name, size in (("weight", shape.weight_size), ("bias", shape.units)):
             own[name] = rng.standard_normal(size).astype(np.float32)
             own |= {f"{name}_state{j}": np.abs(rng.standard_normal(size)).astype(np.float32) for j in (1, 2)}
@@ -278,11 +276,10 @@ def test_backward_of_several_layers(
             if name.startswith(("weight", "bias"))
             else f"{name}_{i}": array.copy()
             for name, array in own.items()
-            if array is not None
         }
         alone.append(own)
     before = to_kept(rng.standard_normal((batch, shapes[0].taps, padded(shapes[0].channels))), precision)
-    together["dx"] = before.copy() if dx else None
+    together["dx"] = before.copy()
     launch(kernel, {name: together[name] for name in kernel.operands}, order)
     for i, (shape, own) in enumerate(zip(shapes, alone, strict=True)):
         if i == 0 and dx:
@@ -369,7 +366,13 @@ def test_no_register_is_spilled(precision, limits):
     if product is not None and gradient is not None:
         kernels += [product, gradient.kernel]
     else:
-        assert limits.architecture == "sm_75", "its shared memory alone is too small for these images"
+        assert limits.architecture == "sm_75", "it alone has no matrix unit for tf32"
+    lenet = [DenseShape(25, 16, 120), DenseShape(1, 120, 84), DenseShape(1, 84, 10)]
+    for shapes in (lenet, [basic, DenseShape(1, 128, 10)]):
+        for rule in (Rule("sgd", momentum=True), Rule("adam", decay=True)):
+            together = dense.backward(precision, shapes, 256, limits, rule, mask=True)
+            if together is not None:
+                kernels.append(together)
     for kernel in kernels:
         code = compile_kernel(kernel, limits.architecture)
         assert (code.spilled, code.stack) == (0, 0), f"{kernel.entry}: {code.log}"

@@ -167,10 +167,10 @@ def backward(
     mask: bool = False,
     add: bool = False,
 ) -> Kernel | None:
-    """``gradient_of_input`` of the first layer, where ``dx``, and ``gradient_and_update`` of up to three, in one launch.
+    """``gradient_of_input`` of the first layer, where ``dx``, and ``gradient_and_update`` of up to three: one launch.
 
-    None where it does not fit, or several launches take less time; for float32 and the rule "gradient" always. No layer
-    but the first may have an input that is younger than the kernel before the one just before this launch.
+    None where it does not fit, or several launches take less time; for float32 and the rule "gradient" always. It loads
+    x_0 and the weights early: not the kernel just before it may write these, but one before that.
     Operands: control, scalars, dx, and of each layer i: x_i, dy_i, weight_i, weight_i_state1, weight_i_state2, copy_i,
     bias_i, bias_i_state1, bias_i_state2.
     """
@@ -195,7 +195,7 @@ def backward(
         defines |= {f"TAPS_{i}": shape.taps, f"CHANNELS_{i}": shape.channels, f"UNITS_{i}": shape.units}
         for name in (f"weight_{i}", f"bias_{i}"):
             states = (name, f"{name}_state1", f"{name}_state2")
-            operands += ((f"x_{i}", f"dy_{i}", *states, f"copy_{i}") if "weight" in name else states)
+            operands += (f"x_{i}", f"dy_{i}", *states, f"copy_{i}") if "weight" in name else states
     return Kernel(
         "dense_backward.cu",
         "dense_backward",
@@ -427,7 +427,9 @@ def _forward_tiling(
     for tiling in tilings(precision, limits, ALONG, ACROSS, batch, units, shape.features):
         chunks = -(-shape.features // tiling.chunk)
         tiles = -(-batch // tiling.m) * -(-units // tiling.n)
-        for splits in range(1, min(chunks, most_splits) + 1):
+        # Fewer splits of as many chunks, for those with most of them, take no longer.
+        each = -(-chunks // min(chunks, most_splits))
+        for splits in sorted({-(-chunks // one) for one in range(each, chunks + 1)}):
             summed = -(-chunks // splits) * tiling.chunk
             seconds = tiling.seconds(precision, limits, ALONG, ACROSS, tiles * splits, summed)
             seconds += 8.0 * splits * batch * units / CACHE_RATE

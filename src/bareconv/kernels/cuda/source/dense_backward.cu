@@ -4,9 +4,9 @@
 //              output of a relu; ADD: added to what dx holds
 //   dw[f][k] = sum over n of x[n][f] dy[n][k]        db[k] = sum over n of dy[n][k]
 //
-// A block has TILE features of one layer, all of its units, and all images, CHUNK at a time: what it needs of x, dy and
-// w is loaded once, and as no other block reads these weights, it changes them in place. The first blocks are layer 0's,
-// then come the other layers', and the last one has the biases of all.
+// A block has TILE features of one layer, all of its units, and all images, CHUNK at a time: what it needs of x, dy
+// and w is loaded once, and as no other block reads these weights, it changes them in place. The first blocks are
+// layer 0's, then come the other layers', and the last one has the biases of all.
 #include "matrix.cuh"
 #include "update.cuh"
 
@@ -19,7 +19,8 @@ constexpr int WIDTH = 8, COLUMNS = TILE / WIDTH;      // features are multiplied
 constexpr int STATES = HAS_STATE1 + HAS_STATE2;
 static_assert(TILE % WIDTH == 0 && CHUNK % (2 * STEP) == 0 && CHUNK % 16 == 0, "made of whole matrices");
 
-// Rows of features: an odd number of eights, so that segments, and numbers of tf32, of eight rows lie in different banks.
+// Rows of features: an odd number of eights, so that segments, and numbers of tf32, of eight rows lie in different
+// banks.
 constexpr int X_PITCH = TILE + (COLUMNS % 2 == 0 ? 8 : 0);
 
 // 16 rows of the left operand for a step: rows in memory, or places of the sum.
@@ -38,7 +39,8 @@ DEVICE void load_left_across(u32 (&a)[4], const Type* from, int pitch, int row, 
     }
 }
 
-// Eight columns and two steps of the sum of a right operand, columns being rows in memory: a step has two words of them.
+// Eight columns and two steps of the sum of a right operand, columns being rows in memory: a step has two words of
+// them.
 DEVICE void load_right_along(u32 (&b)[4], const Type* from, int pitch, int column, int place) {
     load_matrices(b, from + (column + lane_of_warp() % 8) * pitch + place + lane_of_warp() / 8 * SEGMENT);
 }
@@ -139,8 +141,8 @@ struct Layer {
         float* result = (float*)stages;
         const auto x_of = [&](int stage) { return (Type*)(stages + stage * (X_BYTES + DY_BYTES)); };
         const auto dy_of = [&](int stage) { return (Type*)(stages + stage * (X_BYTES + DY_BYTES) + X_BYTES); };
-        // The first layer's input is older than the kernel just before, and so is whatever wrote the weights; that kernel
-        // has waited for both.
+        // The first layer's input is older than the kernel just before, and so are the weights; that kernel has waited
+        // for both.
         if constexpr (HAS_DX) {
             constexpr int PER_ROW = WIDE_UNITS / SEGMENT;
             for (int index = threadIdx.x; index < TILE * PER_ROW; index += THREADS) {
@@ -235,7 +237,8 @@ struct Layer {
                                        (column_dx + j * WIDE_DX) * WIDTH + lane % 4 * 2;
                             const float2 input = Number::load_pair(at);
                             const float a = sums[i][j][2 * half], b = sums[i][j][2 * half + 1];
-                            Number::store_pair(at, MASK && !(input.x > 0.f) ? 0.f : a, MASK && !(input.y > 0.f) ? 0.f : b);
+                            Number::store_pair(at, MASK && !(input.x > 0.f) ? 0.f : a,
+                                               MASK && !(input.y > 0.f) ? 0.f : b);
                         }
                     }
                 sync_block();
@@ -312,7 +315,8 @@ struct Layer {
             else if constexpr (PRECISION == BFLOAT16)
                 *(uint2*)to = uint2{pack(weight[0], weight[1]), pack(weight[2], weight[3])};
             else
-                *(float4*)to = float4{Number::of(weight[0]), Number::of(weight[1]), Number::of(weight[2]), Number::of(weight[3])};
+                *(float4*)to = float4{Number::of(weight[0]), Number::of(weight[1]), Number::of(weight[2]),
+                                      Number::of(weight[3])};
         }
     }
 
@@ -371,8 +375,8 @@ struct Layer {
     }
 };
 
-#define ARRAYS_OF(i)                                                                                                  \
-    float *weight_##i, float *weight_##i##_state1, float *weight_##i##_state2, Type *copy_##i, float *bias_##i,         \
+#define ARRAYS_OF(i) \
+    float *weight_##i, float *weight_##i##_state1, float *weight_##i##_state2, Type *copy_##i, float *bias_##i, \
         float *bias_##i##_state1, float *bias_##i##_state2
 #define ARRAYS(i) \
     { weight_##i, weight_##i##_state1, weight_##i##_state2, copy_##i, bias_##i, bias_##i##_state1, bias_##i##_state2 }
