@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from bareconv.device import get_device
 from bareconv.kernels.cuda import driver
-from bareconv.kernels.cuda.compiler import compile_kernel
+from bareconv.kernels.cuda.compiler import compile_kernels
 from bareconv.kernels.cuda.kernel import Kernel
 
 
 @functools.cache
 def _function(kernel: Kernel) -> int:
     limits = driver.device_limits(0)
-    return driver.load(compile_kernel(kernel, limits.architecture).cubin, kernel)
+    return driver.load(compile_kernels([kernel], limits.architecture).code[kernel].cubin, kernel)
 
 
 def run_on_gpu(kernel: Kernel, arrays: Mapping[str, NDArray[Any] | None], order: str = "forward") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from bareconv import nn, optim
 from bareconv.errors import BareconvError, NotFiniteError
 from bareconv.optim import SGD, Adam, Constant
 from bareconv.training import ReferenceEngine, Settings, Trainer, loop
+from bareconv.training.engine import StepByStep
 
 
 def planting(optimizer: Any, parameter, at, value=np.inf):
@@ -25,6 +27,7 @@ def trainer_of(model, data, optimizer, device="cpu", **settings):
     trainer: Any = Trainer(model, data, optimizer, wanted, device)
     train = trainer.engine.train
     trainer.engine.many_steps = False  # the culprit is planted between steps
+    trainer.engine.train_steps = functools.partial(StepByStep.train_steps, trainer.engine)
 
     def planted(batch, lr):
         result = train(batch, lr)
@@ -200,6 +203,7 @@ def test_nothing_in_the_outputs(make_model, squares, engine):
     trainer = trainer_of(make_model(), squares, SGD(0.01), engine=engine)
     train = trainer.engine.train
     trainer.engine.many_steps = False  # the culprit is planted between steps
+    trainer.engine.train_steps = functools.partial(StepByStep.train_steps, trainer.engine)
 
     def once(batch, lr):
         loss, hits = train(batch, lr)
