@@ -119,6 +119,7 @@ DEVICE void change(const Piece& piece, const float* RESTRICT partial, const floa
         load(w, arrays.master + at, ends && RULE != GRADIENT);
         load(s1, arrays.state1 + at, ends && HAS_STATE1);
         load(s2, arrays.state2 + at, ends && HAS_STATE2);
+#pragma unroll 1
         for (int part = group; part < piece.parts; part += PARTS * groups) {
             float loaded[PARTS][WIDTH];
 #pragma unroll
