@@ -34,7 +34,7 @@ def unit_of(kernel: Kernel, limits: Limits) -> Precision:
     if kernel.source in _ALWAYS_TF32:
         return "tf32"
     number = dict(kernel.defines).get("PRECISION", NUMBER["float32"])
-    return next(precision for precision, one in NUMBER.items() if one == number)
+    return next(precision for precision in PRECISIONS if NUMBER[precision] == number)
 
 
 def units(limits: Limits) -> tuple[Precision, ...]:
