@@ -29,6 +29,7 @@ from bareconv.plan.cuda.record import BRANCH, Recorded
 from bareconv.plan.cuda.runtime import Runtime
 from bareconv.report.format import flops, percent, seconds, significant
 
+CASES = ("basic:64,256,1024:bfloat16", "basic:256:tf32,float32", "resnet9:512:bfloat16")
 MEMORY, CACHE, LAUNCH = "memory", "cache", "launch"
 FITS = 0.5  # of the second-level cache: what a launch moves stays there from one to the next
 REPEATS = 50  # of a launch in a row
@@ -242,8 +243,8 @@ def in_words(ceiling: Mapping[str, Any]) -> str:
 
 
 def table(rooflines: Mapping[str, Any]) -> str:
-    """A few lines a step, for a terminal."""
-    lines = [", ".join(map(in_words, rooflines["ceilings"]))]
+    """The ceilings on a line, where there are any, and a few lines a step, for a terminal."""
+    lines = [", ".join(map(in_words, rooflines["ceilings"]))] if rooflines["ceilings"] else []
     for step in rooflines["steps"]:
         every = step["launches"]
         alone = math.fsum(one["seconds"] for one in every)
