@@ -1,4 +1,4 @@
-"""Everything that a GPU has to say, in one go: the tests, the sanitizers, and our plan beside PyTorch.
+"""Everything that a GPU has to say, in one go: the tests, the sanitizers, a roofline, and our plan beside PyTorch.
 
     python benchmarks/gpu.py --tests --budget 420
     python benchmarks/gpu.py --case basic:64,256:bfloat16 --variant "* graph *" --no-compile --budget 60
@@ -20,17 +20,17 @@ from typing import Any
 import click
 
 from bareconv import host
-from bareconv.bench import results
+from bareconv.bench import results, roofline
 from bareconv.bench.contests import Contest, Times, compete, contest
 from bareconv.bench.environment import describe
-from bareconv.bench.parts import SANITIZERS, pytest_command, run_part, sanitizer_command
+from bareconv.bench.parts import EXACT_MEMORY, SANITIZERS, pytest_command, run_part, sanitizer_command
 from bareconv.bench.peers import find, record
 from bareconv.bench.steady import run_record
-from bareconv.bench.workload import LR, Workload, natural_shape
+from bareconv.bench.workload import LR, Workload, cases, natural_shape
 from bareconv.device import Device, get_device
 from bareconv.errors import BareconvError, UsageError
 from bareconv.training import ENGINES
-from bareconv.training.precision import ON_GPU_ONLY, PRECISIONS
+from bareconv.training.precision import ON_GPU_ONLY
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST_FIRST = ("basic:64,256,1024:bfloat16,tf32,float32", "lenet5:64:bfloat16", "small:256:bfloat16")
@@ -43,7 +43,8 @@ VARIANTS = (
     "channels_last compile",
     "channels_last compile autocast",
 )
-SANITIZED: tuple[str, ...] = ()  # programs that run every kernel once, as words after "python"
+# Programs, as words after "python": every kernel's tests, on the GPU alone.
+SANITIZED = ("-m pytest -q -m cuda -p no:cacheprovider tests/kernels/cuda",)
 
 
 class Report:
@@ -57,6 +58,7 @@ class Report:
         self.measured: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
         self.notes: dict[str, list[str]] = {}
         self.absent: dict[str, str] = {}
+        self.rooflines: dict[str, Any] | None = None
 
     def part(self, part: dict[str, Any]) -> None:
         """One more part, which is written and said."""
@@ -87,6 +89,7 @@ class Report:
             runs=[run for runs, _ in self.measured.values() for run in runs],
             peers=[entry for _, entry in self.measured.values()],
             parts=self.parts,
+            rooflines=self.rooflines,
             notes=[note for notes in self.notes.values() for note in notes],
             environment=self.environment,
         )
@@ -131,20 +134,6 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - STARTED:6.1f} s] {text}", flush=True)
 
 
-def cases(words: tuple[str, ...]) -> list[tuple[str, int, str]]:
-    """(model, batch size, precision) of each case that is named, once. Raises UsageError."""
-    found = []
-    for word in words:
-        match = re.fullmatch(r"(\w+):(\d+(?:,\d+)*):(\w+(?:,\w+)*)", word)
-        if match is None:
-            raise UsageError(f"case {word!r}: expected MODEL:BATCHES:PRECISIONS, such as basic:64,256:bfloat16,tf32")
-        for precision in match[3].split(","):
-            if precision not in PRECISIONS:
-                raise UsageError(f"case {word!r}: precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-            found += [(match[1], int(size), precision) for size in match[2].split(",")]
-    return list(dict.fromkeys(found))
-
-
 def short_name(device: Device) -> str:
     """A file's name for it: "h200" for "NVIDIA H200"."""
     return re.sub(r"\W+", "-", device.description.lower().removeprefix("nvidia ")).strip("-")
@@ -171,7 +160,13 @@ def short_name(device: Device) -> str:
 @click.option("--lr", default=LR, show_default=True)
 @click.option("--tests", is_flag=True, help="Run the tests that need a GPU, first.")
 @click.option("--sanitize", "programs", multiple=True, default=SANITIZED, help='Words after "python", to be sanitized.')
+@click.option(
+    "--roofline", "rooflines", multiple=True, default=roofline.CASES, show_default=True, help="Cases for one."
+)
+@click.option("--no-roofline", is_flag=True, help="No roofline.")
+@click.option("--no-sanitize", is_flag=True, help="No sanitizer.")
 @click.option("--part-seconds", default=180.0, show_default=True, help="The longest that a part may take.")
+@click.option("--sanitizer-seconds", default=300.0, show_default=True, help="The longest that a sanitizer may take.")
 @click.option("--commit", help="Of this checkout, where git is not there to say it.")
 @click.option("--no-timing", is_flag=True, help="Only the tests and the sanitizers.")
 def main(**options: Any) -> None:
@@ -194,14 +189,29 @@ def run(options: dict[str, Any]) -> None:
     report.write()  # at once, so that what keeps it from being written is known at the beginning
     if options["tests"]:
         report.part(run_part("tests", pytest_command(), options["part_seconds"], ROOT))
-    for program in options["programs"]:
+    for program in () if options["no_sanitize"] else options["programs"]:
         for tool in SANITIZERS:
             command = sanitizer_command(tool, shlex.split(program))
-            report.part(run_part(f"{tool}: {program}", command, options["part_seconds"], ROOT))
+            report.part(run_part(f"{tool}: {program}", command, options["sanitizer_seconds"], ROOT, EXACT_MEMORY))
+    if options["rooflines"] and not options["no_roofline"] and device.name != "cpu":
+        draw_rooflines(report, options)
     if not options["no_timing"]:
         time_cases(report, chosen, options)
     report.write()
     print(f"\nMicroseconds of a step, and PyTorch's best over ours:\n{report.table()}\nWrote {output}")
+
+
+def draw_rooflines(report: Report, options: dict[str, Any]) -> None:
+    """In a process of its own: what it holds of the GPU is free again, and what fails there ends nothing here."""
+    with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
+        file = Path(name) / "roofline.json"
+        command = ["python", "benchmarks/roofline.py", "--output", str(file), "--device", options["device_name"]]
+        command += [word for case in options["rooflines"] for word in ("--case", case)]
+        part = run_part("roofline", command, options["part_seconds"], ROOT)
+        if file.exists():  # whatever came after
+            report.rooflines = results.read(file)["rooflines"]
+            print(roofline.table(report.rooflines), flush=True)
+    report.part(part)
 
 
 def time_cases(report: Report, chosen: list[tuple[str, int, str]], options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Write the figures of the README and of docs/ladder.md from the committed results, between their markers.
+"""Write the figures of the README, docs/ladder.md and docs/gpu.md from the committed results, between their markers.
 
 ``--check`` only compares.
 
@@ -7,11 +7,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bareconv.bench import roofline
 from bareconv.bench.results import read
 from bareconv.report import ladder_bars, png
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
@@ -19,6 +23,7 @@ from bareconv.training import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+GPU = "h200"  # whose results stand in the README
 
 Blocks = dict[str, Callable[[str], str]]
 
@@ -36,15 +41,16 @@ def main_table(name: str) -> str:
     """basic, three epochs, on two machines by both engines; and the parity proofs of the one with a GPU."""
     files = ("basic-reference-2-cores", "basic-2-cores", "basic-reference-h200", "basic-h200")
     found = {file: read(RESULTS / f"{file}.json") for file in files}
-    # Of the machine with the GPU the reference on the GPU is in both of its files: the newer counts.
+    # Where the GPU ran the same engine for both of its files, the newer counts.
+    newer = {(run["engine"], run["precision"]) for run in found["basic-h200"]["runs"] if run["device"] != "cpu"}
     runs = [
         (machine(result, run), run)
         for file, result in found.items()
         for run in result["runs"]
-        if run["device"] == "cpu" or file == "basic-h200"
+        if run["device"] == "cpu" or file == "basic-h200" or (run["engine"], run["precision"]) not in newer
     ]
     rows: list[tuple[str, Any]] = [
-        ("engine", lambda run: f"`{run['engine']}`"),
+        ("engine", lambda run: engine(run, runs[0][1])),
         ("training time", lambda run: seconds(run["train_seconds"])),
         ("total time", lambda run: seconds(run["total_seconds"])),
         ("one step (forward, backward, update)", step),
@@ -139,6 +145,11 @@ def batches_table(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def engine(run: dict[str, Any], first: dict[str, Any]) -> str:
+    """The engine, and the precision where it is not that of the first column."""
+    return f"`{run['engine']}`" + (f", {run['precision']}" if run["precision"] != first["precision"] else "")
+
+
 def one_epoch(name: str, like: dict[str, Any]) -> str:
     """The accuracy of ``bareconv train`` as it is set, on that machine by that engine; a dash where it was not run."""
     for file in ("one-epoch-2-cores", "one-epoch-h200"):
@@ -151,11 +162,12 @@ def one_epoch(name: str, like: dict[str, Any]) -> str:
 
 def parity_text(result: dict[str, Any], reference: dict[str, Any]) -> str:
     """The speed-ups, and the proofs in a sentence each."""
-    cpu, gpu = result["runs"]
+    cpu = next(run for run in result["runs"] if run["device"] == "cpu")
+    gpu = next(run for run in result["runs"] if run["device"] != "cpu")
     plain = next(run for run in reference["runs"] if run["device"] == "cpu")
     text = (
-        f"On the machine with the H200 the GPU, which runs the reference, trains "
-        f"{ratio(plain['train_seconds'] / gpu['train_seconds'])} as fast as the same program on its "
+        f"On the machine with the H200 the GPU, which runs the {gpu['engine']}, trains "
+        f"{ratio(plain['train_seconds'] / gpu['train_seconds'])} as fast as the reference on its "
         f"{result['environment']['cpu']['cores_allowed']} CPU cores, and "
         f"{ratio(cpu['train_seconds'] / gpu['train_seconds'])} as fast as the {cpu['engine']} engine on them. Parity"
     )
@@ -253,9 +265,301 @@ def ladder_table(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+# A GPU
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the plan is to reach on ``GPU``: ``seconds`` of a step at most, or ``times`` PyTorch's best at least."""
+
+    model: str
+    batch_size: int
+    precision: str
+    seconds: float | None = None
+    times: float | None = None
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.model, self.batch_size, self.precision
+
+
+GOALS = (
+    *(Goal("basic", size, "bfloat16", seconds=s) for size, s in ((64, 60e-6), (256, 105e-6), (1024, 330e-6))),
+    *(Goal("basic", size, "tf32", seconds=s) for size, s in ((64, 100e-6), (256, 210e-6), (1024, 700e-6))),
+    *(Goal("basic", size, "float32", times=1.5) for size in (64, 256, 1024)),
+    Goal("lenet5", 64, "bfloat16", seconds=45e-6),
+    Goal("small", 256, "bfloat16", times=3.0),
+    Goal("resnet9", 512, "bfloat16", times=1.0),
+    Goal("resnet18", 512, "bfloat16", times=0.8),
+)
+
+
+def gpu_result(name: str = GPU) -> dict[str, Any] | None:
+    """A result of the GPU, where it was measured."""
+    path = RESULTS / f"{name}.json"
+    return read(path) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One candidate of a group, as a table needs it."""
+
+    group: dict[str, Any]
+    entry: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return self.group["batch_size"] / self.images
+
+    @property
+    def images(self) -> float:
+        """A second."""
+        return float(self.entry["throughput"]["images_per_second"])
+
+    @property
+    def times(self) -> float | None:
+        """How many times as fast our plan is."""
+        return self.entry["ratio"]["value"] if "ratio" in self.entry else None
+
+    @property
+    def faster(self) -> str:
+        """The same with its interval."""
+        if "ratio" not in self.entry:
+            return "–"
+        ratio = self.entry["ratio"]
+        return f"**{ratio['value']:.2f}×** ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def measured(group: dict[str, Any], *, ours: bool) -> list[Side]:
+    """Our plan, or PyTorch's variants, that have figures, the fastest first."""
+    sides = [Side(group, one) for one in group["candidates"] if one["ours"] == ours and "throughput" in one]
+    sides = [side for side in sides if not ours or side.entry["name"] == group["ours"]]
+    return sorted(sides, key=lambda side: side.seconds)
+
+
+def group_key(group: dict[str, Any]) -> tuple[str, int, str]:
+    """What a goal is of."""
+    return group["model"], group["batch_size"], group["precision"]
+
+
+def gpu_section(name: str) -> str:
+    """The README's part on the GPU: nothing until there is a result."""
+    result = gpu_result()
+    if result is None:
+        return ""
+    lines = [
+        "### On a GPU",
+        "",
+        "| model | batch | precision | bareconv `plan`, a step | images/s | PyTorch's best | a step | "
+        "plan is faster by | PyTorch eager, a step |",
+        "| --- | ---: | --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        *(gpu_row(group) for group in result["peers"]),
+        "",
+        f"Training steps on one {gpu_name(result)}, all candidates by turns in one go, each in a process of its own "
+        "with the same weights and batches, their first losses compared; median of the blocks, in brackets the 95% "
+        f"interval. {versions(result)}. PyTorch's best is the fastest of eager, CUDA graphs of the whole step and "
+        "torch.compile, in both layouts and, in bfloat16, with autocast and with a copy of the weights in bfloat16. "
+        f"From [{GPU}.json](benchmarks/results/{GPU}.json) ({str(result.get('commit'))[:10]}), by "
+        "`benchmarks/gpu.py`; [docs/gpu.md](docs/gpu.md) has the rest, and how near each kernel comes to what the GPU "
+        "can do.",
+        "",
+        goals_text(result),
+    ]
+    start = start_text(result)
+    return "\n".join([*lines, *(["", start] if start else [])]) + "\n"
+
+
+def gpu_name(result: dict[str, Any]) -> str:
+    """The first GPU of the machine."""
+    names = [gpu["name"] for gpu in result["environment"]["gpus"]]
+    return names[0] if names else "unknown GPU"
+
+
+def versions(result: dict[str, Any]) -> str:
+    """Of all that was measured."""
+    found: dict[str, str] = {}
+    for group in result["peers"]:
+        for one in group["candidates"]:
+            found |= one.get("throughput", {}).get("versions", {})
+    return ", ".join(f"{library} {version}" for library, version in sorted(found.items()))
+
+
+def gpu_row(group: dict[str, Any]) -> str:
+    """One workload: our plan, PyTorch's best, PyTorch eager."""
+    cells = [f"`{group['model']}`", f"{group['batch_size']:,}", group["precision"]]
+    ours, theirs = measured(group, ours=True), measured(group, ours=False)
+    eager = [side for side in theirs if side.entry["options"].get("mode") == "eager"]
+    cells += [seconds(ours[0].seconds), rate(ours[0].images)] if ours else ["no figures", ""]
+    cells += [theirs[0].entry["variant"], seconds(theirs[0].seconds), theirs[0].faster] if theirs else ["–", "", ""]
+    cells.append(seconds(eager[0].seconds) if eager else "–")
+    return f"| {' | '.join(cells)} |"
+
+
+def judged(result: dict[str, Any]) -> Iterator[tuple[Goal, bool | None, str]]:
+    """Each goal, whether it is reached (None: it was not measured), and what was measured, in words."""
+    groups = {group_key(group): group for group in result["peers"]}
+    for goal in GOALS:
+        group = groups.get(goal.key)
+        ours = measured(group, ours=True) if group is not None else []
+        theirs = measured(group, ours=False) if group is not None else []
+        times = theirs[0].times if theirs else None
+        if goal.seconds is not None and ours:
+            yield goal, ours[0].seconds <= goal.seconds, f"{seconds(ours[0].seconds)} a step"
+        elif goal.times is not None and ours and times is not None:
+            yield goal, times >= goal.times, f"{times:.2f}× PyTorch's best"
+        else:
+            yield goal, None, "no figure"
+
+
+def goals_text(result: dict[str, Any]) -> str:
+    """What this project asks of itself on this GPU, and where it misses that."""
+    verdicts = list(judged(result))
+    text = f"Of the {len(GOALS)} goals that this project has set itself on this GPU it reaches "
+    text += f"{sum(reached is True for _, reached, _ in verdicts)}."
+    for word, wanted in (("Missed", False), ("Not measured", None)):
+        some = [goal_words(goal, found) for goal, reached, found in verdicts if reached is wanted]
+        text += f" {word}: {'; '.join(some)}." if some else ""
+    return text
+
+
+def goal_words(goal: Goal, found: str) -> str:
+    """A goal, and what was measured instead."""
+    wanted = f"at most {seconds(goal.seconds)}" if goal.seconds is not None else f"at least {goal.times:g}×"
+    return f"`{goal.model}`, batch {goal.batch_size:,}, {goal.precision} ({found}, wanted {wanted})"
+
+
+def start_text(result: dict[str, Any]) -> str:
+    """How long the first workload's processes took to their first block."""
+    for group in result["peers"]:
+        ours, theirs = measured(group, ours=True), measured(group, ours=False)
+        if ours and theirs:
+            words = [
+                f"{name} {seconds(side['warm_up_seconds'])}, and {seconds(side['compile_seconds'])} of compiling"
+                for name, side in (
+                    ("bareconv", ours[0].entry["throughput"]),
+                    (f"PyTorch's best ({theirs[0].entry['variant']})", theirs[0].entry["throughput"]),
+                )
+            ]
+            return (
+                f"From the start of its process to its first measured step, on `{group['model']}` with batches of "
+                f"{group['batch_size']:,}: {'; '.join(words)}, while others got ready beside them."
+            )
+    return ""
+
+
+def gpu_peers(name: str) -> str:
+    """Every candidate that stayed, with its tries."""
+    result = gpu_result()
+    if result is None:
+        return ""
+    lines = [
+        "| model | batch | precision | candidate | a step | images/s | plan is faster by | peak memory | "
+        "first losses differ by |",
+        "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for group in result["peers"]:
+        head = f"| `{group['model']}` | {group['batch_size']:,} | {group['precision']} |"
+        for one in group["candidates"]:
+            label = " ".join(filter(None, (one["name"], one["variant"])))
+            if "throughput" not in one:
+                lines.append(f"{head} {label} | {one['status']} | | | | |")
+                continue
+            side = Side(group, one)
+            faster = "" if one["name"] == group["ours"] and one["ours"] else side.faster
+            lines.append(
+                f"{head} {label} | {seconds(side.seconds)} | {rate(side.images)} | {faster} | "
+                f"{bytes_(one['throughput']['peak_memory_bytes'])} | "
+                f"{'' if one['ours'] else scientific(one.get('loss_difference'))} |"
+            )
+    lines += ["", f"{gpu_name(result)}, {versions(result)}: {gpu_link(result)}. Of each of PyTorch's modes the fastest"]
+    lines[-1] += " variant is shown; the others' figures are in the file, beside it as its tries."
+    if result.get("notes"):
+        lines += ["", *(f"- {note}" for note in result["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def gpu_link(result: dict[str, Any], file: str = GPU) -> str:
+    """From docs/ to the file."""
+    return f"[{file}.json](../benchmarks/results/{file}.json) ({str(result.get('commit'))[:10]})"
+
+
+def gpu_rooflines(name: str) -> str:
+    """Every kernel of the steps that one was drawn of, as a share of what the GPU can do."""
+    result = gpu_result()
+    if result is None or "rooflines" not in result:
+        return ""
+    found = result["rooflines"]
+    lines = [
+        f"On the {found['device_description']}, measured in the same process: "
+        + "; ".join(f"{roofline.in_words(ceiling)} ({ceiling['how']})" for ceiling in found["ceilings"])
+        + "."
+    ]
+    for step in found["steps"]:
+        every = step["launches"]
+        alone = math.fsum(one["seconds"] for one in every)
+        least = math.fsum(one["least_seconds"] for one in every)
+        lines += [
+            "",
+            f"**{roofline.step_title(step)}**: {seconds(step['step_seconds'])} a step; its {len(every)} launches one "
+            f"by one {seconds(alone)}, which is {percent(least / alone, 0)} of the roofline.",
+            "",
+            "| phase | kernel | for | time | of all launches | ceiling | of the roofline |",
+            "| --- | --- | --- | ---: | ---: | --- | ---: |",
+        ]
+        for group in roofline.groups(step):
+            lines.append(
+                f"| {group.phase} | `{group.kernel}` | {group.node} | {seconds(group.seconds)} | "
+                f"{percent(group.seconds / alone, 1)} | {group.ceiling} | {percent(group.share, 0)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def gpu_parts(name: str) -> str:
+    """What was run beside the measurement: how it ended, and its last words."""
+    result = gpu_result()
+    if result is None or not result.get("parts"):
+        return ""
+    lines = ["| what | ended | after | last words |", "| --- | --- | ---: | --- |"]
+    for part in result["parts"]:
+        last = next((line for line in reversed(part["said"]) if line.strip()), "").strip(" =|")
+        lines.append(f"| {part['name']} | {part['status']} | {seconds(part['seconds'])} | {last.replace('|', '/')} |")
+    return "\n".join(lines) + "\n"
+
+
+def gpu_seeds(name: str) -> str:
+    """Whether every precision learns as well."""
+    file = f"seeds-{GPU}"
+    result = gpu_result(file)
+    if result is None:
+        return ""
+    sides: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for run in result["runs"]:
+        sides.setdefault((run["device"], run["precision"], run["engine"]), []).append(run)
+    first = result["runs"][0]
+    lines = [
+        f"`{first['model']}`, {first['epochs']:g} epoch{'s' if first['epochs'] != 1 else ''} of "
+        f"{first['train_images']:,} images, batches of {first['batch_size']}:",
+        "",
+        "| device | precision | engine | seeds | mean accuracy | standard deviation | least | most |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (device, precision, engine), runs in sides.items():
+        found = [run["test_accuracy"] for run in runs]
+        spread = percent(statistics.stdev(found), 3) if len(found) > 1 else "–"
+        lines.append(
+            f"| {device} | {precision} | {engine} | {len(found)} | {percent(statistics.mean(found), 3)} | {spread} | "
+            f"{percent(min(found))} | {percent(max(found))} |"
+        )
+    said = [note for note in result.get("notes", []) if ": accuracy " not in note]
+    lines += ["", *(f"- {note}" for note in said), "", f"From {gpu_link(result, file)}, by `benchmarks/seeds.py`."]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Blocks] = {
     "README.md": {
         "main": main_table,
+        "gpu": gpu_section,
         "peers": peers_table,
         "batches": batches_table,
         "original": original_table,
@@ -263,6 +567,12 @@ PAGES: dict[str, Blocks] = {
         "test": printed,
     },
     "docs/ladder.md": {"ladder machine": ladder_machine, "ladder layer": ladder_table, "ladder step": ladder_table},
+    "docs/gpu.md": {
+        "gpu peers": gpu_peers,
+        "gpu rooflines": gpu_rooflines,
+        "gpu parts": gpu_parts,
+        "gpu seeds": gpu_seeds,
+    },
 }
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from bareconv.bench.results import read
+from bareconv.bench.results import new, read, write
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/ladder.md")}
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/ladder.md", "docs/gpu.md")}
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
@@ -20,7 +21,7 @@ def readme_script():
     spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["readme"] = importlib.util.module_from_spec(spec)  # its dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
 
@@ -42,7 +43,7 @@ def test_results_are_valid_and_say_where_they_come_from(path):
     result = read(path)
     assert re.fullmatch("[0-9a-f]{40}", result["commit"])
     assert result["environment"]["cpu"]["model"]
-    assert result["runs"] or result.get("ladder") or result.get("peers")
+    assert result["runs"] or result.get("ladder") or result.get("peers") or result.get("rooflines")
 
 
 def test_targets():
@@ -96,6 +97,202 @@ def test_speed_targets():
     assert original["train_seconds"] < 3.0
 
 
+GPU_GOALS = [  # model, batch, precision; microseconds of a step at most, times PyTorch's best at least
+    ("basic", 64, "bfloat16", 60, None),
+    ("basic", 256, "bfloat16", 105, None),
+    ("basic", 1024, "bfloat16", 330, None),
+    ("basic", 64, "tf32", 100, None),
+    ("basic", 256, "tf32", 210, None),
+    ("basic", 1024, "tf32", 700, None),
+    *(("basic", size, "float32", None, 1.5) for size in (64, 256, 1024)),
+    ("lenet5", 64, "bfloat16", 45, None),
+    ("small", 256, "bfloat16", None, 3.0),
+    ("resnet9", 512, "bfloat16", None, 1.0),
+    ("resnet18", 512, "bfloat16", None, 0.8),
+]
+
+
+def missed(result):
+    """(model, batch, precision) of the goals that were measured and not reached; of those that were not measured."""
+    off, open_ = set(), set()
+    for model, batch, precision, most, least in GPU_GOALS:
+        candidates = [
+            one
+            for group in result["peers"]
+            if (group["model"], group["batch_size"], group["precision"]) == (model, batch, precision)
+            for one in group["candidates"]
+            if "throughput" in one
+        ]
+        ours = [one for one in candidates if one["ours"]]
+        theirs = [one for one in candidates if not one["ours"]]
+        if not ours or (most is None and not theirs):
+            open_.add((model, batch, precision))
+        elif most is not None:
+            (one,) = ours
+            if 1e6 * batch / one["throughput"]["images_per_second"] > most:
+                off.add((model, batch, precision))
+        elif max(theirs, key=lambda one: one["throughput"]["images_per_second"])["ratio"]["value"] < least:
+            off.add((model, batch, precision))
+    return off, open_
+
+
+def assert_names_what_is_missed(text, result):
+    """The sentence on the goals in the README's part on the GPU, against the file."""
+    sentence = next(line for line in text.splitlines() if line.startswith("Of the "))
+    reached, _, rest = sentence.partition(". ")
+    off, _, open_ = rest.partition("Not measured:")
+    assert ("Missed:" in rest) == bool(off.strip())
+    expected_off, expected_open = missed(result)
+
+    def named(words):
+        return {
+            (model, int(size.replace(",", "")), precision)
+            for model, size, precision in re.findall(r"`(\w+)`, batch ([\d,]+), (\w+) \(", words)
+        }
+
+    assert named(off) == expected_off
+    assert named(open_) == expected_open
+    number = len(GPU_GOALS) - len(expected_off) - len(expected_open)
+    assert (
+        reached.rstrip(".")
+        == f"Of the {len(GPU_GOALS)} goals that this project has set itself on this GPU it reaches {number}"
+    )
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks/results/h200.json").exists(), reason="no result of the GPU yet")
+def test_speed_targets_on_a_gpu():
+    """A goal may be missed, but not in silence."""
+    result = read(ROOT / "benchmarks" / "results" / "h200.json")
+    assert_names_what_is_missed(PAGES["README.md"], result)
+    for group in result["peers"]:
+        theirs = [one for one in group["candidates"] if not one["ours"] and one["status"] == "measured"]
+        assert all(one["loss_difference"] <= group["tolerance"] for one in theirs)
+
+
+def candidate(step, *, batch, ours=False, mode=None, ratio=None, seconds=(0.1,)):
+    """Made up: a candidate that takes ``step`` microseconds."""
+    entry = {
+        "name": "plan" if ours else "pytorch",
+        "variant": "" if ours else f"channels_last {mode}",
+        "ours": ours,
+        "options": {} if ours else {"mode": mode},
+        "status": "measured",
+        "error": None,
+        "first_losses": [2.3],
+        "loss_difference": None if ours else 1e-4,
+        "throughput": {
+            "images_per_second": 1e6 * batch / step,
+            "interval": {"level": 0.95, "low": 1.0, "high": 2.0},
+            "samples": {"seconds": list(seconds), "steps": [1], "images": [batch]},
+            "warm_up_seconds": 1.5,
+            "compile_seconds": 0.5,
+            "peak_memory_bytes": 1 << 28,
+            "memory_growth_bytes": 1 << 20,
+            "threads": 2,
+            "variables": {},
+            "versions": {"bareconv": "0.1.0"} if ours else {"torch": "2.13.0"},
+        },
+    }
+    return {**entry, "ratio": {"value": ratio, "low": ratio - 0.01, "high": ratio + 0.01}} if ratio else entry
+
+
+def group(model, batch, precision, ours, eager, graph):
+    """Made up: three steps in microseconds."""
+    candidates = [candidate(ours, batch=batch, ours=True)]
+    candidates += [
+        candidate(step, batch=batch, mode=mode, ratio=step / ours)
+        for mode, step in (("eager", eager), ("graph", graph))
+    ]
+    return {
+        "model": model,
+        "batch_size": batch,
+        "precision": precision,
+        "tolerance": 0.1,
+        "ours": "plan",
+        "candidates": candidates,
+        "absent": {},
+    }
+
+
+def made_up():
+    """A result with a goal reached, one missed, and the others not measured."""
+    every = [
+        group("basic", 64, "bfloat16", 59.0, 500.0, 120.0),
+        group("basic", 256, "bfloat16", 106.0, 510.0, 200.0),
+        group("basic", 64, "float32", 100.0, 500.0, 149.0),
+        group("basic", 1024, "float32", 100.0, 500.0, 151.0),
+    ]
+    launch = {"node": "conv1", "phase": "forward", "kernel": "stem", "how": "1 x 32 threads", "beside": False}
+    launch |= {
+        "flops": 1e9,
+        "bytes": 1e6,
+        "seconds": 1e-5,
+        "ceiling": "mma.sync bf16",
+        "least_seconds": 4e-6,
+        "share": 0.4,
+    }
+    rooflines = {
+        "device": "cuda:0",
+        "device_description": "NVIDIA H200",
+        "ceilings": [{"name": "mma.sync bf16", "per_second": 6e14, "unit": "FLOP", "how": "264 blocks"}],
+        "steps": [
+            {
+                "model": "basic",
+                "batch_size": 64,
+                "precision": "bfloat16",
+                "step_seconds": 2e-5,
+                "launches": [launch] * 2,
+            }
+        ],
+    }
+    part = {"name": "memcheck: -m pytest", "command": "it", "status": "passed", "seconds": 61.0}
+    part["said"] = ["307 passed", "========= ERROR SUMMARY: 0 errors", ""]
+    return new("it", {}, peers=every, parts=[part], rooflines=rooflines, notes=["A note."])
+
+
+def test_blocks_of_a_gpu_say_nothing_without_a_result(tmp_path, monkeypatch):
+    script = readme_script()
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    blocks = {**script.PAGES["docs/gpu.md"], "gpu": script.gpu_section}
+    assert {block(name) for name, block in blocks.items()} == {""}
+
+
+def test_blocks_of_a_gpu(tmp_path, monkeypatch):
+    script, result = readme_script(), made_up()
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    write(result, tmp_path / "h200.json")
+    text = script.gpu_section("gpu")
+    assert_names_what_is_missed(text, result)
+    off, open_ = missed(result)
+    assert off == {("basic", 256, "bfloat16"), ("basic", 64, "float32")}
+    assert len(open_) == len(GPU_GOALS) - 4
+    assert "`basic`, batch 256, bfloat16 (106 µs a step, wanted at most 105 µs)" in text
+    assert "`basic`, batch 64, float32 (1.49× PyTorch's best, wanted at least 1.5×)" in text
+    assert (
+        "| `basic` | 64 | bfloat16 | 59.0 µs | 1,084,746/s | channels_last graph | 120 µs | **2.03×** (2.02 to 2.04) | "
+        "500 µs |" in text
+    )
+    peers = script.gpu_peers("gpu peers")
+    assert peers.count("| `basic` |") == 12
+    assert "- A note." in peers
+    rooflines = script.gpu_rooflines("gpu rooflines")
+    assert "| forward | `stem` | 2 launches | 20.0 µs | 100% | mma.sync bf16 | 40% |" in rooflines
+    assert "| memcheck: -m pytest | passed | 61.0 s | ERROR SUMMARY: 0 errors |" in script.gpu_parts("gpu parts")
+
+
+def test_seeds_of_a_gpu(tmp_path, monkeypatch):
+    script = readme_script()
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    (run,) = read(ROOT / "benchmarks" / "results" / "one-epoch-2-cores.json")["runs"]
+    runs = [{**run, "test_accuracy": accuracy} for accuracy in (0.98, 0.99)]
+    notes = ["cpu, float32: accuracy 98.5% over 2 seeds.", "cpu, float32: two runs left the same weights."]
+    write(new("it", {}, runs=runs, notes=notes), tmp_path / "seeds-h200.json")
+    text = script.gpu_seeds("gpu seeds")
+    assert f"| cpu | float32 | {run['engine']} | 2 | 98.500% | 0.707% | 98.00% | 99.00% |" in text
+    assert "- cpu, float32: two runs left the same weights." in text
+    assert "over 2 seeds" not in text
+
+
 def test_peers():
     """No figure of a candidate that computes something else; what is missed is for the README to say."""
     result = read(ROOT / "benchmarks" / "results" / "peers-2-cores.json")
@@ -110,7 +307,7 @@ def test_peers():
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGES[name]) if not link.startswith("http")]
-    assert len(links) > {"README.md": 10, "docs/ladder.md": 5}[name]
+    assert len(links) > {"README.md": 10, "docs/ladder.md": 5, "docs/gpu.md": 5}[name]
     for link in links:
         assert ((ROOT / name).parent / link).exists(), link
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from bareconv.bench import results
-from bareconv.bench.parts import KEPT_LINES, pytest_command, run_part, sanitizer_command
+from bareconv.bench.parts import EXACT_MEMORY, KEPT_LINES, pytest_command, run_part, sanitizer_command
 
 
 def part(code, seconds=20.0):
@@ -52,9 +52,26 @@ time.sleep(60)
     assert not file.exists()
 
 
-def test_commands():
+def test_variables_reach_it_and_are_told():
+    code = "import os; print(os.environ['BARECONV_TEST_MEMORY'])"
+    told = run_part("it", ["python", "-c", code], 20.0, Path.cwd(), EXACT_MEMORY)
+    assert told["said"] == ["exact"]
+    assert told["command"].startswith("BARECONV_TEST_MEMORY=exact python -c ")
+
+
+def test_a_sanitizer_in_the_toolkit_s_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("bareconv.bench.parts.TOOLKIT", str(tmp_path))
+    assert sanitizer_command("memcheck", [])[0] == "compute-sanitizer"
+    program = tmp_path / "compute-sanitizer"
+    program.touch(mode=0o755)
+    assert sanitizer_command("memcheck", [])[0] == str(program)
+
+
+def test_commands(monkeypatch, tmp_path):
+    monkeypatch.setattr("bareconv.bench.parts.TOOLKIT", str(tmp_path))
     assert sanitizer_command("racecheck", ["-m", "kernels"]) == [
         *("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "86", "--target-processes", "all"),
-        *("python", "-m", "kernels"),
+        *("--report-api-errors", "no", "--launch-timeout", "0", "python", "-m", "kernels"),
     ]
     assert pytest_command()[:6] == ["python", "-m", "pytest", "-q", "-m", "cuda"]

@@ -21,7 +21,8 @@ class StandIn:
     """Runs launches one after another, in ``order``; captures nothing, unless told to pretend."""
 
     def __init__(self, limits: Limits = H100, order: str = "forward", free: int = 1 << 33, graphs: bool = True) -> None:
-        self.limits, self.xp = limits, np
+        self.limits = limits
+        self.xp: Any = np
         self.compiled, self.compile_seconds = 0, 0.0
         self._order, self._free, self._graphs = order, free, graphs
         self.launched: list[Kernel] = []

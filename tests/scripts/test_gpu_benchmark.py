@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from bareconv.bench import results
 from bareconv.bench.peers import Found
+from bareconv.bench.roofline import CASES, Ceiling, record
+from bareconv.device import get_device
 from bareconv.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,7 @@ def test_cases(script):
         ("basic", 256, "tf32"),
     ]
     assert len(script.cases(script.CASES)) == 13
+    assert len(script.cases(CASES)) == 6
     with pytest.raises(UsageError, match="case 'basic': expected MODEL:BATCHES:PRECISIONS"):
         script.cases(("basic",))
     with pytest.raises(UsageError, match="precision 'float8': expected one of float32"):
@@ -67,6 +70,40 @@ def test_a_whole_run(script, tmp_path, monkeypatch):
     assert any("nothing" in note for note in result["notes"])
     assert "mlp, batch 16, float32" in outcome.output
     assert json.loads(output.read_text())["settings"]["budget"] == 20
+
+
+def report_of(script, path):
+    return script.Report({}, get_device("cpu"), path, 40 * "a")
+
+
+def test_rooflines_are_taken_over(script, tmp_path, monkeypatch):
+    ceilings = {"memory": Ceiling("memory", 4e12, "byte", "a copy of 512 MiB, read and written")}
+    rooflines = record(get_device("cpu"), ceilings, [])
+    asked = []
+
+    def run_part(name, command, seconds, folder):
+        asked.append(command)
+        output = Path(command[command.index("--output") + 1])
+        results.write(results.new("it", {}, rooflines=rooflines), output)
+        return {"name": name, "command": "it", "status": "failed", "seconds": 1.0, "said": ["broke later"]}
+
+    monkeypatch.setattr(script, "run_part", run_part)
+    report = report_of(script, tmp_path / "gpu.json")
+    options = {"device_name": "cuda", "rooflines": ("basic:64:tf32", "mlp:8:float32"), "part_seconds": 1.0}
+    script.draw_rooflines(report, options)
+    assert asked[0][-4:] == ["--case", "basic:64:tf32", "--case", "mlp:8:float32"]
+    written = results.read(tmp_path / "gpu.json")
+    assert written["rooflines"] == rooflines
+    assert [(part["name"], part["status"]) for part in written["parts"]] == [("roofline", "failed")]
+
+
+def test_a_roofline_needs_a_gpu(script, tmp_path):
+    report = report_of(script, tmp_path / "cpu.json")
+    script.draw_rooflines(report, {"device_name": "cpu", "rooflines": ("mlp:8:float32",), "part_seconds": 60.0})
+    (part,) = results.read(tmp_path / "cpu.json")["parts"]
+    assert part["status"] == "failed"
+    assert "--device cpu: the roofline is of the plan on a GPU" in part["said"][-1]
+    assert report.rooflines is None
 
 
 def test_what_a_gpu_is_needed_for(script):

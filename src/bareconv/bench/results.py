@@ -45,6 +45,7 @@ def new(
     peers: Iterable[Mapping[str, Any]] | None = None,
     plan: Mapping[str, Any] | None = None,
     parts: Iterable[Mapping[str, Any]] | None = None,
+    rooflines: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A result of ``command`` (the verb with its arguments) run with ``settings`` (every option, with its value).
@@ -65,6 +66,7 @@ def new(
         "peers": peers,
         "plan": plan,
         "parts": parts,
+        "rooflines": rooflines,
     }
     head = {
         "schema": SCHEMA,

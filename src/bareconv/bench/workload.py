@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bareconv.nn import models
 from bareconv.nn.blocks import Sequential
 from bareconv.nn.layer import Layer, Shape
 from bareconv.nn.model import Model
+from bareconv.training.precision import PRECISIONS
 
 CLASSES = 10
 EPOCHS = 8  # orders of the batches that are written down; after them, all candidates begin again with the first
@@ -98,6 +100,20 @@ class Workload:
         np.save(folder / "order.npy", np.stack(order))
         np.savez(folder / "weights.npz", **model.state())  # type: ignore[arg-type]
         return dataset
+
+
+def cases(words: tuple[str, ...]) -> list[tuple[str, int, str]]:
+    """(model, batch size, precision) of each case that is named, once. Raises UsageError."""
+    found = []
+    for word in words:
+        match = re.fullmatch(r"(\w+):(\d+(?:,\d+)*):(\w+(?:,\w+)*)", word)
+        if match is None:
+            raise UsageError(f"case {word!r}: expected MODEL:BATCHES:PRECISIONS, such as basic:64,256:bfloat16,tf32")
+        for precision in match[3].split(","):
+            if precision not in PRECISIONS:
+                raise UsageError(f"case {word!r}: precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+            found += [(match[1], int(size), precision) for size in match[2].split(",")]
+    return list(dict.fromkeys(found))
 
 
 def described(layer: Layer) -> dict[str, Any]:

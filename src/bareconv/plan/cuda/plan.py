@@ -350,6 +350,10 @@ class CudaPlan:
         title += f", batches of up to {self.batch_size}"
         return Explanation(title, tuple(rows), 0.0, sum(self.kept_bytes().values()))
 
+    def launches(self) -> list[Recorded]:
+        """Every launch of a step, in order, as it was recorded."""
+        return [item for item in self._prepared().program.record.items if isinstance(item, Recorded)]
+
     def _graph_words(self) -> str:
         reason = self.why_not_captured
         return "one CUDA graph" if reason is None else f"no CUDA graph ({reason})"

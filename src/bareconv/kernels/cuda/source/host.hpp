@@ -416,5 +416,6 @@ inline int count_up(int* counter) { return (*counter)++; }
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __ldg(const float* from) { return *from; }
+inline uint4 __ldcg(const uint4* from) { return *from; }
 inline int __popc(u32 bits) { return __builtin_popcount(bits); }
 inline u32 __umulhi(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }

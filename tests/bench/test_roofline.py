@@ -1,0 +1,106 @@
+"""The roofline of a small step, with a CPU that stands in for a GPU: its parts, its arithmetic, its form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from cuda_host import needs_compiler
+from cuda_stand_in import StandIn
+
+from bareconv.bench import results, roofline
+from bareconv.bench.roofline import CACHE, LAUNCH, MEMORY, Ceiling, Effort
+from bareconv.bench.workload import Workload
+from bareconv.device import get_device
+from bareconv.errors import UsageError
+from bareconv.kernels.cuda.kernel import Kernel
+from bareconv.kernels.cuda.limits import GENERATIONS, H100, Limits
+
+SMALL = Limits("sm_90", 1, 232448, 1 << 18)
+LITTLE = Effort(iterations=1, memory_bytes=1 << 16, passes=2, launches=4, warm_up=0.0)
+GIVEN = {
+    "FFMA": Ceiling("FFMA", 1e12, "FLOP", ""),
+    "mma.sync tf32": Ceiling("mma.sync tf32", 2e12, "FLOP", ""),
+    "mma.sync bf16": Ceiling("mma.sync bf16", 4e12, "FLOP", ""),
+    MEMORY: Ceiling(MEMORY, 1e9, "byte", ""),
+    CACHE: Ceiling(CACHE, 2e9, "byte", ""),
+    LAUNCH: Ceiling(LAUNCH, 1e6, "launch", ""),
+}
+
+
+def kernel(flops: float, moved: float, precision: int = 2, source: str = "correlate.cu") -> Kernel:
+    return Kernel(source, "it", (("PRECISION", precision),), (1, 1, 1), 32, 0, (), flops, moved)
+
+
+@needs_compiler
+def test_ceilings():
+    found = roofline.measure_ceilings(StandIn(SMALL), LITTLE)
+    assert list(found) == ["FFMA", "mma.sync tf32", "mma.sync bf16", MEMORY, CACHE, LAUNCH]
+    assert all(one.per_second > 0 and one.name == name for name, one in found.items())
+    assert "MiB" in found[MEMORY].how
+    assert "2 times in a launch" in found[CACHE].how
+    old = roofline.measure_ceilings(StandIn(replace(GENERATIONS[0], multiprocessors=1, cache_bytes=1 << 18)), LITTLE)
+    assert list(old) == ["FFMA", MEMORY, CACHE, LAUNCH]
+
+
+def test_what_bounds_a_launch():
+    runtime = StandIn(H100)
+    half = H100.cache_bytes / 2
+    assert roofline.least_seconds(kernel(4e12, 1.0), GIVEN, runtime) == ("mma.sync bf16", 1.0)
+    assert roofline.least_seconds(kernel(4e12, 1.0, precision=1), GIVEN, runtime) == ("mma.sync tf32", 2.0)
+    assert roofline.least_seconds(kernel(4e12, 1.0, source="head.cu"), GIVEN, runtime) == ("FFMA", 4.0)
+    assert roofline.least_seconds(kernel(0.0, half), GIVEN, runtime) == (CACHE, half / 2e9)
+    assert roofline.least_seconds(kernel(0.0, half + 1), GIVEN, runtime) == (MEMORY, (half + 1) / 1e9)
+    turing = StandIn(GENERATIONS[0])
+    assert roofline.least_seconds(kernel(4e12, 1.0), GIVEN, turing) == ("FFMA", 4.0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step(precision):
+    workload = Workload("small", (8, 8, 1), 4, precision)
+    step = roofline.measure_step(workload, get_device("cpu"), GIVEN, StandIn(SMALL), repeats=1, steps=1)
+    assert (step["model"], step["batch_size"], step["precision"]) == ("small", 4, precision)
+    assert step["step_seconds"] > 0
+    every = step["launches"]
+    assert {one["phase"] for one in every} == {"forward", "backward", "update"}
+    for one in every:
+        assert one["share"] == pytest.approx(one["least_seconds"] / one["seconds"])
+        assert one["ceiling"] in GIVEN
+    # A convolution of 8 x 8 x 1 to 16 and one of 4 x 4 x 16 to 32, 3 x 3 each, and a dense layer: all of it is there.
+    forward = sum(one["flops"] for one in every if one["phase"] == "forward")
+    assert forward >= 2 * 4 * (64 * 9 * 16 + 16 * 9 * 16 * 32)
+    made = roofline.groups(step)
+    assert sum(group.launches for group in made) == len(every)
+    assert sum(group.seconds for group in made) == pytest.approx(sum(one["seconds"] for one in every))
+    assert [group.seconds for group in made] == sorted((group.seconds for group in made), reverse=True)
+    record = roofline.record(get_device("cpu"), GIVEN, [step])
+    results.validate(json.loads(json.dumps(results.new("it", {}, rooflines=record))))
+    text = roofline.table(record)
+    assert f"small, batch 4, {precision}: " in text
+    assert "memory 0.00100 TB/s" in text
+    assert len(text.splitlines()) == 2 + len(made)
+
+
+@needs_compiler
+def test_a_step_that_is_no_graph(monkeypatch):
+    monkeypatch.setattr("bareconv.plan.cuda.plan.CudaPlan.why_not_captured", "a reason")
+    with pytest.raises(UsageError, match="small, batch 4: a step is no graph: a reason"):
+        roofline.measure_step(Workload("small", (8, 8, 1), 4), get_device("cpu"), GIVEN, StandIn(SMALL))
+
+
+@pytest.mark.cuda
+def test_on_a_gpu():
+    """Ceilings that a GPU can have, and a step below them."""
+    from bareconv.device import CudaDevice
+    from bareconv.plan.cuda.runtime import GpuRuntime
+
+    device = get_device("cuda")
+    assert isinstance(device, CudaDevice)
+    with device.activate():
+        ceilings = roofline.measure_ceilings(GpuRuntime(device), Effort(warm_up=0.05))
+    assert ceilings["FFMA"].per_second > 1e12
+    assert ceilings[CACHE].per_second > ceilings[MEMORY].per_second > 1e11
+    step = roofline.measure_step(Workload("basic", (28, 28, 1), 256, "bfloat16"), device, ceilings)
+    assert all(0 < one["share"] < 1.5 for one in step["launches"])
