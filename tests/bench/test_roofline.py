@@ -33,10 +33,13 @@ def kernel(flops: float, moved: float, precision: int = 2, source: str = "correl
     return Kernel(source, "it", (("PRECISION", precision),), (1, 1, 1), 32, 0, (), flops, moved)
 
 
+HOPPERS = ["wgmma bf16"] if SMALL.capability == 90 else []
+
+
 @needs_compiler
 def test_ceilings():
     found = roofline.measure_ceilings(StandIn(SMALL), LITTLE)
-    assert list(found) == ["FFMA", "mma.sync tf32", "mma.sync bf16", MEMORY, CACHE, LAUNCH]
+    assert list(found) == ["FFMA", "mma.sync tf32", "mma.sync bf16", *HOPPERS, MEMORY, CACHE, LAUNCH]
     assert all(one.per_second > 0 and one.name == name for name, one in found.items())
     assert "MiB" in found[MEMORY].how
     assert "2 times in a launch" in found[CACHE].how
@@ -52,6 +55,9 @@ def test_what_bounds_a_launch():
     assert roofline.least_seconds(kernel(4e12, 1.0, source="head.cu"), GIVEN, runtime) == ("FFMA", 4.0)
     assert roofline.least_seconds(kernel(0.0, half), GIVEN, runtime) == (CACHE, half / 2e9)
     assert roofline.least_seconds(kernel(0.0, half + 1), GIVEN, runtime) == (MEMORY, (half + 1) / 1e9)
+    group = replace(kernel(4e12, 1.0), specific=True)
+    given = {**GIVEN, "wgmma bf16": Ceiling("wgmma bf16", 8e12, "FLOP", "")}
+    assert roofline.least_seconds(group, given, runtime) == ("wgmma bf16", 0.5)
     turing = StandIn(GENERATIONS[0])
     assert roofline.least_seconds(kernel(4e12, 1.0), GIVEN, turing) == ("FFMA", 4.0)
 

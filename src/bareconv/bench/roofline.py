@@ -62,6 +62,7 @@ def measure_ceilings(runtime: Runtime, effort: Effort | None = None) -> dict[str
     effort = effort or Effort()
     found = [
         *(_unit(runtime, unit, effort) for unit in peak.units(runtime.limits)),
+        *([_group_unit(runtime, effort)] if peak.has_group_unit(runtime.limits) else []),
         _bandwidth(runtime, MEMORY, min(effort.memory_bytes, runtime.free_bytes() // 4), 1),
         _bandwidth(runtime, CACHE, runtime.limits.cache_bytes // 8, effort.passes),
     ]
@@ -93,6 +94,24 @@ def _unit(runtime: Runtime, unit: Any, effort: Effort) -> Ceiling:
     return Ceiling(peak.UNITS[unit], kernel.flops / taken, "FLOP", how)
 
 
+def _group_unit(runtime: Runtime, effort: Effort) -> Ceiling:
+    xp, kernel = runtime.xp, peak.multiply_groups(runtime.limits, effort.iterations)
+    drawn = random.words(0, (random.SYNTHETIC, 1, 1), 2 * (2048 + 4096)).astype("int64") % 255 - 127
+    values = (xp.asarray(drawn / 128.0, dtype=xp.float32).view(xp.uint32) >> 16).astype(xp.uint16)
+    places = {
+        "left": values[: 2 * 2048].copy(),
+        "right": values[2 * 2048 :].copy(),
+        "sums": xp.zeros(kernel.grid[0] * kernel.threads, xp.float32),
+    }
+    (launch,) = _bound(runtime, [(kernel, places)])
+    end = time.perf_counter() + effort.warm_up
+    taken = runtime.time(launch, 2)
+    while time.perf_counter() < end:
+        taken = runtime.time(launch, 2)
+    how = f"{kernel.grid[0]} blocks of {kernel.threads} threads, one operand in registers, one in shared memory"
+    return Ceiling(peak.GROUP_UNIT, kernel.flops / taken, "FLOP", how)
+
+
 def _bandwidth(runtime: Runtime, name: str, size: int, passes: int) -> Ceiling:
     """The better of copying and of reading ``size`` bytes."""
     xp, size = runtime.xp, max(1, size // peak.PIECE_BYTES) * peak.PIECE_BYTES
@@ -116,7 +135,7 @@ def _bound(runtime: Runtime, kernels: Sequence[tuple[Kernel, Mapping[str, Array]
 def least_seconds(kernel: Kernel, ceilings: Mapping[str, Ceiling], runtime: Runtime) -> tuple[str, float]:
     """The ceiling that bounds one launch, and how long it takes at least by that."""
     where = CACHE if kernel.bytes <= FITS * runtime.limits.cache_bytes else MEMORY
-    unit = peak.UNITS[peak.unit_of(kernel, runtime.limits)]
+    unit = peak.unit_name(kernel, runtime.limits)
     times = {where: kernel.bytes / ceilings[where].per_second, unit: kernel.flops / ceilings[unit].per_second}
     name = max(times, key=times.__getitem__)
     return name, times[name]

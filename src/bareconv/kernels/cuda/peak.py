@@ -14,6 +14,8 @@ PIECE_BYTES = 16 * 4 * THREADS  # that a block copies at once
 
 UNITS: Mapping[Precision, str] = {"float32": "FFMA", "tf32": "mma.sync tf32", "bfloat16": "mma.sync bf16"}
 
+GROUP_UNIT = "wgmma bf16"  # of compute capability 9.0, beside mma.sync
+
 # A warp's tile (rows, columns) and the terms of its sums: what fits the registers, as in the other kernels.
 _TILES: Mapping[Precision, tuple[int, int, int]] = {
     "float32": (32, 64, 8),
@@ -35,6 +37,11 @@ def unit_of(kernel: Kernel, limits: Limits) -> Precision:
         return "tf32"
     number = dict(kernel.defines).get("PRECISION", NUMBER["float32"])
     return next(precision for precision in PRECISIONS if NUMBER[precision] == number)
+
+
+def unit_name(kernel: Kernel, limits: Limits) -> str:
+    """The name of the ceiling that bounds a kernel's products."""
+    return GROUP_UNIT if kernel.specific else UNITS[unit_of(kernel, limits)]
 
 
 def units(limits: Limits) -> tuple[Precision, ...]:
@@ -72,6 +79,30 @@ def multiply(unit: Precision, limits: Limits, iterations: int) -> Kernel:
         operands=("left", "right", "sums"),
         flops=2.0 * blocks * m * n * used * iterations,
         bytes=size * blocks * terms * (m + n) + 4 * blocks * m * n,
+    )
+
+
+def has_group_unit(limits: Limits) -> bool:
+    """Whether a GPU has ``GROUP_UNIT``."""
+    return limits.capability == 90
+
+
+def multiply_groups(limits: Limits, iterations: int) -> Kernel:
+    """``iterations`` products of 128 x 64 x 128 by wgmma, bf16, on each multiprocessor.
+
+    Operands: left uint32 (16, 128), right uint32 (4096), pairs of bf16 in any order; sums float32 (blocks, threads).
+    """
+    blocks = limits.multiprocessors
+    return Kernel(
+        "peak_hopper.cu",
+        "multiply_groups",
+        (("ITERATIONS", iterations),),
+        grid=(blocks, 1, 1),
+        threads=THREADS,
+        shared_bytes=16384,
+        operands=("left", "right", "sums"),
+        flops=2.0 * blocks * 128 * 64 * 128 * iterations,
+        specific=True,
     )
 
 

@@ -34,6 +34,17 @@ def test_products_that_are_counted_are_made(launch, unit, order):
     assert kernel.flops == 2 * iterations * kernel.grid[0] * rows * columns * used
 
 
+def test_products_of_groups_that_are_counted_are_made(launch):
+    iterations = 3
+    kernel = peak.multiply_groups(FEW, iterations)
+    one = np.uint32(0x3F803F80)
+    sums = poison((1, kernel.threads))
+    launch(kernel, {"left": np.full((16, 128), one), "right": np.full(4096, one), "sums": sums}, "random")
+    # 128 rows of 128 columns of sums over 64 terms, 64 of them a thread's.
+    assert (sums == 64 * 64 * iterations).all()
+    assert kernel.flops == 2 * iterations * 128 * 128 * 64
+
+
 @pytest.mark.parametrize("passes", [1, 3])
 def test_copies_everything(launch, passes):
     size = 5 * peak.PIECE_BYTES
