@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bareconv.device import driver_cuda_version
 from bareconv.errors import BareconvError
 
 
@@ -92,7 +93,10 @@ def _library() -> Any:
 
 
 def _candidates() -> list[str]:
-    """Where the library may be: NVIDIA's wheels, then wherever the system looks."""
+    """Where the library may be: NVIDIA's wheels, then wherever the system looks.
+
+    What is newer than the driver's CUDA comes last: its machine code may be none for this driver.
+    """
     found: list[str] = []
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations or [] if spec else []:
@@ -102,7 +106,14 @@ def _candidates() -> list[str]:
             found += [str(path) for path in sorted(paths, reverse=True)]
     found += ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
     system = ctypes.util.find_library("nvrtc")
-    return found + ([system] if system else []) + ["/usr/local/cuda/lib64/libnvrtc.so"]
+    found += [*([system] if system else []), "/usr/local/cuda/lib64/libnvrtc.so"]
+    driver = driver_cuda_version()
+    return sorted(found, key=lambda path: driver is not None and _major(path) > driver[0])
+
+
+def _major(path: str) -> int:
+    """13 for libnvrtc.so.13; 0 where the name does not say it."""
+    return max(_numbers(r"nvrtc(?:\.so\.|64_)(\d\d)", path), default=0)
 
 
 def _check(status: int) -> None:
