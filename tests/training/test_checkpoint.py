@@ -44,6 +44,7 @@ def trainer_of(model, data, optimizer=None, device="cpu", **settings):
 
 
 def run_to(trainer, step):
+    trainer.engine.many_steps = False  # so that it can be stopped after any of them
     trainer.run(should_stop=lambda: trainer.step + pending(trainer) >= step)
     assert trainer.step == step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from bareconv import nn, optim
 from bareconv.errors import BareconvError, NotFiniteError
 from bareconv.optim import SGD, Adam, Constant
 from bareconv.training import ReferenceEngine, Settings, Trainer, loop
+from bareconv.training.engine import StepByStep
 
 
 def planting(optimizer: Any, parameter, at, value=np.inf):
@@ -24,6 +26,8 @@ def trainer_of(model, data, optimizer, device="cpu", **settings):
     wanted = Settings(**{"batch_size": 16, "epochs": 60, "seed": 3, "schedule": Constant(), **settings})
     trainer: Any = Trainer(model, data, optimizer, wanted, device)
     train = trainer.engine.train
+    trainer.engine.many_steps = False  # the culprit is planted between steps
+    trainer.engine.train_steps = functools.partial(StepByStep.train_steps, trainer.engine)
 
     def planted(batch, lr):
         result = train(batch, lr)
@@ -198,6 +202,8 @@ def test_nothing_in_the_outputs(make_model, squares, engine):
     """A loss that only once was not finite cannot be explained, and is not blamed on a layer."""
     trainer = trainer_of(make_model(), squares, SGD(0.01), engine=engine)
     train = trainer.engine.train
+    trainer.engine.many_steps = False  # the culprit is planted between steps
+    trainer.engine.train_steps = functools.partial(StepByStep.train_steps, trainer.engine)
 
     def once(batch, lr):
         loss, hits = train(batch, lr)

@@ -20,6 +20,7 @@ from bareconv.nn import blocks, layers
 from bareconv.nn.layer import Layer, Shape
 from bareconv.optim import SGD
 from bareconv.plan.cuda.plan import CudaPlan
+from bareconv.plan.cuda.record import Recorded
 
 MakeLayers = Callable[[], Sequence[Layer]]
 
@@ -74,8 +75,10 @@ MODELS: dict[str, tuple[MakeLayers, Shape]] = {
             *(layers.Conv2d(8, 3, padding=1), layers.ReLU()),
             blocks.Residual(
                 blocks.Sequential(
-                    [layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm(), layers.ReLU()]
-                    + [layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm()]
+                    [
+                        *(layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm(), layers.ReLU()),
+                        *(layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm()),
+                    ]
                 )
             ),
             *(layers.ReLU(), layers.GlobalAvgPool(), layers.Dense(5)),
@@ -100,6 +103,20 @@ MODELS: dict[str, tuple[MakeLayers, Shape]] = {
             *(layers.AvgPool2d(2), layers.Flatten(), layers.Dense(5)),
         ],
         (6, 6, 3),
+    ),
+    "residuals in a row": (
+        lambda: [
+            layers.Conv2d(8, 3, padding=1),
+            blocks.Residual(
+                blocks.Sequential([layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm(), layers.ReLU()])
+            ),
+            blocks.Residual(
+                blocks.Sequential([layers.Conv2d(8, 3, padding=1, bias=False), layers.BatchNorm(), layers.ReLU()])
+            ),
+            blocks.Residual(blocks.Sequential([layers.Conv2d(8, 1)])),
+            *(layers.GlobalMaxPool(), layers.Dense(5)),
+        ],
+        (4, 4, 3),
     ),
     "overlapping pool": (
         lambda: [layers.Conv2d(8, 3), layers.MaxPool2d(3, 2), layers.Flatten(), layers.Dense(5)],
@@ -163,3 +180,12 @@ def test_a_step_is_the_references(place, name):
 def test_a_step_in_other_precisions(place, name, precision):
     make, shape = MODELS[name]
     _compare(make, shape, precision, place)
+
+
+def test_a_gradient_that_is_passed_on_is_copied_only_where_it_is_read_later():
+    make, shape = MODELS["residuals in a row"]
+    runtime: Any = StandIn()
+    plan = CudaPlan(model_of(make(), shape, "float32"), SGD(0.05), 4, precision="float32", runtime=runtime)
+    launches = [item for item in plan._lowered(4, True).record.items if isinstance(item, Recorded)]
+    # The last sum's: the convolution that made one of its operands reads it after that.
+    assert [item.node for item in launches if item.kernel.entry == "copy"] == ["residual3.add"]

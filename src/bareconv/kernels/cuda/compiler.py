@@ -39,7 +39,7 @@ def compile_kernels(
     begun, result = time.perf_counter(), CompiledKernels()
     # What differs in its launch alone is the same code.
     wanted: dict[Kernel, tuple[object, ...]] = {
-        kernel: (kernel.source, kernel.entry, kernel.defines) for kernel in kernels
+        kernel: (kernel.source, kernel.entry, kernel.defines, kernel.specific) for kernel in kernels
     }
     known: dict[tuple[object, ...], Compiled] = {}
     missing: dict[tuple[object, ...], Kernel] = {}
@@ -71,8 +71,13 @@ def compile_kernels(
 def compile_kernel(kernel: Kernel, architecture: str) -> Compiled:
     """Machine code of one kernel. BareconvError, with the compiler's words, where it does not compile."""
     return nvrtc.compile_source(
-        source_text(kernel), f"{kernel.entry} of {kernel.source}", architecture, headers=sources()
+        source_text(kernel), f"{kernel.entry} of {kernel.source}", _target(kernel, architecture), headers=sources()
     )
+
+
+def _target(kernel: Kernel, architecture: str) -> str:
+    """What the kernel is compiled for: "sm_90", or "sm_90a" where it is specific."""
+    return architecture.rstrip("a") + "a" if kernel.specific else architecture
 
 
 def source_text(kernel: Kernel) -> str:
@@ -98,5 +103,5 @@ def _digest_of_sources() -> str:
 
 
 def _file(kernel: Kernel, architecture: str) -> str:
-    what = f"{_digest_of_sources()} {architecture} {source_text(kernel)} {kernel.entry}"
+    what = f"{_digest_of_sources()} {_target(kernel, architecture)} {source_text(kernel)} {kernel.entry}"
     return f"bareconv_{hashlib.sha256(what.encode()).hexdigest()[:32]}.cubin"

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bareconv.errors import BareconvError
+from bareconv.kernels.cuda import correlate_hopper
+from bareconv.kernels.cuda.correlate_hopper import HopperTiling
 from bareconv.kernels.cuda.geometry import Convolution
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
@@ -139,7 +141,7 @@ def forward(
     relu: bool,
     add: bool = False,
     statistics: bool = False,
-    tiling: Tiling | None = None,
+    tiling: Tiling | HopperTiling | None = None,
 ) -> Kernel:
     """y = relu?(convolution of x + bias? + other?), (batch, H, W, C) -> (batch, P, Q, K).
 
@@ -147,7 +149,7 @@ def forward(
     before it is rounded), control. ``bias``, ``other`` and ``statistics`` may be null where they are not asked for.
     """
     correlation = forward_correlation(convolution, precision, batch)
-    tiling = tiling or best_tiling(correlation, limits)
+    tiling = tiling or fastest(correlation, limits)
     return kernel_of(correlation, tiling, bias=bias, add=add, relu=relu, statistics=statistics)
 
 
@@ -169,7 +171,7 @@ def gradient_of_input(
     for correlation in gradient_correlations(convolution, precision, batch):
         if add and not mask and not correlation.taps:
             continue  # nothing is added
-        kernels.append(kernel_of(correlation, best_tiling(correlation, limits), mask=mask, add=add))
+        kernels.append(kernel_of(correlation, fastest(correlation, limits), mask=mask, add=add))
     return tuple(kernels)
 
 
@@ -177,7 +179,8 @@ def statistics_of(kernel: Kernel) -> Statistics:
     """Of the forward kernel: what its operand ``statistics`` is."""
     defines = dict(kernel.defines)
     pitch = padded(int(defines["OUTPUT_CHANNELS"]))
-    return Statistics(kernel.grid[0] // -(-pitch // int(defines["BLOCK_N"])), pitch)
+    rows = defines.get("TILES_M", kernel.grid[0] // -(-pitch // int(defines["BLOCK_N"])))
+    return Statistics(int(rows), pitch)
 
 
 def forward_correlation(convolution: Convolution, precision: Precision, batch: int) -> Correlation:
@@ -241,7 +244,7 @@ def _classes(convolution: Convolution, axis: int) -> Iterator[Axis]:
 
 def kernel_of(
     correlation: Correlation,
-    tiling: Tiling,
+    tiling: Tiling | HopperTiling,
     *,
     bias: bool = False,
     add: bool = False,
@@ -281,7 +284,36 @@ def kernel_of(
             f"OFFSET_{name}": axis.offset,
             f"OFFSET_STEP_{name}": axis.offset_step,
         }
-    defines |= {
+    if isinstance(tiling, HopperTiling):
+        defines |= correlate_hopper.defines(correlation, tiling)
+        blocks = tiling.blocks
+    else:
+        defines |= _defines(tiling)
+        blocks = blocks_in_grid(correlation, tiling)
+    defines |= {name: int(flag) for name, flag in flags.items()}
+    outputs = correlation.batch * vertical.count * horizontal.count
+    size = KEPT_BYTES[correlation.precision]
+    classes = vertical.grid_step * horizontal.grid_step  # which share the reading of dY and of the weights
+    read = correlation.batch * vertical.size * horizontal.size * padded(correlation.inner)
+    read += correlation.kernel[0] * correlation.kernel[1] * padded(correlation.inner) * padded(correlation.outer)
+    written = outputs * padded(correlation.outer) * (1 + add + mask)
+    return Kernel(
+        "correlate_hopper.cu" if isinstance(tiling, HopperTiling) else "correlate.cu",
+        entry,
+        tuple(defines.items()),
+        grid=(blocks, 1, 1),
+        threads=tiling.threads,
+        shared_bytes=tiling.shared_bytes,
+        operands=operands,
+        flops=2.0 * outputs * correlation.outer * taps * correlation.inner,
+        bytes=size * (read / classes + written),
+        specific=isinstance(tiling, HopperTiling),
+    )
+
+
+def _defines(tiling: Tiling) -> dict[str, int]:
+    """The constants that say how it is cut up."""
+    return {
         "BLOCK_M": tiling.block[0],
         "BLOCK_N": tiling.block[1],
         "WARP_M": tiling.warp[0],
@@ -297,24 +329,15 @@ def kernel_of(
         "AHEAD": int(tiling.ahead),
         "SHARED_BYTES": tiling.shared_bytes,
     }
-    defines |= {name: int(flag) for name, flag in flags.items()}
-    outputs = correlation.batch * vertical.count * horizontal.count
-    size = KEPT_BYTES[correlation.precision]
-    classes = vertical.grid_step * horizontal.grid_step  # which share the reading of dY and of the weights
-    read = correlation.batch * vertical.size * horizontal.size * padded(correlation.inner)
-    read += correlation.kernel[0] * correlation.kernel[1] * padded(correlation.inner) * padded(correlation.outer)
-    written = outputs * padded(correlation.outer) * (1 + add + mask)
-    return Kernel(
-        "correlate.cu",
-        entry,
-        tuple(defines.items()),
-        grid=(blocks_in_grid(correlation, tiling), 1, 1),
-        threads=tiling.threads,
-        shared_bytes=tiling.shared_bytes,
-        operands=operands,
-        flops=2.0 * outputs * correlation.outer * taps * correlation.inner,
-        bytes=size * (read / classes + written),
-    )
+
+
+def fastest(correlation: Correlation, limits: Limits) -> Tiling | HopperTiling:
+    """The tiling for this GPU: the cheapest of both kinds."""
+    portable = best_tiling(correlation, limits)
+    hopper = correlate_hopper.tilings(correlation, limits)
+    if hopper and correlate_hopper.cost(correlation, limits, hopper[0]) < cost(correlation, limits, portable):
+        return hopper[0]
+    return portable
 
 
 # Tile sizes

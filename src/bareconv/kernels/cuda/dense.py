@@ -12,6 +12,7 @@ weight or bias. ``bias`` operands are null where a layer has none.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
@@ -25,6 +26,10 @@ _MOST_SPLITS = 64
 _MOST_PARTS = 1024
 _MOST_PIXEL_UNITS = 16
 _MOST_PIXEL_WARPS = 13
+_BACKWARD_THREADS = 256
+_MOST_COLUMNS = 12  # of matrices of eight features by 128 units, which a block of them keeps in registers
+_BLOCK_RATE = 40e9  # bytes a second that a block alone on its multiprocessor loads
+MOST_TOGETHER = 3  # layers that ``backward`` takes
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,109 @@ def gradient_and_update(precision: Precision, shape: DenseShape, batch: int, lim
     """
     tiling, _ = _weight_tiling(precision, shape, batch, limits, most_parts=1)
     return _weight(precision, shape, batch, limits, tiling, 1, rule)
+
+
+def backward(
+    precision: Precision,
+    shapes: Sequence[DenseShape],
+    batch: int,
+    limits: Limits,
+    rule: Rule,
+    dx: bool = True,
+    mask: bool = False,
+    add: bool = False,
+) -> Kernel | None:
+    """``gradient_of_input`` of the first layer, where ``dx``, and ``gradient_and_update`` of up to three: one launch.
+
+    None where it does not fit, or several launches take less time; for float32 and the rule "gradient" always. It loads
+    x_0 and the weights early: not the kernel just before it may write these, but one before that.
+    Operands: control, scalars, dx, and of each layer i: x_i, dy_i, weight_i, weight_i_state1, weight_i_state2, copy_i,
+    bias_i, bias_i_state1, bias_i_state2.
+    """
+    if precision == "float32" or not has_matrix_unit(limits) or rule.name == "gradient" or len(shapes) > MOST_TOGETHER:
+        return None
+    found = _backward_tile(precision, tuple(shapes), batch, limits, states_of(rule), dx)
+    if found is None:
+        return None
+    tile, chunk, stages, shared = found
+    defines: dict[str, int] = {
+        **rule_defines(rule),
+        "LAYERS": len(shapes),
+        "INPUT": dx,
+        "MASK": dx and mask,
+        "ADD": dx and add,
+        "TILE": tile,
+        "CHUNK": chunk,
+        "STAGES": stages,
+    }
+    operands: tuple[str, ...] = ("control", "scalars", "dx")
+    for i, shape in enumerate(shapes):
+        defines |= {f"TAPS_{i}": shape.taps, f"CHANNELS_{i}": shape.channels, f"UNITS_{i}": shape.units}
+        for name in (f"weight_{i}", f"bias_{i}"):
+            states = (name, f"{name}_state1", f"{name}_state2")
+            operands += (f"x_{i}", f"dy_{i}", *states, f"copy_{i}") if "weight" in name else states
+    return Kernel(
+        "dense_backward.cu",
+        "dense_backward",
+        _defines(precision, **defines),
+        grid=(sum(-(-shape.features // tile) for shape in shapes) + 1, 1, 1),
+        threads=_BACKWARD_THREADS,
+        shared_bytes=shared,
+        operands=operands,
+        flops=sum(shape.flops(batch) * (2 if dx and i == 0 else 1) for i, shape in enumerate(shapes)),
+        bytes=_backward_bytes(precision, shapes, batch, states_of(rule), dx),
+    )
+
+
+def _backward_bytes(precision: Precision, shapes: Sequence[DenseShape], batch: int, states: int, dx: bool) -> int:
+    size = KEPT_BYTES[precision]
+    read = sum(batch * (shape.features + padded(shape.units)) * size for shape in shapes)
+    changed = sum(shape.weight_size * (8 + 8 * states + size) for shape in shapes)
+    return read + changed + (size * (shapes[0].copy_size + batch * shapes[0].features) if dx else 0)
+
+
+@functools.cache
+def _backward_tile(
+    precision: Precision, shapes: tuple[DenseShape, ...], batch: int, limits: Limits, states: int, dx: bool
+) -> tuple[int, int, int, int] | None:
+    """(features of a block, images at a time, of these on their way, bytes of shared memory)."""
+    size = KEPT_BYTES[precision]
+    # The smallest tile with which every multiprocessor has one block, one of them that of the biases.
+    wanted = 1
+    while sum(-(-shape.features // (8 * wanted)) for shape in shapes) >= limits.multiprocessors:
+        wanted += 1
+    for columns in range(min(wanted, _MOST_COLUMNS), 0, -1):
+        tile = 8 * columns
+        for chunk, stages in ((64, 3), (64, 2), (32, 2)):
+            shared = max(
+                _backward_shared(precision, shape, tile, chunk, stages, states, dx and i == 0)
+                for i, shape in enumerate(shapes)
+            )
+            fits = all(-(-shape.units // 128) * columns <= _MOST_COLUMNS for shape in shapes)
+            if not fits or shared > limits.shared_bytes:
+                continue
+            waves = -(-sum(-(-shape.features // tile) for shape in shapes) // limits.multiprocessors)
+            # Every block goes through all images.
+            load = waves * batch * (max(padded(shape.units) for shape in shapes) + tile) * size / _BLOCK_RATE
+            rate = min(CACHE_RATE, _BLOCK_RATE * limits.multiprocessors)
+            least = 3e-6 + _backward_bytes(precision, shapes, batch, states, dx) / rate
+            return (tile, chunk, stages, shared) if load <= 2 * least else None
+    return None
+
+
+def _backward_shared(
+    precision: Precision, shape: DenseShape, tile: int, chunk: int, stages: int, states: int, dx: bool
+) -> int:
+    size = KEPT_BYTES[precision]
+    segment = 16 // size
+    step = 2 * (16 if precision == "bfloat16" else 8)
+    unit_pitch = -(-padded(shape.units) // step) * step + segment
+    held = -(-(1 + states) * tile * shape.units // 4) * 16
+    w = tile * unit_pitch * size if dx else 0
+    x_pitch = tile + (8 if tile // 8 % 2 == 0 else 0)
+    result = tile * (-(-shape.units // 16) * 16 + 4) * 4
+    bias = segment * _BACKWARD_THREADS * 4
+    return max(held + w + max(stages * chunk * (x_pitch + unit_pitch) * size, result), bias)
 
 
 def pixel_product(
@@ -319,7 +427,9 @@ def _forward_tiling(
     for tiling in tilings(precision, limits, ALONG, ACROSS, batch, units, shape.features):
         chunks = -(-shape.features // tiling.chunk)
         tiles = -(-batch // tiling.m) * -(-units // tiling.n)
-        for splits in range(1, min(chunks, most_splits) + 1):
+        # Fewer splits of as many chunks, for those with most of them, take no longer.
+        each = -(-chunks // min(chunks, most_splits))
+        for splits in sorted({-(-chunks // one) for one in range(each, chunks + 1)}):
             summed = -(-chunks // splits) * tiling.chunk
             seconds = tiling.seconds(precision, limits, ALONG, ACROSS, tiles * splits, summed)
             seconds += 8.0 * splits * batch * units / CACHE_RATE

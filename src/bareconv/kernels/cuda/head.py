@@ -12,6 +12,8 @@ from bareconv.kernels.cuda.loss import lanes_of
 _THREADS = 256
 _MOST_LAYERS = 3
 _MOST_IMAGES = 32  # of a block
+_FEW_UNITS = 16  # of a layer, which a thread keeps in registers
+_FEW_THREADS = 128
 
 
 def head(
@@ -40,6 +42,8 @@ def head(
     if not 1 <= layers <= _MOST_LAYERS or relus[-1]:
         return None
     size = KEPT_BYTES[precision]
+    # With a thread for every image there must be images for all multiprocessors.
+    few = max(units) <= _FEW_UNITS and batch >= 32 * limits.multiprocessors
     weights = sum(padded(below) * _row_pitch(above, precision) * size for below, above in pairwise(units))
     # Enough blocks for all multiprocessors, and a power of two of images for each.
     tile = 1
@@ -52,6 +56,10 @@ def head(
         tile //= 2
     if shared > limits.shared_bytes:
         return None
+    threads = _THREADS
+    if few:
+        tile = threads = _FEW_THREADS
+        shared = 4 * (padded(units[0]) + sum((padded(below) + 1) * padded(above) for below, above in pairwise(units)))
     defines: dict[str, int | float] = {
         "PRECISION": NUMBER[precision],
         "IMAGES": batch,
@@ -61,9 +69,8 @@ def head(
         **{f"RELU_{i}": int(one) for i, one in enumerate(relus)},
         "SMOOTHING": smoothing,
         "BACKWARD": int(backward),
-        "TILE": tile,
-        "LANES": lanes_of(units[-1]),
-        "THREADS": _THREADS,
+        **({} if few else {"TILE": tile, "LANES": lanes_of(units[-1])}),
+        "THREADS": threads,
     }
     above = range(1, layers)
     operands = (
@@ -78,11 +85,11 @@ def head(
     small = sum(padded(one) for one in units)
     products = sum(below * one for below, one in pairwise(units))
     return Kernel(
-        "head.cu",
-        "head",
+        "head_few.cu" if few else "head.cu",
+        "head_few" if few else "head",
         tuple(defines.items()),
         grid=(-(-batch // tile), 1, 1),
-        threads=_THREADS,
+        threads=threads,
         shared_bytes=shared,
         operands=operands,
         flops=2.0 * batch * products * (2 if backward else 1) + float(batch * splits * units[0]),
@@ -96,8 +103,8 @@ def _row_pitch(units: int, precision: Precision) -> int:
 
 
 def _values_bytes(units: Sequence[int], tile: int) -> int:
-    """Of all layers' numbers, and the logits' gradient."""
-    return 4 * tile * (sum(padded(one) for one in units) + padded(units[-1]))
+    """Of all layers' numbers and biases, the logits' gradient, and the labels."""
+    return 4 * (tile + 1) * sum(padded(one) for one in units) + 4 * tile * padded(units[-1]) + 16 * -(-tile // 4)
 
 
 def _gathered_bytes(units: int, tile: int, splits: int) -> int:

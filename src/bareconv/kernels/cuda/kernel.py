@@ -17,7 +17,8 @@ class Kernel:
     """Compiled for its ``defines``, launched with ``operands`` in that order: pointers into the device's memory.
 
     ``shared_bytes`` a block. ``flops`` and ``bytes`` are the work of one launch on a full batch, for the roofline:
-    what the formula needs, and what must at least be read and written.
+    what the formula needs, and what must at least be read and written. ``specific``: it uses instructions that only
+    this generation of GPUs has, and is compiled for "sm_90a" where others are for "sm_90".
     """
 
     source: str
@@ -29,6 +30,7 @@ class Kernel:
     operands: tuple[str, ...]
     flops: float = 0.0
     bytes: float = 0.0
+    specific: bool = False
 
     @property
     def name(self) -> str:

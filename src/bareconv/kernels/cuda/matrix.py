@@ -16,7 +16,9 @@ from bareconv.kernels.cuda.limits import Limits
 # How an operand lies in memory: what is summed over in rows, or one row for each place of the sum.
 ALONG, ACROSS = 0, 1
 
-_FLOPS = {"float32": 0.3e12, "tf32": 1.2e12, "bfloat16": 2.2e12}  # a second that a multiprocessor sustains
+_FLOPS = {"tf32": 1.2e12, "bfloat16": 2.2e12}  # a second that a multiprocessor sustains
+_PLAIN_FLOPS = 0.45e12  # the same without the matrix unit, if no operand had to be loaded
+_PLAIN_WARPS = 8  # that a multiprocessor needs for it
 _LOADS = 35e9  # bytes a second that a multiprocessor gets from the second-level cache
 _LATENCY = 0.8e-6  # seconds until a load's bytes are there
 _START = 1e-6  # seconds of a block that are no product: its start, its first and last words to memory
@@ -26,6 +28,11 @@ CACHE_RATE = 4e12  # bytes a second to and from the second-level cache, by all m
 def has_matrix_unit(limits: Limits) -> bool:
     """Whether the GPU multiplies matrices of bf16 and tf32; without it their products are made number by number."""
     return limits.capability >= 80
+
+
+def is_plain(precision: Precision, limits: Limits) -> bool:
+    """Whether products of that precision are made number by number."""
+    return precision == "float32" or not has_matrix_unit(limits)
 
 
 @dataclass(frozen=True)
@@ -70,15 +77,14 @@ class Tiling:
         most = max(1, min(limits.shared_bytes // shared, 1024 // self.threads))
         together = min(most, -(-blocks // limits.multiprocessors))
         chunks = -(-summed // self.chunk)
-        compute = (
-            together
-            * chunks
-            * 2.0
-            * self.m
-            * self.n
-            * self.chunk
-            / _FLOPS[precision if has_matrix_unit(limits) else "float32"]
-        )
+        if is_plain(precision, limits):
+            # A thread of 4 x 8 lanes loads as many numbers as its tile is high and wide.
+            a, b = self.m / self.warps_m / 4, self.n / self.warps_n / 8
+            busy = min(1.0, together * self.threads / 32 / _PLAIN_WARPS)
+            rate = _PLAIN_FLOPS * busy * a * b / (a * b + 3 * (a + b))
+        else:
+            rate = _FLOPS[precision]
+        compute = together * chunks * 2.0 * self.m * self.n * self.chunk / rate
         load = together * chunks * (self.m + self.n) * self.chunk * KEPT_BYTES[precision] / _LOADS
         wait = _LATENCY * -(-chunks // (self.stages - 1))
         waves = -(-blocks // (limits.multiprocessors * together))
@@ -96,18 +102,20 @@ def tilings(
     for m, n in itertools.product((16, 32, 64, 128), repeat=2):
         if (m > 16 and m // 2 >= rows) or (n > 16 and n // 2 >= columns):
             continue
-        warps_m, warps_n = _warps(m, n)
         most = min(4, -(-summed // chunk) + 1)  # all chunks on their way before the first is used
-        for stages in range(most, 1, -1):
-            tiling = Tiling(m, n, chunk, warps_m, warps_n, stages)
-            if tiling.shared_bytes(precision, left, right) <= limits.shared_bytes:
-                yield tiling
-                break
+        # Of a warp: as much as keeps the matrix unit busy, or as registers allow.
+        each = (512, 1024, 2048) if is_plain(precision, limits) else (512,)
+        for warps_m, warps_n in dict.fromkeys(_warps(m, n, one) for one in each):
+            for stages in range(most, 1, -1):
+                tiling = Tiling(m, n, chunk, warps_m, warps_n, stages)
+                if tiling.shared_bytes(precision, left, right) <= limits.shared_bytes:
+                    yield tiling
+                    break
 
 
-def _warps(m: int, n: int) -> tuple[int, int]:
-    """Warps along both sides of a tile, at most 8: each has at least 16 x 16, about as wide as high."""
-    warps, warps_m, warps_n = max(1, min(8, m * n // 512)), 1, 1
+def _warps(m: int, n: int, each: int) -> tuple[int, int]:
+    """Warps along both sides of a tile, at most 8: each has ``each`` numbers, at least 16 x 16, about a square."""
+    warps, warps_m, warps_n = max(1, min(8, m * n // each)), 1, 1
     while warps_m * warps_n < warps:
         if m // warps_m > n // warps_n or n // warps_n == 16:
             warps_m *= 2

@@ -4,7 +4,8 @@ Forward in training: ``statistics`` (unless the convolution before has written t
 in evaluation: ``use_running``, ``apply``. Backward: ``sum_gradients``, ``finish_gradients``, ``input_gradient``.
 
 Operands, the same in all: ``x`` what is normalised, ``y`` the node's output, ``dx`` and ``dy`` their gradients,
-``other`` what a residual sum adds, all as activations are kept; ``control``; ``gamma``, ``beta``, ``running_mean``,
+``other`` what a residual sum adds, all as activations are kept; ``passed`` uint8 (``passed_size``), what a relu after a
+sum has let through; ``control``; ``gamma``, ``beta``, ``running_mean``,
 ``running_var`` float32 (C), the model's own; ``coefficients`` float32 (COEFFICIENTS, padded C), which goes from kernel
 to kernel; ``parts`` float32, the blocks' sums, see ``Parts``.
 """
@@ -69,20 +70,33 @@ class Norm:
         return height // down, width // across
 
     @property
-    def masked_by_y(self) -> bool:
-        """What the relu lets through depends on ``other``: backward looks at y."""
+    def remembers(self) -> bool:
+        """What the relu lets through depends on ``other``: forward writes it down for backward, in ``passed``."""
         return self.relu and self.added == "before relu"
+
+
+def passed_size(precision: Precision, batch: int, norm: Norm) -> int:
+    """Elements of ``passed``: a byte for each 16 bytes of y, with a bit for each number."""
+    return batch * norm.pixels * padded(norm.channels) * KEPT_BYTES[precision] // 16
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Sums by block: float32 [``count``][2][padded C], then of statistics how many pixels each block counted."""
+    """Sums by block: float32 [``count``][2][padded C], then of statistics how many pixels each block counted.
+
+    Means of a part that counted none are not looked at, but part 0's, which must be a number.
+    """
 
     count: int
 
     def size(self, channels: int) -> int:
         """Elements of the operand ``parts``."""
         return self.count * (2 * padded(channels) + 1)
+
+    @property
+    def threads(self) -> int:
+        """Of a block that merges them: up to 2048 parts, a thread has so few that it loads them in one go or two."""
+        return min(max(256, 1 << (self.count - 1).bit_length()), 1024)
 
 
 @dataclass(frozen=True)
@@ -116,10 +130,11 @@ def _kernel(
     operands: tuple[str, ...],
     shared_bytes: int = 0,
     work: float = 0.0,
+    threads: int = THREADS,
 ) -> Kernel:
-    shape = {"HEIGHT": norm.size[0], "WIDTH": norm.size[1], "CHANNELS": norm.channels, "THREADS": THREADS}
+    shape = {"HEIGHT": norm.size[0], "WIDTH": norm.size[1], "CHANNELS": norm.channels, "THREADS": threads}
     constants = {"STAGE": _STAGES.index(stage), **shape, **defines}
-    return Kernel("norm.cu", stage, tuple(constants.items()), grid, THREADS, shared_bytes, operands, bytes=work)
+    return Kernel("norm.cu", stage, tuple(constants.items()), grid, threads, shared_bytes, operands, bytes=work)
 
 
 def _pass(
@@ -142,7 +157,8 @@ def _pass(
         unroll = min(unroll, 2)
     else:
         rows = math.prod(norm.pooled)
-        unroll = 2 if norm.masked_by_y and stage == "sum_gradients" else unroll
+        if stage == "sum_gradients" and cells == 4:
+            unroll = 2  # it has few threads, whose loads must keep the memory busy
     # Sums have as many blocks as run at a time, and for each at least 32 KB to read: more parts take longer to merge.
     # In other kernels many small blocks share out the work better.
     blocks_each = {"statistics": 4, "sum_gradients": 2}.get(stage, 16)
@@ -155,8 +171,10 @@ def _pass(
     }
     if stage != "statistics":
         defines |= {"POOL_H": norm.pool[0], "POOL_W": norm.pool[1], "RELU": int(norm.relu), "SUM": _SUMS[norm.added]}
+    if stage == "apply":
+        defines["REMEMBERS"] = int("passed" in operands)
     if stage == "input_gradient":
-        defines["RECOMPUTE"] = int(norm.relu and not norm.masked_by_y)
+        defines["RECOMPUTE"] = int(norm.relu and not norm.remembers)
     size = batch * padded(norm.channels) * KEPT_BYTES[precision]
     kernel = _kernel(
         stage,
@@ -185,6 +203,7 @@ def finish_statistics(norm: Norm, parts: Parts) -> Kernel:
         (padded(norm.channels) // 8, 1, 1),
         ("parts", "gamma", "beta", "running_mean", "running_var", "coefficients"),
         work=4 * parts.size(norm.channels),
+        threads=parts.threads,
     )
 
 
@@ -200,21 +219,24 @@ def use_running(norm: Norm) -> Kernel:
     )
 
 
-def apply(precision: Precision, batch: int, norm: Norm, limits: Limits) -> Kernel:
-    """x (and ``other``, or null) -> y, normalised by ``coefficients``; with the sum, the relu and the pool."""
-    operands = ("x", "other", "coefficients", "control", "y")
+def apply(precision: Precision, batch: int, norm: Norm, limits: Limits, backward: bool = False) -> Kernel:
+    """x (and ``other``, or null) -> y, normalised by ``coefficients``; with the sum, the relu and the pool.
+
+    ``backward``: there will be one, so ``passed`` is written, too, where ``norm.remembers``. Else it is no operand.
+    """
+    operands = ("x", "other", "coefficients", "control", "y", *(("passed",) if backward and norm.remembers else ()))
     return _pass("apply", precision, batch, norm, limits, operands, (1, 1 + (norm.added is not None)))[0]
 
 
 def sum_gradients(precision: Precision, batch: int, norm: Norm, limits: Limits) -> tuple[Kernel, Parts]:
     """x, dy -> ``parts`` of the gradients of beta and of gamma.
 
-    Where ``norm.masked_by_y``, y is read too, and dy as far as the relu lets it through goes to ``masked``: the
-    gradient of ``other``, and what ``input_gradient`` then takes for dy. It may be dy itself. Else ``y`` and ``masked``
-    may be null.
+    Where ``norm.remembers``, ``passed`` is read, too, and dy as far as the relu lets it through goes to ``masked``: the
+    gradient of ``other``, and what ``input_gradient`` then takes for dy. It may be dy itself. Else ``passed`` and
+    ``masked`` may be null.
     """
-    operands = ("x", "dy", "y", "coefficients", "control", "parts", "masked")
-    tensors = (1.0, 3.0 if norm.masked_by_y else 1.0)
+    operands = ("x", "dy", "passed", "coefficients", "control", "parts", "masked")
+    tensors = (1.0, 2.0 if norm.remembers else 1.0)
     kernel, grid = _pass("sum_gradients", precision, batch, norm, limits, operands, tensors)
     return kernel, Parts(grid.blocks)
 
@@ -231,6 +253,7 @@ def finish_gradients(norm: Norm, parts: Parts) -> Kernel:
         (padded(norm.channels) // 8, 1, 1),
         ("parts", "control", "coefficients", "dgamma", "dbeta"),
         work=4 * parts.size(norm.channels),
+        threads=parts.threads,
     )
 
 

@@ -72,7 +72,7 @@ def _forward(
     shares = 1
     while shares < 32 and taps >= 8 * shares and items * shares < 1 << 17:
         shares *= 2
-    extra = {**extra, "SHARES": shares, "AT_ONCE": min(taps, 9)}
+    extra = {**extra, "SHARES": shares}
     grid = -(-items // (THREADS // shares))
     shared = THREADS * length * 4 * (2 if entry == "max_pool" else 1) if shares > 1 else 0
     return _kernel(entry, precision, batch, shape, window, operands, extra, grid, shared)

@@ -6,12 +6,15 @@ from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, 
 from bareconv.nn.layer import Shape
 
 THREADS = 256
+UNROLL = 4  # vectors of 16 bytes of y, of a thread
 
 
 def prepare(precision: Precision, batch: int, shape: Shape, mean: float, std: float) -> Kernel:
     """uint8 images of ``shape`` (H, W, C) -> (batch, H, W, padded C), (pixel - mean) / std."""
     height, width, channels = shape
     numbers = height * width * padded(channels)
+    vectors = numbers * KEPT_BYTES[precision] // 16
+    unroll = min(UNROLL, -(-vectors // THREADS))
     defines = {
         "PRECISION": NUMBER[precision],
         "PIXELS": height * width,
@@ -19,12 +22,13 @@ def prepare(precision: Precision, batch: int, shape: Shape, mean: float, std: fl
         "MEAN": mean,
         "STD": std,
         "THREADS": THREADS,
+        "UNROLL": unroll,
     }
     return Kernel(
         "prepare.cu",
         "prepare",
         tuple(defines.items()),
-        grid=(-(-numbers // THREADS), batch, 1),
+        grid=(-(-vectors // (THREADS * unroll)), batch, 1),
         threads=THREADS,
         shared_bytes=0,
         operands=("pixels", "order", "control", "y"),

@@ -9,7 +9,7 @@ A *team* of warps works on a *band* of an image at a time: some rows of squares 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bareconv.kernels.cuda.geometry import Convolution
@@ -27,6 +27,7 @@ WARP = 32
 # What an estimate of time counts, in cycles: a matrix instruction of one warp where others wait for the unit too, and
 # where none does; a warp's other instructions; a band's waits for memory and for each other.
 SHARED_UNIT, OWN_UNIT, INSTRUCTION, BAND = 3.3, 4.5, 1.0, 3000.0
+BESIDE = 0.18  # how much longer it takes for each further team on a multiprocessor, beyond their work
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
     slices = sizes.b_tiles // tiles
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(sizes.b_tiles * 16)
     for warps, bands, rows in _splits(sizes.b_square_rows, slices):
-        shared = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + max(sizes.activation(rows), weights)
+        shared = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + max(sizes.activation(rows, sizes.pixel), weights)
         groups = -(-rows * sizes.b_squares // 8)
         products = -(-groups * slices // warps) * sizes.b_steps * tiles * 4 + sizes.a_products(rows) / warps
         others = -(-groups * slices // warps) * (60 + 90 * tiles) + sizes.a_others(rows) / warps
@@ -146,12 +147,12 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
     if not _suits(stem, precision, limits):
         return
     sizes = _Sizes(stem, precision)
-    pieces = sizes.pieces(padded(stem.a.filters))
+    eights = padded(stem.a.filters) // 8
     share = next(
         (
             (at_once, tiles)
             for at_once, tiles in ((2, 2), (2, 1), (1, 2), (1, 1))
-            if pieces % at_once == sizes.b_tiles % tiles == 0 and stem.b.taps * at_once * tiles * 4 <= WEIGHT_REGISTERS
+            if eights % at_once == sizes.b_tiles % tiles == 0 and stem.b.taps * at_once * tiles * 4 <= WEIGHT_REGISTERS
         ),
         None,
     )
@@ -159,12 +160,14 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
         return
     at_once, tiles = share
     count = stem.b.taps * at_once * tiles * 4
-    shares = pieces // at_once * (sizes.b_tiles // tiles)
+    places = 1 if sizes.placed else 4
+    pixels_at_once = 8 * sizes.piece // 4
+    shares = eights // at_once * (sizes.b_tiles // tiles)
     for warps, bands, rows in _splits(sizes.b_square_rows, shares):
         groups, turns = -(-rows * sizes.b_squares // 8), warps // shares
-        team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + sizes.activation(rows)
-        team += 4 * groups * 8 * sizes.pixel(sizes.b_tiles * 16)
-        products = -(-groups // turns) * count // 2 + sizes.a_products(rows) / warps
+        team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows)
+        team += sizes.activation(rows, sizes.vector_pixel) + places * groups * 8 * sizes.vector_pixel(sizes.b_tiles * 16)
+        products = -(-groups // turns) * count * 8 // pixels_at_once + sizes.a_products(rows) / warps
         others = -(-groups // turns) * 80 + (sizes.a_others(rows) + sizes.spread(rows * sizes.b_squares)) / warps
         for teams in range(1, WARPS // warps + 1):
             end = max(shares * count * 128 if teams * turns > 1 else 0, teams * warps * WARP * sizes.piece * 4)
@@ -180,7 +183,7 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
                     {
                         **sizes.defines,
                         **defines,
-                        "WARP_PIECES": at_once,
+                        "WARP_EIGHTS": at_once,
                         "B_TILES": tiles,
                         "SHARED_BYTES": shared,
                     }.items()
@@ -205,25 +208,29 @@ def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
     sizes = _Sizes(stem, precision)
     (height, width), takes = stem.middle, 2 if stem.a_pool else 1
     squares, square_rows = -(-width // 2), -(-height // 2)
+    # In bf16 a warp has B's weights for 16 channels of A in registers; in tf32 all of them are in shared memory.
+    in_registers = precision == "bfloat16"
     slices = -(-stem.a.filters // 16)
-    b_pieces = sizes.pieces(padded(stem.b.filters))
-    steps = sizes.steps(stem.b.kernel, b_pieces)
-    count = stem.a.kernel[0] * sizes.line_pieces * 4 + 2
-    if steps * 4 > WEIGHT_REGISTERS or count > FIRST_REGISTERS:
+    tiles, at_once = (2 if not in_registers and slices % 2 == 0 else 1), 1 if in_registers else 2
+    slices //= tiles
+    steps = sizes.steps(stem.b.kernel, sizes.pieces(padded(stem.b.filters)))
+    count = -(-stem.a.kernel[0] * sizes.line_pieces * sizes.piece // 8) * 4 + 2
+    if (in_registers and steps * 4 > WEIGHT_REGISTERS) or count > FIRST_REGISTERS:
         return
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(padded(stem.b.filters))
     for warps, bands, rows in _splits(square_rows, slices):
-        (R, S), R_a = stem.b.kernel, stem.a.kernel[0]
-        gradient = sizes.picture(2 * rows + R - 1, 2 * squares + S - 1, padded(stem.b.filters))
-        lines = sizes.picture(takes * 2 * rows + R_a - 1, takes * 2 * squares, sizes.line_numbers)
-        team = 2 * sizes.pixels + sizes.a_weights + lines + gradient
-        groups, turns = -(-rows * squares // 8), warps // slices
+        lines = sizes.picture(
+            takes * 2 * rows + stem.a.kernel[0] - 1, takes * 2 * squares, sizes.pixel(sizes.line_numbers)
+        )
+        team = 2 * sizes.pixels + sizes.a_weights + lines + sizes.gradient(rows, squares)
+        groups, turns = -(-rows * squares // (8 * at_once)), warps // slices
         again = takes**2 * (count + 4 * sizes.a_steps)
-        products = -(-groups // turns) * (steps * 4 + again)
+        products = -(-groups // turns) * (steps * 4 + again) * at_once * tiles
         spread = sizes.spread((rows + 1) * (squares + 1)) + sizes.spread_lines(takes * 2 * rows, takes * 2 * squares)
-        others = -(-groups // turns) * (100 + takes**2 * 80) + spread / warps
+        others = -(-groups // turns) * (100 + takes**2 * 80) * at_once * tiles + spread / warps
         for teams in range(1, WARPS // warps + 1):
-            shared = max(teams * team, weights, slices * count * 128 if teams * turns > 1 else 0)
+            end = slices * tiles * count * 128 if teams * turns > 1 else 0
+            shared = max(teams * team + (0 if in_registers else weights), weights, end)
             if shared > limits.shared_bytes:
                 break
             grid = min(-(-batch * bands // teams), limits.multiprocessors)
@@ -251,14 +258,16 @@ def _best(choices: Iterator[Choice]) -> Kernel | None:
 
 
 def _suits(stem: Stem, precision: Precision, limits: Limits) -> bool:
-    if not stem.is_possible or precision != "bfloat16" or limits.capability < 80:
+    if not stem.is_possible or precision == "float32" or limits.capability < 80:
         return False
     return all((one.kernel[0] + 2) * (one.kernel[1] + 2) <= PATCH_REGISTERS for one in (stem.a, stem.b))
 
 
 def _splits(square_rows: int, shares: int) -> Iterator[tuple[int, int, int]]:
     """Warps of a team, bands of an image, rows of squares in a band. Teams have a multiple of ``shares`` warps."""
-    for warps in range(shares, WARPS + 1, shares):
+    possible = range(shares, WARPS + 1, shares)
+    # The multiprocessor's four schedulers each have as many of them, where that can be.
+    for warps in [warps for warps in possible if WARPS % warps == 0] or possible:
         for rows in range(square_rows, 0, -1):
             bands = -(-square_rows // rows)
             if rows == -(-square_rows // bands):
@@ -272,7 +281,7 @@ def _cycles(bands: int, teams: int, warps: int, beside: int, products: float, ot
     """
     for_one = products * max(SHARED_UNIT * warps / 4, OWN_UNIT) + others * max(INSTRUCTION * warps / 4, 2.0) + BAND
     for_all = beside * (products * SHARED_UNIT + others * INSTRUCTION) * warps / 4
-    return -(-bands // teams) * max(for_one, for_all)
+    return -(-bands // teams) * max(for_one, for_all) * (1 + BESIDE * (beside - 1))
 
 
 def _pooled(size: Pair, pool: bool) -> Pair:
@@ -283,7 +292,7 @@ class _Sizes:
     """What lies in shared memory, in bytes, as the sources compute it, and the work on it."""
 
     def __init__(self, stem: Stem, precision: Precision) -> None:
-        self.stem, self.kept = stem, KEPT_BYTES[precision]
+        self.stem, self.precision, self.kept = stem, precision, KEPT_BYTES[precision]
         self.piece = 16 // self.kept
         a, b = stem.a, stem.b
         self.image = a.height * a.width * a.channels
@@ -320,11 +329,20 @@ class _Sizes:
         """Pieces of 16 bytes."""
         return -(-numbers // self.piece)
 
+    @property
+    def placed(self) -> bool:
+        """Whether B's gradient has one number for each of the pool's squares, with the place of the maximum in it."""
+        return self.precision == "tf32" and self.stem.b_pool
+
     def pixel(self, numbers: int) -> int:
         return (self.pieces(numbers) | 1) * 16
 
-    def picture(self, rows: int, columns: int, numbers: int) -> int:
-        return 4 * -(-rows // 2) * -(-columns // 2) * self.pixel(numbers)
+    def vector_pixel(self, numbers: int) -> int:
+        """A pixel whose numbers are read one by one, not as matrices, where they have 32 bits."""
+        return self.pixel(numbers) if self.kept == 2 else ((self.pieces(numbers) + 1) // 4 * 4 + 2) * 16
+
+    def picture(self, rows: int, columns: int, pixel: int) -> int:
+        return 4 * -(-rows // 2) * -(-columns // 2) * pixel
 
     def steps(self, kernel: Pair, pieces: int) -> int:
         """Of a product over all taps and pieces, two pieces each."""
@@ -335,16 +353,26 @@ class _Sizes:
         """Rows of what A makes that ``rows`` rows of B's squares read."""
         return 2 * rows + self.stem.b.kernel[0] - 1
 
-    def activation(self, rows: int) -> int:
+    def activation(self, rows: int, pixel: Callable[[int], int]) -> int:
         columns = 2 * self.b_squares + self.stem.b.kernel[1] - 1
-        return self.picture(self.a_rows(rows), columns, padded(self.stem.a.filters))
+        return self.picture(self.a_rows(rows), columns, pixel(padded(self.stem.a.filters)))
+
+    def gradient(self, rows: int, squares: int) -> int:
+        """B's gradient, as ``rows`` rows of squares of what A makes want it."""
+        b = self.stem.b
+        (R, S), pixel = b.kernel, self.pixel(padded(b.filters))
+        height, width = 2 * rows + R - 1, 2 * squares + S - 1
+        if not self.placed:
+            return self.picture(height, width, pixel)
+        odd_h, odd_w = ((n - 1 - padding) % 2 for n, padding in zip(b.kernel, b.padding, strict=True))
+        return (-(-height // 2) + odd_h) * (-(-width // 2) + odd_w) * pixel
 
     def a_square_rows(self, rows: int) -> int:
         return self.a_rows(rows) if self.stem.a_pool else -(-self.a_rows(rows) // 2)
 
     def lines_for_b(self, rows: int) -> int:
         height = 2 * self.a_square_rows(rows) + self.stem.a.kernel[0] - 1
-        return self.picture(height, 2 * self.a_squares, self.line_numbers)
+        return self.picture(height, 2 * self.a_squares, self.pixel(self.line_numbers))
 
     def a_products(self, rows: int) -> float:
         """Matrix instructions of A for a band, of all warps."""

@@ -23,7 +23,7 @@ RULES = ("gradient", "sgd", "rmsprop", "adam", "adamw")  # by the number that RU
 _ROW = np.dtype(
     [
         *((name, np.int64) for name in ("start", "partial", "copy")),
-        *((name, np.int32) for name in ("place", "count", "parts", "pitch", "channels", "filters", "lanes", "unused")),
+        *((name, np.int32) for name in ("place", "count", "parts", "pitch", "channels", "filters", "lanes", "width")),
     ],
     align=True,
 )
@@ -43,6 +43,11 @@ class Parameter:
     parts: int
     channels: int = 0
     filters: int = 0
+
+    @property
+    def width(self) -> int:
+        """Elements that a thread takes at once: 4 where they begin at a multiple of 16 bytes in every array."""
+        return 4 if self.start % 4 == 0 and self.count % 4 == 0 else 1
 
     @property
     def copy_size(self) -> int:
@@ -134,7 +139,7 @@ def update_table(
     """The bytes of ``pieces`` for ``update`` and ``copy_weights`` of the same ``parameters`` and ``limits``.
 
     ``partials`` and ``copies``: where each parameter's partial gradients and working copy (None: it has none) lie, in
-    bytes from the operand ``memory``; so they are addresses where that is null.
+    bytes from the operand ``memory``; so they are addresses where that is null. Multiples of 16, as addresses.
     """
     rows = list(_pieces(parameters, limits))
     table: NDArray[Any] = np.zeros(len(rows), _ROW)
@@ -142,10 +147,12 @@ def update_table(
         one = parameters[index]
         unpadded = one.channels % 8 == 0 and one.filters % 8 == 0
         row["start"] = one.start + place
+        assert partials[index] % 16 == 0
         row["partial"] = partials[index] + 4 * place
         copy = copies[index]
         row["copy"] = -1 if copy is None else copy
         row["place"], row["count"], row["lanes"] = place, count, lanes
+        row["width"] = one.width
         row["parts"], row["pitch"] = one.parts, one.count
         row["channels"], row["filters"] = (0, 0) if unpadded else (one.channels, one.filters)
     return table.view(np.uint8)
@@ -155,15 +162,16 @@ def _pieces(parameters: Sequence[Parameter], limits: Limits) -> Iterator[tuple[i
     """(parameter, first element, elements, lanes) of each block.
 
     A block is given about as many numbers to load as fill the machine eight blocks a multiprocessor, but no fewer than
-    keep its threads busy. Threads share the parts of an element where parts are many.
+    keep its threads busy. Threads share the parts of an element where those are more than two rounds of loads.
     """
     work = sum(one.count * (one.parts + 3) for one in parameters)
-    share = min(max(work // (8 * limits.multiprocessors), 16 * THREADS), 32 * THREADS)
+    share = min(max(work // (8 * limits.multiprocessors), 16 * THREADS), 64 * THREADS)
     for index, one in enumerate(parameters):
-        lanes, least = THREADS, 32 if one.count >= 4096 else 8
-        while lanes > least and (one.parts * lanes > 16 * THREADS or one.count <= lanes // 2):
+        lanes = THREADS
+        while lanes > 8 and (one.parts * lanes > 8 * THREADS or one.count <= lanes // 2 * one.width):
             lanes //= 2
-        elements = max(share // (one.parts + 3) // lanes, 1) * lanes
+        round_of_block = lanes * one.width
+        elements = max(share // (one.parts + 3) // round_of_block, 1) * round_of_block
         for place in range(0, one.count, elements):
             yield index, place, min(elements, one.count - place), lanes
 

@@ -77,6 +77,7 @@ def lower(step: Step) -> Lowered:
         if step.trains(one.output):
             record.node = one.name
             one.backward()
+        step.finished.add(one.output)
     record.phase, record.node, record.joins = "update", "parameters", True
     _update(step)
     return Lowered(step, record, logits)

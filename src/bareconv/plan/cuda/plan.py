@@ -371,14 +371,19 @@ class CudaPlan:
     ) -> list[tuple[Row, float]]:
         """(row, seconds) of every launch, each timed alone, ``repeats`` times in a row on the same data.
 
-        Steps at a learning rate of 0, but running statistics move. Only where a step is a graph.
+        Parameters, the optimizer's state and running statistics are put back. Only where a step is a graph.
         """
+        rule = [] if self._update_on_host else [scalars(self.optimizer, 0.0)]
         bound = self._ready(pixels, labels, order, [0.0], 0)
+        changed = [self.parameters.weight, *self.parameters.states, *self.model.buffers().values()]
+        before = [array.copy() for array in changed]
         bound.run()
         extent = (len(pixels), 0) if order is None else (len(order), self.batch_size)
         seconds = []
         for launch in bound.launches():
-            self._tell(*extent, 0, [[0.0]])
+            self._tell(*extent, 0, rule)
             seconds.append(self.runtime.time(launch, repeats))
+        for array, kept in zip(changed, before, strict=True):
+            array[...] = kept
         self._seconds = seconds
         return [(self._row(item), one) for item, one in zip(bound.program.record.items, seconds, strict=True)]

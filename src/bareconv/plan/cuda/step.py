@@ -12,7 +12,7 @@ from bareconv.nn.model import Model
 from bareconv.ops.windows import Window
 from bareconv.optim.rule import Rule
 from bareconv.plan.cuda.parameters import Layout, Parameters, layouts
-from bareconv.plan.cuda.record import Buffer, Operand, Place, Recorder
+from bareconv.plan.cuda.record import BRANCH, Buffer, Operand, Place, Recorder
 from bareconv.plan.graph import Graph, Tensor
 
 
@@ -74,6 +74,7 @@ class Step:
         self._gradients: dict[Tensor, Buffer] = {}
         self._written: set[Tensor] = set()
         self._masked: set[Tensor] = set()
+        self.finished: set[Tensor] = set()  # whose gradients nothing reads any more
         self._trains: dict[Tensor, bool] = {self.graph.input: False}
         for node in self.graph.nodes:
             has = any(layer.params for layer in node.layers)
@@ -130,13 +131,36 @@ class Step:
             self._gradients[tensor] = self.like(tensor, f"d {tensor.name}")
         return self._gradients[tensor]
 
-    def same_gradient(self, tensor: Tensor, buffer: Buffer) -> bool:
-        """Let that tensor's gradient be what is in ``buffer``; False where others write it too, or none is wanted."""
-        if tensor in self._gradients or len(tensor.readers) != 1 or not self._trains[tensor]:
+    def same_gradient(self, tensor: Tensor, buffer: Buffer, passed: Tensor) -> bool:
+        """Let that tensor's gradient be what is in ``buffer``, the gradient of ``passed`` or made from it.
+
+        What goes backward through ``passed`` has read it for the last time. So a tensor that others read, too, may have
+        theirs added to it in place, if no launch to come looks for the old values there. False where that is not so,
+        and where no gradient is wanted, or some of it is somewhere else already.
+        """
+        if tensor in self._gradients or not self._trains[tensor]:
+            return False
+        if len(tensor.readers) > 1:
+            if not self.may_overwrite(buffer, passed):
+                return False
+        elif any(len(other.readers) > 1 for other in self._waiting(buffer, passed)):
             return False
         self._gradients[tensor] = buffer
         self._written.add(tensor)
         return True
+
+    def may_overwrite(self, buffer: Buffer, passed: Tensor) -> bool:
+        """Whether only what goes backward through ``passed`` still needs what is in ``buffer``, its gradient."""
+        beside = any(one is buffer and branch == BRANCH for _, branch, one in self.record.buffers())
+        return not beside and not self._waiting(buffer, passed)
+
+    def _waiting(self, buffer: Buffer, passed: Tensor) -> list[Tensor]:
+        """The tensors, but ``passed``, whose gradient is in that buffer and will be read."""
+        return [
+            tensor
+            for tensor, one in self._gradients.items()
+            if one is buffer and tensor is not passed and tensor not in self.finished
+        ]
 
     def into(self, tensor: Tensor) -> tuple[Buffer, bool] | None:
         """Where dX goes, and whether it is added to what is there; None where no one needs it."""

@@ -461,7 +461,7 @@ DEVICE void correlate(
                     const float2 held = load_numbers((BACKWARD ? output : other) + at + channel);
                     value.x += held.x, value.y += held.y;
                 }
-            if constexpr (RELU) value.x = fmaxf(value.x, 0.f), value.y = fmaxf(value.y, 0.f);
+            if constexpr (RELU) value.x = relu(value.x), value.y = relu(value.y);
             if constexpr (MASK)
                 if (exists) {
                     const float2 seen = load_numbers(other + at + channel);

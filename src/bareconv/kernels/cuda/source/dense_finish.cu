@@ -25,7 +25,7 @@ dense_finish(const float* RESTRICT sums, const float* RESTRICT bias, const Contr
 #pragma unroll
     for (int e = 0; e < 4; e++) {
         if (bias != nullptr && unit + e < UNITS) values[e] += bias[unit + e];
-        if (RELU) values[e] = fmaxf(values[e], 0.f);
+        if (RELU) values[e] = relu(values[e]);
     }
     Number::Type* to = y + (long long)image * PITCH + unit;
     Number::store_pair(to, values[0], values[1]);

@@ -27,14 +27,19 @@ dense_product(const Number::Type* RESTRICT x, const Number::Type* RESTRICT w, co
 #endif
     SHARED_MEMORY(shared);
     const int first_unit = blockIdx.x * TILE_N, first_image = blockIdx.y * TILE_M, split = blockIdx.z;
-    wait_for_kernels_before();
-    let_next_kernel_start();
-    if (first_image >= control->images) return;
+    if (first_image >= control->images) {
+        wait_for_kernels_before();
+        return;
+    }
     const int first_chunk = split * CHUNKS / SPLITS, chunks = (split + 1) * CHUNKS / SPLITS - first_chunk;
     Product product;
     const int first = first_chunk * CHUNK;
     add_chunks<STAGES>(product, shared, chunks, X(x, first_image, first, IMAGES, FEATURES),
-                       W(w, first, first_unit, FEATURES, PITCH));
+                       W(w, first, first_unit, FEATURES, PITCH), [] {
+                           // Weights are older than the kernel just before.
+                           wait_for_kernels_before();
+                           let_next_kernel_start();
+                       });
     float* result = (float*)shared;
     product.store(result);
     sync_block();
@@ -46,7 +51,7 @@ dense_product(const Number::Type* RESTRICT x, const Number::Type* RESTRICT w, co
 #pragma unroll
         for (int e = 0; e < WIDTH; e++) {
             if (bias != nullptr && unit + e < UNITS) values[e] += bias[unit + e];
-            if (RELU) values[e] = fmaxf(values[e], 0.f);
+            if (RELU) values[e] = relu(values[e]);
         }
         Segment<PRECISION>::store(y + (long long)image * PITCH + unit, values);
     });

@@ -21,12 +21,17 @@ dense_gradient_of_input(const Number::Type* RESTRICT dy, const Number::Type* RES
                         const Control* RESTRICT control, Number::Type* dx) {
     SHARED_MEMORY(shared);
     const int first_feature = blockIdx.x * TILE_N, first_image = blockIdx.y * TILE_M;
-    wait_for_kernels_before();
-    let_next_kernel_start();
-    if (first_image >= control->images) return;
+    if (first_image >= control->images) {
+        wait_for_kernels_before();
+        return;
+    }
     Product product;
     add_chunks<STAGES>(product, shared, CHUNKS, Dy(dy, first_image, 0, IMAGES, PITCH),
-                       W(w, first_feature, 0, FEATURES, PITCH));
+                       W(w, first_feature, 0, FEATURES, PITCH), [] {
+                           // Weights are older than the kernel just before.
+                           wait_for_kernels_before();
+                           let_next_kernel_start();
+                       });
     float* result = (float*)shared;
     product.store(result);
     sync_block();

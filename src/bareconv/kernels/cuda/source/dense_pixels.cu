@@ -151,8 +151,13 @@ dense_pixels_gradient(const u8* RESTRICT pixels, const int* RESTRICT order, cons
                 for (int m = 0; m < 4; m++) {
                     const u32 one = mine[i][0][m / 2], other = mine[i][1][m / 2];
                     u32 a[4];
-                    if (m % 2 == 0) a[0] = centred<0>(one), a[1] = centred<1>(one), a[2] = centred<0>(other), a[3] = centred<1>(other);
-                    else a[0] = centred<2>(one), a[1] = centred<3>(one), a[2] = centred<2>(other), a[3] = centred<3>(other);
+                    if (m % 2 == 0) {
+                        a[0] = centred<0>(one), a[1] = centred<1>(one);
+                        a[2] = centred<0>(other), a[3] = centred<1>(other);
+                    } else {
+                        a[0] = centred<2>(one), a[1] = centred<3>(one);
+                        a[2] = centred<2>(other), a[3] = centred<3>(other);
+                    }
 #pragma unroll
                     for (int j = 0; j < MATRICES; j++) multiply_tf32(sums[m][j], a, bits_of(b[j].x), bits_of(b[j].y));
                 }
@@ -188,8 +193,8 @@ dense_pixels_gradient(const u8* RESTRICT pixels, const int* RESTRICT order, cons
 
 #else
 
-// sums[n][k] = sum over f of x[n][f] w[f][k]. A warp: 32 images, and more that are WARPS * gridDim.x times as many away.
-// A lane loads 16 neighbouring pixels of four images at a time, two of its turns ahead; the order in which features are
+// sums[n][k] = sum over f of x[n][f] w[f][k]. A warp: 32 images, and more that are WARPS * gridDim.x times as many
+// away. A lane loads 16 neighbouring pixels of four images at a time, two of its turns ahead; the order in which features are
 // summed is that in which pixels come: of 64 features, step i takes numbers 2 i and 2 i + 1 of each lane's 16.
 constexpr int TURNS = blocks_of(FEATURES, 64);
 
@@ -231,7 +236,8 @@ dense_pixels_product(const u8* RESTRICT pixels, const int* RESTRICT order, const
         const u8* rows[4];
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            rows[i] = pixels + (long long)place_of(min(group * 32 + 8 * i + g, images - 1), order, control) * FEATURES + 16 * t;
+            rows[i] = pixels + 16 * t +
+                      (long long)place_of(min(group * 32 + 8 * i + g, images - 1), order, control) * FEATURES;
         float total[2][MATRICES][4] = {};
         u32 next[4][4], second[4][4];
         const auto load = [&](u32(&to)[4][4], int turn) {
@@ -257,8 +263,13 @@ dense_pixels_product(const u8* RESTRICT pixels, const int* RESTRICT order, const
                 for (int m = 0; m < 2; m++) {
                     const u32 one = mine[2 * m][step / 2], other = mine[2 * m + 1][step / 2];
                     u32 a[4];
-                    if (step % 2 == 0) a[0] = centred<0>(one), a[1] = centred<0>(other), a[2] = centred<1>(one), a[3] = centred<1>(other);
-                    else a[0] = centred<2>(one), a[1] = centred<2>(other), a[2] = centred<3>(one), a[3] = centred<3>(other);
+                    if (step % 2 == 0) {
+                        a[0] = centred<0>(one), a[1] = centred<0>(other);
+                        a[2] = centred<1>(one), a[3] = centred<1>(other);
+                    } else {
+                        a[0] = centred<2>(one), a[1] = centred<2>(other);
+                        a[2] = centred<3>(one), a[3] = centred<3>(other);
+                    }
 #pragma unroll
                     for (int j = 0; j < MATRICES; j++) multiply_tf32(total[m][j], a, bits_of(b[j].x), bits_of(b[j].y));
                 }

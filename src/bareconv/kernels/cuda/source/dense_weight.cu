@@ -146,7 +146,7 @@ dense_gradient_of_weight(const Number::Type* RESTRICT x, const Number::Type* RES
     Product product;
     const int chunks = last_image > first_image ? blocks_of(last_image - first_image, CHUNK) : 0;
     add_chunks<STAGES>(product, shared, chunks, X(x, first_image, first_feature, last_image, FEATURES),
-                       Dy(dy, first_image, first_unit, last_image, PITCH));
+                       Dy(dy, first_image, first_unit, last_image, PITCH), [] {});
     product.store(result);
     sync_block();
     for_each_group<4, Product>(result, [&](int i, int row, int column, float(&values)[4]) {

@@ -49,6 +49,13 @@ DEVICE void copy_weights(Number::Type* to, const Number::Type* RESTRICT from) {
     }
 }
 
+// A layer's bias, zeros where it has none.
+template <int UNITS>
+DEVICE void copy_bias(float* to, const float* RESTRICT from) {
+    for (int unit = threadIdx.x; unit < padded(UNITS); unit += THREADS)
+        to[unit] = from != nullptr && unit < UNITS ? from[unit] : 0.f;
+}
+
 // Shared [unit][TILE] to global rows of images.
 template <int UNITS>
 DEVICE void write_out(Number::Type* RESTRICT to, const float* from, int first_image) {
@@ -72,7 +79,7 @@ constexpr int lanes_for(int numbers, int terms) {
 
 // h (UNITS) = relu?(below (INPUTS) w + bias), both [unit][TILE]. ROUND: as it is written out; logits are not.
 template <int INPUTS, int UNITS, bool RELU, bool ROUND>
-DEVICE void layer_forward(float* h, const float* below, const Number::Type* w, const float* RESTRICT bias) {
+DEVICE void layer_forward(float* h, const float* below, const Number::Type* w, const float* bias) {
     constexpr int ROW = row_pitch(UNITS), NUMBERS = padded(UNITS) * (TILE / TOGETHER);
     constexpr int SHARERS = lanes_for(NUMBERS, INPUTS), WORK = NUMBERS * SHARERS;
     for (int begin = 0; begin < WORK; begin += THREADS) {
@@ -93,10 +100,10 @@ DEVICE void layer_forward(float* h, const float* below, const Number::Type* w, c
 #pragma unroll
             for (int n = 0; n < TOGETHER; n++) sums[n] += shuffle_xor(sums[n], mask);
         if (lane != 0 || index >= WORK) continue;
-        const float more = bias != nullptr && unit < UNITS ? bias[unit] : 0.f;
+        const float more = bias[unit];
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {
-            const float value = RELU ? fmaxf(sums[n] + more, 0.f) : sums[n] + more;
+            const float value = RELU ? relu(sums[n] + more) : sums[n] + more;
             h[unit * TILE + image + n] = ROUND ? to_float(Number::of(value)) : value;
         }
     }
@@ -131,14 +138,14 @@ DEVICE void layer_backward(float* below, const float* dz, const Number::Type* w)
 
 // h_0 from the sums of all splits. Threads beside each other take four units; where they are more than that, they share
 // the splits, and ``gathered`` holds what each group has.
-DEVICE void add_splits(float* h, float* gathered, const float* RESTRICT sums, const float* RESTRICT bias, int first_image) {
+DEVICE void add_splits(float* h, float* gathered, const float* RESTRICT sums, const float* bias, int first_image) {
     constexpr int PITCH = padded(UNITS_0), QUADS = TILE * PITCH / 4;
     constexpr int GROUPS = QUADS < THREADS ? (THREADS / QUADS < SPLITS ? THREADS / QUADS : SPLITS) : 1;
     const int group = threadIdx.x / QUADS;
     const auto keep = [&](int place, float sum) {
         const int image = place / PITCH, unit = place % PITCH;
-        if (bias != nullptr && unit < UNITS_0) sum += bias[unit];
-        const float value = RELU_0 ? fmaxf(sum, 0.f) : sum;
+        sum += bias[unit];
+        const float value = RELU_0 ? relu(sum) : sum;
         h[unit * TILE + image] = LAYERS > 1 ? to_float(Number::of(value)) : value;
     };
     for (int quad = GROUPS > 1 ? threadIdx.x % QUADS : threadIdx.x; quad < QUADS; quad += GROUPS > 1 ? QUADS : THREADS) {
@@ -206,40 +213,54 @@ head(const float* RESTRICT sums, const float* RESTRICT bias_0,
         return mine;
     };
     float* values_0 = (float*)take(padded(UNITS_0) * TILE * 4);
+    float* biases_0 = (float*)take(padded(UNITS_0) * 4);
+    int* label_of = (int*)take(blocks_of(TILE, 4) * 16);
     float* gradient = (float*)take(padded(LOGIT_UNITS) * TILE * 4);
 #if LAYERS > 1
     float* values_1 = (float*)take(padded(UNITS_1) * TILE * 4);
+    float* biases_1 = (float*)take(padded(UNITS_1) * 4);
     Number::Type* weights_1 = (Number::Type*)take(padded(UNITS_0) * row_pitch(UNITS_1) * Number::BYTES);
 #endif
 #if LAYERS > 2
     float* values_2 = (float*)take(padded(UNITS_2) * TILE * 4);
+    float* biases_2 = (float*)take(padded(UNITS_2) * 4);
     Number::Type* weights_2 = (Number::Type*)take(padded(UNITS_1) * row_pitch(UNITS_2) * Number::BYTES);
 #endif
     float* gathered = (float*)rest;
-    wait_for_kernels_before();
-    let_next_kernel_start();
+    // Only the sums are written by the kernel just before, and that has waited for those before it.
     const int images = control->images;
-    if (first_image >= images) return;
 #if LAYERS > 1
     copy_weights<UNITS_0, UNITS_1>(weights_1, w_1);
+    copy_bias<UNITS_1>(biases_1, bias_1);
 #endif
 #if LAYERS > 2
     copy_weights<UNITS_1, UNITS_2>(weights_2, w_2);
+    copy_bias<UNITS_2>(biases_2, bias_2);
 #endif
     end_copies();
-    add_splits(values_0, gathered, sums, bias_0, first_image);
+    copy_bias<UNITS_0>(biases_0, bias_0);
+    for (int image = threadIdx.x; image < TILE && first_image + image < images; image += THREADS)
+        label_of[image] = labels[place_of(first_image + image, order, control)];
+    wait_for_kernels_before();
+    let_next_kernel_start();
+    if (first_image >= images) {
+        copies_done();
+        return;
+    }
+    sync_block();
+    add_splits(values_0, gathered, sums, biases_0, first_image);
     copies_done();
     sync_block();
     const float* last = values_0;
 #if LAYERS > 1
     write_out<UNITS_0>(h_0, values_0, first_image);
-    layer_forward<UNITS_0, UNITS_1, LAYERS == 3 && RELU_1, LAYERS == 3>(values_1, values_0, weights_1, bias_1);
+    layer_forward<UNITS_0, UNITS_1, LAYERS == 3 && RELU_1, LAYERS == 3>(values_1, values_0, weights_1, biases_1);
     sync_block();
     last = values_1;
 #endif
 #if LAYERS > 2
     write_out<UNITS_1>(h_1, values_1, first_image);
-    layer_forward<UNITS_1, UNITS_2, false, false>(values_2, values_1, weights_2, bias_2);
+    layer_forward<UNITS_1, UNITS_2, false, false>(values_2, values_1, weights_2, biases_2);
     sync_block();
     last = values_2;
 #endif
@@ -249,7 +270,7 @@ head(const float* RESTRICT sums, const float* RESTRICT bias_0,
         const int mine = (begin + threadIdx.x) / LANES, image = first_image + mine;
         const bool in_tile = mine < TILE, there = in_tile && image < images;
         const float* row = last + (in_tile ? mine : 0);
-        const int label = there ? labels[place_of(image, order, control)] : 0;
+        const int label = there ? label_of[mine] : 0;
         const Outcome outcome = softmax_cross_entropy<LOGIT_UNITS, LANES>(
             [&](int k) { return row[k * TILE]; }, label, (float)(SMOOTHING), images,
             [&](int k, float value) {

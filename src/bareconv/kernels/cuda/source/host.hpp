@@ -44,7 +44,7 @@ using std::min;
 namespace host {
 
 constexpr int STACK_BYTES = 256 << 10, MAX_SHARED = 232448, MARGIN = 256;
-alignas(128) static u8 shared_block[MAX_SHARED + MARGIN];
+alignas(1024) static u8 shared_block[MAX_SHARED + MARGIN];
 static u8* const shared_memory = shared_block;
 
 #if defined(__x86_64__)
@@ -81,6 +81,7 @@ struct Fiber {
     unsigned generation = 0;
     std::vector<Copy> copies;                 // since the last end_copies
     std::vector<std::vector<Copy>> pending;  // groups
+    bool has_hidden = false;                  // writes to shared memory that the matrix unit has not been shown
 };
 
 struct Warp {
@@ -95,6 +96,7 @@ static Barrier barriers[16];
 static int current = 0, threads = 0;
 static const char* failure = nullptr;
 static std::function<void()> body;
+static std::vector<void (*)()> at_start;  // what else a block starts with
 #if defined(__x86_64__)
 static void* main_stack = nullptr;
 static void leave() { change_stacks(&fibers[current].top, main_stack); }
@@ -152,12 +154,14 @@ static void run_block(int order, unsigned seed, int shared_bytes) {
     std::memset(shared_block + shared_bytes, 0xa5, MARGIN);
     warps.assign(threads / 32, Warp());
     for (Barrier& barrier : barriers) barrier = Barrier();
+    for (auto start : at_start) start();
     fibers.resize(threads);
     for (int i = 0; i < threads; i++) {
         Fiber& fiber = fibers[i];
         fiber.stack.resize(STACK_BYTES);
         fiber.finished = false, fiber.at = nullptr;
         fiber.copies.clear(), fiber.pending.clear();
+        fiber.has_hidden = false;
 #if defined(__x86_64__)
         std::uintptr_t end = reinterpret_cast<std::uintptr_t>(fiber.stack.data() + STACK_BYTES) & ~std::uintptr_t(63);
         void** top = reinterpret_cast<void**>(end) - 1;  // a call leaves the stack 8 off a multiple of 16
@@ -259,6 +263,8 @@ inline float shuffle(float value, int lane) { return float_of(host::shuffled(bit
 inline u32 shuffle_xor(u32 value, int mask) { return host::shuffled(value, threadIdx.x ^ mask); }
 inline int shuffle_xor(int value, int mask) { return (int)host::shuffled((u32)value, threadIdx.x ^ mask); }
 inline float shuffle_xor(float value, int mask) { return float_of(host::shuffled(bits_of(value), threadIdx.x ^ mask)); }
+
+inline float relu(float value) { return value < 0.f ? 0.f : value; }
 
 inline u32 host_bf16(float value) {
     const u32 bits = bits_of(value);
@@ -384,6 +390,7 @@ template <int PENDING = 0>
 inline void copies_done() {
     host::Fiber& fiber = host::fibers[host::current];
     while ((int)fiber.pending.size() > PENDING) {
+        fiber.has_hidden |= !fiber.pending.front().empty();
         for (const host::Copy& one : fiber.pending.front()) {
             if (one.valid) std::memcpy(one.to, one.from, one.bytes);
             else std::memset(one.to, 0, one.bytes);

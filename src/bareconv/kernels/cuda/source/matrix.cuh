@@ -239,18 +239,23 @@ struct Tile {
 };
 
 // All ``chunks`` of the sum from both sources, AHEAD of them on their way at a time. At the end the shared memory is free
-// again.
-template <int AHEAD, class Tile, class LeftSource, class RightSource>
-DEVICE void add_chunks(Tile& tile, u8* shared, int chunks, LeftSource left, RightSource right) {
+// again. ``before_left`` is called once the first copies of the right operand are on their way.
+template <int AHEAD, class Tile, class LeftSource, class RightSource, class BeforeLeft>
+DEVICE void add_chunks(Tile& tile, u8* shared, int chunks, LeftSource left, RightSource right, BeforeLeft&& before_left) {
     typedef typename Tile::Type Type;
+    const auto left_of = [&](int stage) { return (Type*)(shared + stage * Tile::STAGE_BYTES); };
+    const auto right_of = [&](int stage) { return (Type*)(shared + stage * Tile::STAGE_BYTES + Tile::Left::BYTES); };
     const auto start = [&](int stage) {
-        u8* to = shared + stage * Tile::STAGE_BYTES;
-        left.copy((Type*)to);
-        right.copy((Type*)(to + Tile::Left::BYTES));
+        left.copy(left_of(stage));
+        right.copy(right_of(stage));
     };
 #pragma unroll
+    for (int stage = 0; stage < AHEAD - 1; stage++)
+        if (stage < chunks) right.copy(right_of(stage));
+    before_left();
+#pragma unroll
     for (int stage = 0; stage < AHEAD - 1; stage++) {
-        if (stage < chunks) start(stage);
+        if (stage < chunks) left.copy(left_of(stage));
         end_copies();
     }
     int stage = 0, free = AHEAD - 1;

@@ -6,6 +6,8 @@
 //
 // SUM: NO_SUM, BEFORE_RELU, AFTER_RELU. RELU 0 or 1. Pool: windows of POOL_H x POOL_W that do not overlap; 1 x 1 is none.
 // The winners of a pool, and what the relu lets through, are not stored: backward reads x anyhow and finds them again.
+// Only where the relu comes after the sum it would have to read more; then ``passed`` has a bit for each number, those of
+// a vector in a byte.
 //
 // x, y, dy, dx (images, HEIGHT, WIDTH, CHANNELS) in PRECISION. ``coefficients`` float [6][padded channels]: mean, 1 / std,
 // scale, shift, slope, offset; zeros in the padding, which keeps y's and dx's padding zero.
@@ -120,6 +122,35 @@ DEVICE int winner(const Numbers (&x)[CELLS], int i, float scale, float shift, fl
 
 #endif
 
+#if STAGE == FINISH_STATISTICS || STAGE == FINISH_GRADIENTS
+
+// A block has SIDE channels, which fill what memory hands out at once; GROUPS threads share the parts of each.
+constexpr int SIDE = 8, GROUPS = THREADS / SIDE, WARPS = THREADS / 32, AT_ONCE = 8;
+static_assert(WARPS >= SIDE, "a warp for each channel at the end");
+
+// The sums of a channel's threads, which all lanes of the warp that has the channel's number then have.
+template <int COUNT>
+DEVICE void sum_over_groups(float (&sums)[COUNT]) {
+    SHARED float shared[COUNT][SIDE][WARPS];
+    const int warp = warp_of_block(), lane = lane_of_warp();
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        sums[k] += shuffle_xor(sums[k], 8);
+        sums[k] += shuffle_xor(sums[k], 16);
+        if (lane < SIDE) shared[k][lane][warp] = sums[k];
+    }
+    sync_block();
+    if (warp >= SIDE) return;
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        sums[k] = lane < WARPS ? shared[k][warp][lane] : 0.f;
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) sums[k] += shuffle_xor(sums[k], mask);
+    }
+}
+
+#endif
+
 #if STAGE == STATISTICS
 
 // parts[block][0][channel]: the mean of the block's rows, [1]: the sum of the squares of their distances from it. After
@@ -173,53 +204,62 @@ statistics(const Kind* RESTRICT x, const Control* RESTRICT control, float* RESTR
 
 #elif STAGE == FINISH_STATISTICS
 
-constexpr int SIDE = 8, GROUPS = THREADS / SIDE;  // channels of a block, and threads that share one
-
-struct Moments {
-    float count, mean, squares;
-};
-
-// Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
-DEVICE Moments merged(const Moments& a, const Moments& b) {
-    if (b.count == 0.f) return a;
-    const float count = a.count + b.count, share = b.count / count, distance = b.mean - a.mean;
-    return {count, a.mean + distance * share, a.squares + b.squares + distance * distance * a.count * share};
-}
-
+// The parts merged about some number of the same channel, as statistics does it with pixels: so no part waits for
+// another. With a part's count n, mean m and squares s, and d = m - pivot,
+//   mean = pivot + sum(n d) / count,   variance = (sum(s + n d d) - sum(n d)^2 / count) / count
+// The pivot is the mean of part 0: a number, and of the step's first pixels, or squares of means would cancel.
 KERNEL(THREADS, 1)
 finish_statistics(const float* RESTRICT parts, const float* RESTRICT gamma, const float* RESTRICT beta,
                   float* RESTRICT running_mean, float* RESTRICT running_var, float* RESTRICT coefficients) {
-    SHARED Moments shared[THREADS];
-    const int channel = blockIdx.x * SIDE + threadIdx.x % SIDE, group = threadIdx.x / SIDE;
+    const int group = threadIdx.x / SIDE, channel = blockIdx.x * SIDE + warp_of_block();
+    const float* means = parts + blockIdx.x * SIDE;
+    const float* counts = parts + (long long)PARTS * (2 * PITCH);
     wait_for_kernels_before();
     let_next_kernel_start();
-    const float* counts = parts + (long long)PARTS * (2 * PITCH);
-    Moments mine = {0.f, 0.f, 0.f};
-#pragma unroll 4
-    for (int part = group; part < PARTS; part += GROUPS) {
-        const float* from = parts + (long long)part * (2 * PITCH) + channel;
-        mine = merged(mine, {counts[part], from[0], from[PITCH]});
-    }
-    shared[threadIdx.x] = mine;
-    for (int half = GROUPS / 2; half > 0; half /= 2) {
-        sync_block();
-        if (group < half) shared[threadIdx.x] = merged(shared[threadIdx.x], shared[threadIdx.x + half * SIDE]);
-    }
-    if (group > 0) return;
-    mine = shared[threadIdx.x];
-    float inv_std = 0.f, scale = 0.f, shift = 0.f;
-    if (channel < CHANNELS) {
-        const float count = max(mine.count, 1.f), var = mine.squares / count;
-        inv_std = 1.f / sqrtf(var + (float)(EPS));
-        scale = gamma[channel] * inv_std;
-        shift = fmaf(-mine.mean, scale, beta[channel]);
-        if (mine.count > 0.f) {
-            const float keep = (float)(1.0 - (MOMENTUM)), take = (float)(MOMENTUM);
-            running_mean[channel] = running_mean[channel] * keep + take * mine.mean;
-            running_var[channel] = running_var[channel] * keep + take * (var * (count / max(count - 1.f, 1.f)));
+    // What the end needs is on its way while the parts are added up.
+    const bool ends = warp_of_block() < SIDE, exists = ends && channel < CHANNELS;
+    const float pivot = means[threadIdx.x % SIDE], pivot_of_end = means[warp_of_block() % SIDE];
+    const float own_gamma = exists ? gamma[channel] : 0.f, own_beta = exists ? beta[channel] : 0.f;
+    const float old_mean = exists ? running_mean[channel] : 0.f, old_var = exists ? running_var[channel] : 0.f;
+    float sums[3] = {};
+    for (int begin = group; begin < PARTS; begin += AT_ONCE * GROUPS) {
+        float count[AT_ONCE], mean[AT_ONCE], squares[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            const int part = begin + u * GROUPS;
+            const float* from = means + (long long)part * (2 * PITCH) + threadIdx.x % SIDE;
+            const bool there = part < PARTS;
+            count[u] = there ? counts[part] : 0.f;
+            mean[u] = there ? from[0] : 0.f;
+            squares[u] = there ? from[PITCH] : 0.f;
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            if (!(count[u] > 0.f)) continue;
+            const float distance = mean[u] - pivot, all = count[u] * distance;
+            sums[0] += count[u];
+            sums[1] += all;
+            sums[2] += fmaf(all, distance, squares[u]);
         }
     }
-    coefficients[MEAN + channel] = channel < CHANNELS ? mine.mean : 0.f;
+    sum_over_groups(sums);
+    if (!ends || lane_of_warp() > 0) return;
+    float mean = 0.f, inv_std = 0.f, scale = 0.f, shift = 0.f;
+    if (exists) {
+        const float count = max(sums[0], 1.f), distance = sums[1] / count;
+        const float var = max(fmaf(-sums[1], distance, sums[2]), 0.f) / count;
+        mean = pivot_of_end + distance;
+        inv_std = 1.f / sqrtf(var + (float)(EPS));
+        scale = own_gamma * inv_std;
+        shift = fmaf(-mean, scale, own_beta);
+        if (sums[0] > 0.f) {
+            const float keep = (float)(1.0 - (MOMENTUM)), take = (float)(MOMENTUM);
+            running_mean[channel] = old_mean * keep + take * mean;
+            running_var[channel] = old_var * keep + take * (var * (count / max(count - 1.f, 1.f)));
+        }
+    }
+    if (channel >= PITCH) return;
+    coefficients[MEAN + channel] = mean;
     coefficients[INV_STD + channel] = inv_std;
     coefficients[SCALE + channel] = scale;
     coefficients[SHIFT + channel] = shift;
@@ -248,7 +288,12 @@ use_running(const float* RESTRICT gamma, const float* RESTRICT beta, const float
 
 KERNEL(THREADS, 3)
 apply(const Kind* RESTRICT x, const Kind* RESTRICT other, const float* RESTRICT coefficients,
-      const Control* RESTRICT control, Kind* RESTRICT y) {
+      const Control* RESTRICT control, Kind* RESTRICT y
+#if REMEMBERS
+      ,
+      u8* RESTRICT passed
+#endif
+) {
     constexpr int TILE = LANES * UNROLL;
     const Place place = my_place();
     wait_for_kernels_before();
@@ -274,30 +319,35 @@ apply(const Kind* RESTRICT x, const Kind* RESTRICT other, const float* RESTRICT 
             const int row = tile * TILE + u * LANES + place.lane;
             if (row >= rows) break;
             float values[N];
+            u32 signs = 0;
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 float z;
                 winner(loaded[u], i, scale[i], shift[i], z);
                 if constexpr (SUM == BEFORE_RELU) z += added[u][i];
+                signs |= (u32)(z > 0.f) << i;
                 if constexpr (RELU) z = relu(z);
                 if constexpr (SUM == AFTER_RELU) z += added[u][i];
                 values[i] = z;
             }
             Numbers::of(values).store(y + (long long)row * PITCH + place.vector * N);
+#if REMEMBERS
+            passed[(long long)row * VECTORS + place.vector] = (u8)signs;
+#endif
         }
     }
 }
 
 #elif STAGE == SUM_GRADIENTS
 
-// parts[block][0][channel]: the sum of dz, [1]: of dz (x - mean). With BEFORE_RELU the relu's share is told from y, and
-// dy without what it holds back goes to ``masked``, which may be dy: it is the gradient of ``other``, too.
+// parts[block][0][channel]: the sum of dz, [1]: of dz (x - mean). Where the relu comes after the sum, dy without what
+// it holds back goes to ``masked``, which may be dy: it is the gradient of ``other``, too.
 KERNEL(THREADS, 2)
-sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, const float* RESTRICT coefficients,
+sum_gradients(const Kind* RESTRICT x, const Kind* dy, const u8* RESTRICT passed, const float* RESTRICT coefficients,
               const Control* RESTRICT control, float* RESTRICT parts, Kind* masked) {
     SHARED_MEMORY(memory);
     constexpr int TILE = LANES * UNROLL;
-    constexpr bool BY_Y = RELU && SUM == BEFORE_RELU;
+    constexpr bool IS_TOLD = RELU && SUM == BEFORE_RELU;
     const Place place = my_place();
     wait_for_kernels_before();
     let_next_kernel_start();
@@ -309,7 +359,8 @@ sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, co
         load_floats(scale, coefficients + SCALE + place.vector * N);
         load_floats(shift, coefficients + SHIFT + place.vector * N);
         for (int tile = blocks_of(rows, TILE) - 1 - blockIdx.x; tile >= 0; tile -= gridDim.x) {
-            Numbers loaded[UNROLL][CELLS], given[UNROLL], result[UNROLL];
+            Numbers loaded[UNROLL][CELLS], given[UNROLL];
+            [[maybe_unused]] u32 signs[UNROLL];
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const int row = tile * TILE + u * LANES + place.lane;
@@ -320,7 +371,7 @@ sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, co
                 for (int cell = 0; cell < CELLS; cell++)
                     loaded[u][cell] = Numbers::load(from + pixel_of_cell(cell) * PITCH);
                 given[u] = Numbers::load(dy + at);
-                if constexpr (BY_Y) result[u] = Numbers::load(y + at);
+                if constexpr (IS_TOLD) signs[u] = passed[(long long)row * VECTORS + place.vector];
             }
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
@@ -334,12 +385,13 @@ sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, co
 #pragma unroll
                     for (int cell = 1; cell < CELLS; cell++) won = found == cell ? loaded[u][cell][i] : won;
                     float d = given[u][i];
-                    if constexpr (RELU) d = (BY_Y ? result[u][i] : z) > 0.f ? d : 0.f;
+                    if constexpr (IS_TOLD) d = signs[u] >> i & 1 ? d : 0.f;
+                    else if constexpr (RELU) d = z > 0.f ? d : 0.f;
                     values[i] = d;
                     sums[0][i] += d;
                     sums[1][i] = fmaf(d, won - mean[i], sums[1][i]);
                 }
-                if constexpr (BY_Y) Numbers::of(values).store(masked + (long long)row * PITCH + place.vector * N);
+                if constexpr (IS_TOLD) Numbers::of(values).store(masked + (long long)row * PITCH + place.vector * N);
             }
         }
     }
@@ -353,41 +405,41 @@ sum_gradients(const Kind* RESTRICT x, const Kind* dy, const Kind* RESTRICT y, co
 
 #elif STAGE == FINISH_GRADIENTS
 
-constexpr int SIDE = 8, GROUPS = THREADS / SIDE;
-
 // The parameters' gradients, and what pass 2 needs of them.
 KERNEL(THREADS, 1)
 finish_gradients(const float* RESTRICT parts, const Control* RESTRICT control, float* RESTRICT coefficients,
                  float* RESTRICT dgamma, float* RESTRICT dbeta) {
-    SHARED float2 shared[THREADS];
-    const int channel = blockIdx.x * SIDE + threadIdx.x % SIDE, group = threadIdx.x / SIDE;
+    const int group = threadIdx.x / SIDE, channel = blockIdx.x * SIDE + warp_of_block();
     wait_for_kernels_before();
     let_next_kernel_start();
+    const bool ends = warp_of_block() < SIDE, exists = ends && channel < CHANNELS;
+    const float inv_std = exists ? coefficients[INV_STD + channel] : 0.f;
+    const float scale = exists ? coefficients[SCALE + channel] : 0.f;
+    const float mean = exists ? coefficients[MEAN + channel] : 0.f;
     const float count = (float)max(control->images * PIXELS, 1);
-    float2 mine = {0.f, 0.f};
-#pragma unroll 4
-    for (int part = group; part < PARTS; part += GROUPS) {
-        const float* from = parts + (long long)part * (2 * PITCH) + channel;
-        mine.x += from[0], mine.y += from[PITCH];
-    }
-    shared[threadIdx.x] = mine;
-    for (int half = GROUPS / 2; half > 0; half /= 2) {
-        sync_block();
-        if (group < half) {
-            const float2 more = shared[threadIdx.x + half * SIDE];
-            shared[threadIdx.x].x += more.x, shared[threadIdx.x].y += more.y;
+    float sums[2] = {};
+    for (int begin = group; begin < PARTS; begin += AT_ONCE * GROUPS) {
+        float one[AT_ONCE], two[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            const int part = begin + u * GROUPS;
+            const float* from = parts + (long long)part * (2 * PITCH) + blockIdx.x * SIDE + threadIdx.x % SIDE;
+            one[u] = part < PARTS ? from[0] : 0.f;
+            two[u] = part < PARTS ? from[PITCH] : 0.f;
         }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) sums[0] += one[u], sums[1] += two[u];
     }
-    if (group > 0) return;
-    mine = shared[threadIdx.x];
+    sum_over_groups(sums);
+    if (!ends || lane_of_warp() > 0) return;
     float slope = 0.f, offset = 0.f;
-    if (channel < CHANNELS) {
-        const float inv_std = coefficients[INV_STD + channel], scale = coefficients[SCALE + channel];
-        dbeta[channel] = mine.x;
-        dgamma[channel] = mine.y * inv_std;
-        slope = -scale * inv_std * (mine.y * inv_std) / count;
-        offset = -scale * mine.x / count - slope * coefficients[MEAN + channel];
+    if (exists) {
+        dbeta[channel] = sums[0];
+        dgamma[channel] = sums[1] * inv_std;
+        slope = -scale * inv_std * (sums[1] * inv_std) / count;
+        offset = -scale * sums[0] / count - slope * mean;
     }
+    if (channel >= PITCH) return;
     coefficients[SLOPE + channel] = slope;
     coefficients[OFFSET + channel] = offset;
 }

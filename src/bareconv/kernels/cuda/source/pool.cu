@@ -77,7 +77,7 @@ max_pool(const Kind* RESTRICT x, const Control* RESTRICT control,
 avg_pool(const Kind* RESTRICT x, const Control* RESTRICT control, Kind* RESTRICT y) {
 #endif
     SHARED_MEMORY(memory);
-    constexpr int ITEMS = THREADS / SHARES, EACH = blocks_of(TAPS, SHARES);
+    constexpr int ITEMS = THREADS / SHARES, EACH = blocks_of(TAPS, SHARES), AT_ONCE = EACH <= 9 ? EACH : 8;
     constexpr bool INSIDE = PADDING_H == 0 && PADDING_W == 0;
     const int item = threadIdx.x % ITEMS, share = threadIdx.x / ITEMS;
     wait_for_kernels_before();
@@ -94,22 +94,31 @@ avg_pool(const Kind* RESTRICT x, const Control* RESTRICT control, Kind* RESTRICT
     for (int i = 0; i < N; i++) result[i] = 0.f, found[i] = -1;
     if (mine < count) {
         const Kind* from = x + (long long)image * (HEIGHT * WIDTH * PITCH) + vector * N;
-        const int begin = share * EACH, end = min(begin + EACH, TAPS);
+        const int begin = share * EACH;
         // As many at once as hide each other's latency.
-#pragma unroll AT_ONCE
-        for (int tap = begin; tap < end; tap++) {
-            const int i = top + tap / KERNEL_W * DILATION_H, j = left + tap % KERNEL_W * DILATION_W;
-            const bool inside = INSIDE || (i >= 0 && i < HEIGHT && j >= 0 && j < WIDTH);
-            const Numbers one = inside ? Numbers::load(from + (i * WIDTH + j) * PITCH) : Numbers{};
+#pragma unroll 1
+        for (int done = 0; done < EACH; done += AT_ONCE) {
+            Numbers loaded[AT_ONCE];
+            bool inside[AT_ONCE];
 #pragma unroll
-            for (int c = 0; c < N; c++) {
-                const float value = one[c];
-                if constexpr (KIND == AVERAGE) {
-                    result[c] += value;
-                } else if (inside && (found[c] < 0 || is_larger(value, result[c]))) {
-                    result[c] = value, found[c] = tap;
-                }
+            for (int u = 0; u < AT_ONCE; u++) {
+                const int tap = begin + done + u;
+                const int i = top + tap / KERNEL_W * DILATION_H, j = left + tap % KERNEL_W * DILATION_W;
+                const bool exists = (SHARES * EACH == TAPS || tap < TAPS) && (EACH % AT_ONCE == 0 || done + u < EACH);
+                inside[u] = exists && (INSIDE || (i >= 0 && i < HEIGHT && j >= 0 && j < WIDTH));
+                loaded[u] = inside[u] ? Numbers::load(from + (i * WIDTH + j) * PITCH) : Numbers{};
             }
+#pragma unroll
+            for (int u = 0; u < AT_ONCE; u++)
+#pragma unroll
+                for (int c = 0; c < N; c++) {
+                    const float value = loaded[u][c];
+                    if constexpr (KIND == AVERAGE) {
+                        result[c] += value;
+                    } else if (inside[u] && (found[c] < 0 || is_larger(value, result[c]))) {
+                        result[c] = value, found[c] = begin + done + u;
+                    }
+                }
         }
     }
     if constexpr (SHARES > 1) {

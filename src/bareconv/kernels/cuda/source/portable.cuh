@@ -20,7 +20,7 @@ struct bf16 {
 // An entry: at most THREADS threads a block, and registers such that BLOCKS blocks fit on a multiprocessor.
 #define KERNEL(THREADS, BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 // The block's shared memory, of the size that the launch says.
-#define SHARED_MEMORY(name) extern __shared__ __align__(128) u8 name[]
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) u8 name[]
 // A variable of the block; only for the few that are not worth a place in SHARED_MEMORY.
 #define SHARED __shared__
 #define RESTRICT __restrict__
@@ -40,6 +40,17 @@ DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, va
 DEVICE u32 shuffle(u32 value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+// max(value, 0); a NaN stays one.
+DEVICE float relu(float value) {
+#if __CUDA_ARCH__ >= 800
+    float result;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(value));
+    return result;
+#else
+    return value < 0.f ? 0.f : value;
+#endif
+}
 
 // Two numbers as bf16, the first in the lower half; to nearest, ties to even.
 DEVICE u32 pack(float low, float high) {

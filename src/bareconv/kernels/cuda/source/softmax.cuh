@@ -21,6 +21,8 @@ DEVICE Outcome softmax_cross_entropy(Logit&& logit, int label, float smoothing, 
     const float share = smoothing / K;
     float top = -3.402823466e38f;
     int best = K;
+    // A lane that has all classes has them in registers, which have no addresses.
+#pragma unroll(SPREAD == 1 ? K : 1)
     for (int k = lane; k < K; k += SPREAD) {
         const float z = logit(k);
         if (z > top || best == K) top = z, best = k;
@@ -32,6 +34,7 @@ DEVICE Outcome softmax_cross_entropy(Logit&& logit, int label, float smoothing, 
         if (other > top || (other == top && its < best)) top = other, best = its;
     }
     float total = 0.f, below = 0.f, chosen = 0.f;  // sums of exp(z - top), z - top, and z - top of the label
+#pragma unroll(SPREAD == 1 ? K : 1)
     for (int k = lane; k < K; k += SPREAD) {
         const float z = logit(k) - top;
         total += expf(z), below += z;
@@ -44,6 +47,7 @@ DEVICE Outcome softmax_cross_entropy(Logit&& logit, int label, float smoothing, 
         chosen += shuffle_xor(chosen, mask);
     }
     const float scale = 1.f / images, inverse = 1.f / total;
+#pragma unroll(SPREAD == 1 ? K : 1)
     for (int k = lane; k < K; k += SPREAD) {
         const float target = (k == label ? 1.f - smoothing : 0.f) + share;
         gradient(k, (expf(logit(k) - top) * inverse - target) * scale);

@@ -23,6 +23,8 @@ constexpr int PIECE = 16 / Number::BYTES;  // numbers of a piece
 constexpr int pieces_of(int numbers) { return blocks_of(numbers, PIECE); }
 // An odd number of pieces, so that eight pixels in a row lie in different banks.
 constexpr int pixel_bytes(int numbers) { return (pieces_of(numbers) | 1) * 16; }
+// So many that four pixels in a row do, of each of which eight lanes read 4, 8 or 16 bytes that follow each other.
+constexpr int vector_pixel_bytes(int numbers) { return ((pieces_of(numbers) + 1) / 4 * 4 + 2) * 16; }
 
 // Sizes: A's outputs, what is kept of them, the same of B. A pool drops an odd last row or column.
 constexpr int A_TAKES = A_POOL ? 2 : 1, B_TAKES = B_POOL ? 2 : 1;
@@ -45,10 +47,10 @@ constexpr int B_SQUARE_ROWS = B_POOL ? B_HEIGHT : blocks_of(B_HEIGHT, 2);
 
 // Pixels in shared memory, in four quarters: those of even and of odd rows and columns apart. Then the pixels at the
 // same place of neighbouring squares are neighbours.
-template <int ROWS_, int COLUMNS_, int NUMBERS>
+template <int ROWS_, int COLUMNS_, int NUMBERS, int PIXEL_ = pixel_bytes(NUMBERS)>
 struct Picture {
     static constexpr int ROWS = even(ROWS_), COLUMNS = even(COLUMNS_), PIECES = pieces_of(NUMBERS);
-    static constexpr int PIXEL = pixel_bytes(NUMBERS), ROW = COLUMNS / 2 * PIXEL, QUARTER = ROWS / 2 * ROW;
+    static constexpr int PIXEL = PIXEL_, ROW = COLUMNS / 2 * PIXEL, QUARTER = ROWS / 2 * ROW;
     static constexpr int BYTES = 4 * QUARTER;
     DEVICE static constexpr int at(int row, int column) {
         return ((row & 1) * 2 + (column & 1)) * QUARTER + (row >> 1) * ROW + (column >> 1) * PIXEL;
@@ -215,6 +217,23 @@ DEVICE void store_words(void* to, const u32 (&words)[WORDS]) {
     }
 }
 
+// A number as it is kept in 32 bits.
+DEVICE u32 word_of(float value) { return bits_of(PRECISION == TF32 ? round_tf32(value) : value); }
+
+template <int WORDS>
+DEVICE void load_words(u32 (&words)[WORDS], const void* from) {
+    static_assert(WORDS == 1 || WORDS == 2 || WORDS == 4, "as one load has them");
+    if constexpr (WORDS == 4) {
+        const uint4 four = *(const uint4*)from;
+        words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+    } else if constexpr (WORDS == 2) {
+        const uint2 two = *(const uint2*)from;
+        words[0] = two.x, words[1] = two.y;
+    } else {
+        words[0] = *(const u32*)from;
+    }
+}
+
 // Numbers that follow each other.
 template <int COUNT>
 DEVICE void store_numbers(void* to, const float (&values)[COUNT]) {
@@ -222,7 +241,7 @@ DEVICE void store_numbers(void* to, const float (&values)[COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 4 / Number::BYTES) {
         if constexpr (Number::BYTES == 2) words[i / 2] = pack(values[i], values[i + 1]);
-        else words[i] = bits_of(PRECISION == TF32 ? round_tf32(values[i]) : values[i]);
+        else words[i] = word_of(values[i]);
     }
     store_words(to, words);
 }
@@ -267,11 +286,11 @@ DEVICE void spread_pixels(u8* lines, const u8* image, int first_row, int thread)
 }
 
 // What a band of B's squares reads: rows of A's results, and of lines for them.
-template <int SQUARE_ROWS>
+template <int SQUARE_ROWS, int PIXEL = pixel_bytes(A_CHANNELS)>
 struct BandOfB {
     static constexpr int ROWS = 2 * SQUARE_ROWS + B_KERNEL_H - 1;
     static constexpr int A_SQUARE_ROWS = A_POOL ? ROWS : blocks_of(ROWS, 2);
-    typedef Picture<ROWS, 2 * B_SQUARES + B_KERNEL_W - 1, A_CHANNELS> Activation;
+    typedef Picture<ROWS, 2 * B_SQUARES + B_KERNEL_W - 1, A_CHANNELS, PIXEL> Activation;
     typedef Picture<2 * A_SQUARE_ROWS + A_KERNEL_H - 1, 2 * A_SQUARES, LINE_NUMBERS> Lines;
     // Rows of squares before it -> the row of A's results, and of the image, that local row 0 is.
     DEVICE static int first_row(int squares) { return 2 * squares - B_PADDING_H; }
@@ -345,7 +364,7 @@ DEVICE void first_activation(u8* to, const u8* lines, const u8* weights, const f
                             value = fmaxf(value, sum[1][tile][e]);
                             value = fmaxf(value, fmaxf(sum[0][tile][2 + e], sum[1][tile][2 + e]));
                         }
-                        values[i] = inside ? fmaxf(value + added[i], 0.f) : 0.f;
+                        values[i] = inside ? relu(value + added[i]) : 0.f;
                     }
                     if (x < A_WIDTH && x + B_PADDING_W < To::COLUMNS && y < To::ROWS)
                         store_numbers(to + To::at(y, x + B_PADDING_W) + filter * Number::BYTES, values);

@@ -3,6 +3,13 @@
 #pragma once
 #include "stem.cuh"
 
+// In tf32 the lowest bits of a number are free, and the place of the maximum is kept there: a square has one number
+// then instead of four, of which three are zeros.
+constexpr bool PLACED = PRECISION == TF32 && B_POOL;
+
+// Such a number at ``place``.
+DEVICE u32 at_place(u32 placed, int place) { return (placed & 3u) == (u32)place ? placed : 0u; }
+
 // A piece of a pixel's gradients, and the code of each: the place of the maximum in its square, plus 4 where relu
 // lets nothing through.
 struct Piece {
@@ -42,6 +49,11 @@ struct Piece {
 #pragma unroll
         for (int i = 0; i < PIECE / 4; i++) refused[i] = codes[i] << 5;
         return without(refused);
+    }
+    // Of 32 bits: with their places.
+    DEVICE uint4 placed() const {
+        const uint4 four = alive();
+        return uint4{four.x | (codes[0] & 3u), four.y | (codes[0] >> 8 & 3u), four.z | (codes[0] >> 16 & 3u), four.w | (codes[0] >> 24 & 3u)};
     }
 };
 

@@ -3,35 +3,38 @@
 //   partial_weight_b[part][r][s][c][k] = sum over images and (p, q) of A[p + r][q + s][c] dY[p][q][k]
 //   partial_bias_b[part][k]            = sum of dY[p][q][k]
 //
-// Both operands are pixel by pixel in shared memory, and the sum runs over pixels: matrices are transposed as they are
-// loaded. A warp has 16 B_TILES filters and WARP_PIECES pieces of A's channels, for all taps, in registers from the
-// first image to the last; where there are more warps than that takes, several have the same and share the pixels.
+// Both operands are pixel by pixel in shared memory, and the sum runs over pixels: matrices of 16 bits are transposed as
+// they are loaded; of 32 bits a lane loads a vector of its own pixel, whose numbers are as many matrices' columns. A warp
+// has 16 B_TILES filters and WARP_EIGHTS eights of A's channels, for all taps, in registers from the first image to the
+// last; where there are more warps than that takes, several have the same and share the pixels.
 #include "stem_backward.cuh"
 
-typedef BandOfB<BAND_ROWS> Band;
+constexpr int ACTIVATION_PIXEL = PRECISION == BFLOAT16 ? pixel_bytes(A_CHANNELS) : vector_pixel_bytes(A_CHANNELS);
+typedef BandOfB<BAND_ROWS, ACTIVATION_PIXEL> Band;
 typedef Band::Activation Activation;
 typedef Band::Lines Lines;
 
-static_assert(PRECISION == BFLOAT16, "matrices of 16 bits are transposed");
 constexpr int A_COUNT = tiles_at_once(A_CHANNELS / 8, 2);
 constexpr int GROUPS = blocks_of(BAND_ROWS * B_SQUARES, 8);
 constexpr int B_COLUMNS = blocks_of(B_CHANNELS, 16) * 16;
-constexpr int GRADIENT_PIXEL = pixel_bytes(B_COLUMNS), PLACE_BYTES = GROUPS * 8 * GRADIENT_PIXEL;
-constexpr int PIECE_SHARES = Activation::PIECES / WARP_PIECES, SHARES = PIECE_SHARES * (B_COLUMNS / (16 * B_TILES));
+constexpr int GRADIENT_PIXEL = PRECISION == BFLOAT16 ? pixel_bytes(B_COLUMNS) : vector_pixel_bytes(B_COLUMNS);
+constexpr int PLACE_BYTES = GROUPS * 8 * GRADIENT_PIXEL, PLACES = PLACED ? 1 : 4;  // that are apart in memory
+constexpr int CHANNEL_SHARES = A_CHANNELS / 8 / WARP_EIGHTS, SHARES = CHANNEL_SHARES * (B_COLUMNS / (16 * B_TILES));
 constexpr int TURNS = WARPS / SHARES;  // warps of a team that have the same share
-constexpr int COUNT = B_TAPS * WARP_PIECES * B_TILES * 4;
+constexpr int COUNT = B_TAPS * WARP_EIGHTS * B_TILES * 4;
 
 // Shared memory of a team.
 constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + 2 * PIXELS_BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
 constexpr int AT_ACTIVATION = AT_LINES + Lines::BYTES, AT_GRADIENT = AT_ACTIVATION + Activation::BYTES;
-constexpr int TEAM_BYTES = AT_GRADIENT + 4 * PLACE_BYTES;
+constexpr int TEAM_BYTES = AT_GRADIENT + PLACES * PLACE_BYTES;
 constexpr int END_BYTES = larger(TEAMS * TURNS > 1 ? SHARES * COUNT * 128 : 0, TEAMS * THREADS * PIECE * 4);
 static_assert(larger(TEAMS * TEAM_BYTES, END_BYTES) == SHARED_BYTES, "as the host has it");
-static_assert(WARPS % SHARES == 0 && Activation::PIECES % WARP_PIECES == 0, "every warp has a share");
+static_assert(WARPS % SHARES == 0 && A_CHANNELS / 8 % WARP_EIGHTS == 0, "every warp has a share");
 
 constexpr int SPREADING = THREADS / B_PIECES * B_PIECES;  // threads, each with a piece of its own
 
-// dY of a band, [place in the square][square][filter], zeros where there is no output, and its sum over pixels.
+// dY of a band, [place in the square][square][filter] or in one with its places, zeros where there is no output, and its
+// sum over pixels.
 DEVICE void spread_gradient(u8* to, float (&bias)[PIECE], const Number::Type* RESTRICT dy, const u8* RESTRICT where, int image, int before, int thread) {
     const int piece = thread % B_PIECES;
     if (thread >= SPREADING) return;
@@ -43,8 +46,9 @@ DEVICE void spread_gradient(u8* to, float (&bias)[PIECE], const Number::Type* RE
             Piece gradient;
             if (square < BAND_ROWS * B_SQUARES && row < B_HEIGHT) gradient = Piece(dy, where, place_of(image, row, column) + piece * PIECE);
             add_piece(bias, gradient.alive());
+            if constexpr (PLACED) *(uint4*)mine = gradient.placed();
 #pragma unroll
-            for (int place = 0; place < 4; place++) *(uint4*)(mine + place * PLACE_BYTES) = gradient.at_place(place);
+            for (int place = PLACED ? 4 : 0; place < 4; place++) *(uint4*)(mine + place * PLACE_BYTES) = gradient.at_place(place);
         } else {
 #pragma unroll
             for (int place = 0; place < 4; place++) {
@@ -60,6 +64,78 @@ DEVICE void spread_gradient(u8* to, float (&bias)[PIECE], const Number::Type* RE
     }
 }
 
+// dW += A's results * dY of eight squares. ``channel``, ``filter``: the first ones.
+template <int P>
+DEVICE void add_products(float (&sum)[COUNT], const u8* activation, const u8* gradient, int group, int squares, int channel, int filter, int lane) {
+    // Four matrices of A's results: a column of the squares and the one beside it, of two pieces or of the next squares
+    // too. Four of dY: 16 filters of the left and of the right column.
+    const int of_activation = (lane >> 3 & 1) * Activation::QUARTER + (lane >> 4) * (WARP_EIGHTS == 2 ? 16 : Activation::PIXEL) + channel * 2;
+    const int of_gradient = (lane >> 3 & 1) * 16 + (lane >> 4) * PLACE_BYTES + (lane & 7) * GRADIENT_PIXEL + filter * 2;
+    const int read = min(group * 8 + (lane & 7), squares - 1);
+    const u8* from = activation + read / B_SQUARES * Activation::ROW + read % B_SQUARES * Activation::PIXEL + of_activation;
+    u32 left[2][B_TILES][4];
+#pragma unroll
+    for (int i = 0; i < 2 * B_TILES; i++)
+        load_matrices_transposed(left[i / B_TILES][i % B_TILES],
+                                 gradient + group * 8 * GRADIENT_PIXEL + of_gradient + i / B_TILES * 2 * PLACE_BYTES + i % B_TILES * 32);
+#pragma unroll
+    for (int y = 0; y <= B_KERNEL_H; y++) {  // a row of pixels, for the two rows of outputs that read it
+        constexpr int AT_ONCE = 4 / WARP_EIGHTS;
+        u32 row[blocks_of(B_KERNEL_W + 1, AT_ONCE)][4];
+#pragma unroll
+        for (int i = 0; i < blocks_of(B_KERNEL_W + 1, AT_ONCE); i++) load_matrices_transposed(row[i], from + Activation::at(y, i * AT_ONCE));
+#pragma unroll
+        for (int i = 0; i < 2 * B_KERNEL_W * WARP_EIGHTS; i++) {
+            const int s = i / 2 / WARP_EIGHTS, p = i / 2 % WARP_EIGHTS, up = i % 2, r = y - up;
+            if (r < 0 || r >= B_KERNEL_H) continue;
+            const u32 b0 = row[s / AT_ONCE][p * 2 + s % AT_ONCE], b1 = row[(s + 1) / AT_ONCE][p * 2 + (s + 1) % AT_ONCE];
+#pragma unroll
+            for (int tile = 0; tile < B_TILES; tile++) {
+                float(&to)[4] = *(float(*)[4]) & sum[(((r * B_KERNEL_W + s) * WARP_EIGHTS + p) * B_TILES + tile) * 4];
+                multiply(to, left[up][tile], b0, b1);
+            }
+        }
+    }
+}
+
+// The same in 32 bits. A product has eight squares' pixels at one place; a lane reads those of squares lane % 4 and 4 more.
+template <>
+DEVICE void add_products<TF32>(float (&sum)[COUNT], const u8* activation, const u8* gradient, int group, int squares, int channel, int filter, int lane) {
+    const u8* from[2];
+    u32 left[4][B_TILES][4];  // by place in the square
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int square = group * 8 + half * 4 + (lane & 3), read = min(square, squares - 1);
+        from[half] = activation + read / B_SQUARES * Activation::ROW + read % B_SQUARES * Activation::PIXEL + (channel + (lane >> 2) * WARP_EIGHTS) * 4;
+        const u8* mine = gradient + square * GRADIENT_PIXEL + (filter + (lane >> 2) * 2 * B_TILES) * 4;
+        u32 words[2 * B_TILES];
+        load_words(words, mine);
+#pragma unroll
+        for (int place = 0; place < 4; place++) {
+            if (!PLACED && place > 0) load_words(words, mine + place * PLACE_BYTES);
+#pragma unroll
+            for (int i = 0; i < 2 * B_TILES; i++) left[place][i / 2][half * 2 + i % 2] = PLACED ? at_place(words[i], place) : words[i];
+        }
+    }
+#pragma unroll
+    for (int pixel = 0; pixel < (B_KERNEL_H + 1) * (B_KERNEL_W + 1); pixel++) {
+        const int y = pixel / (B_KERNEL_W + 1), x = pixel % (B_KERNEL_W + 1);
+        u32 right[2][WARP_EIGHTS];
+#pragma unroll
+        for (int half = 0; half < 2; half++) load_words(right[half], from[half] + Activation::at(y, x));
+#pragma unroll
+        for (int place = 0; place < 4; place++) {
+            const int r = y - place / 2, s = x - place % 2;
+            if (r < 0 || r >= B_KERNEL_H || s < 0 || s >= B_KERNEL_W) continue;
+#pragma unroll
+            for (int i = 0; i < WARP_EIGHTS * B_TILES; i++) {
+                float(&to)[4] = *(float(*)[4]) & sum[((r * B_KERNEL_W + s) * WARP_EIGHTS * B_TILES + i) * 4];
+                multiply(to, left[place][i % B_TILES], right[0][i / B_TILES], right[1][i / B_TILES]);
+            }
+        }
+    }
+}
+
 KERNEL(TEAMS * WARPS * 32, 1)
 stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Control* RESTRICT control,
                 const Number::Type* RESTRICT weight_a, const float* RESTRICT bias_a, const Number::Type* RESTRICT dy,
@@ -69,11 +145,7 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     u8* const own = shared + team.number * TEAM_BYTES;
     u8 *lines = own + AT_LINES, *activation = own + AT_ACTIVATION, *gradient = own + AT_GRADIENT;
     const int lane = team.lane, share = team.warp % SHARES, turn = team.warp / SHARES;
-    const int piece = share % PIECE_SHARES * WARP_PIECES, filter = share / PIECE_SHARES * 16 * B_TILES;
-    // Four matrices of A's results: a column of the squares and the one beside it, of two pieces or of the next squares
-    // too. Four of dY: 16 filters of the left and of the right column.
-    const int of_activation = (lane >> 3 & 1) * Activation::QUARTER + (lane >> 4) * (WARP_PIECES == 2 ? 16 : Activation::PIXEL) + piece * 16;
-    const int of_gradient = (lane >> 3 & 1) * 16 + (lane >> 4) * PLACE_BYTES + (lane & 7) * GRADIENT_PIXEL + filter * Number::BYTES;
+    const int channel = share % CHANNEL_SHARES * 8 * WARP_EIGHTS, filter = share / CHANNEL_SHARES * 16 * B_TILES;
     float sum[COUNT], bias[PIECE];
 #pragma unroll
     for (int i = 0; i < COUNT; i++) sum[i] = 0.f;
@@ -103,45 +175,23 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         const int squares = min(BAND_ROWS, B_SQUARE_ROWS - before) * B_SQUARES;
 #pragma unroll 1
         for (int group = turn; group < blocks_of(squares, 8); group += TURNS) {
-            const int read = min(group * 8 + (lane & 7), squares - 1);
-            const u8* from = activation + read / B_SQUARES * Activation::ROW + read % B_SQUARES * Activation::PIXEL + of_activation;
-            u32 left[2][B_TILES][4];
-#pragma unroll
-            for (int i = 0; i < 2 * B_TILES; i++)
-                load_matrices_transposed(left[i / B_TILES][i % B_TILES], gradient + group * 8 * GRADIENT_PIXEL + of_gradient +
-                                                                             i / B_TILES * 2 * PLACE_BYTES + i % B_TILES * 32);
-#pragma unroll
-            for (int y = 0; y <= B_KERNEL_H; y++) {  // a row of pixels, for the two rows of outputs that read it
-                constexpr int AT_ONCE = 4 / WARP_PIECES;
-                u32 row[blocks_of(B_KERNEL_W + 1, AT_ONCE)][4];
-#pragma unroll
-                for (int i = 0; i < blocks_of(B_KERNEL_W + 1, AT_ONCE); i++)
-                    load_matrices_transposed(row[i], from + Activation::at(y, i * AT_ONCE));
-#pragma unroll
-                for (int i = 0; i < 2 * B_KERNEL_W * WARP_PIECES; i++) {
-                    const int s = i / 2 / WARP_PIECES, p = i / 2 % WARP_PIECES, up = i % 2, r = y - up;
-                    if (r < 0 || r >= B_KERNEL_H) continue;
-                    const u32 b0 = row[s / AT_ONCE][p * 2 + s % AT_ONCE], b1 = row[(s + 1) / AT_ONCE][p * 2 + (s + 1) % AT_ONCE];
-#pragma unroll
-                    for (int tile = 0; tile < B_TILES; tile++) {
-                        float(&to)[4] = *(float(*)[4]) & sum[(((r * B_KERNEL_W + s) * WARP_PIECES + p) * B_TILES + tile) * 4];
-                        multiply(to, left[up][tile], b0, b1);
-                    }
-                }
-            }
+            add_products<PRECISION>(sum, activation, gradient, group, squares, channel, filter, lane);
         }
     }
     copies_done();
     sum_over_turns<TEAMS * TURNS>(sum, shared, share, team.number * TURNS + turn);
     if (team.number == 0 && turn == 0) {
-        const int first_channel = piece * PIECE + (lane & 3) * 2, first_filter = filter + (lane >> 2);
-        float* to = partial_weight_b + (long long)blockIdx.x * (B_TAPS * A_FILTERS * B_FILTERS) + first_channel * B_FILTERS + first_filter;
+        float* to = partial_weight_b + (long long)blockIdx.x * (B_TAPS * A_FILTERS * B_FILTERS);
+        constexpr bool VECTORS = PRECISION == TF32;  // a matrix's columns, and rows, are not neighbours
+        const int first_channel = channel + (lane & 3) * 2 * (VECTORS ? WARP_EIGHTS : 1);
+        const int first_filter = filter + (lane >> 2) * (VECTORS ? 2 * B_TILES : 1);
+        to += first_channel * B_FILTERS + first_filter;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const int tap = i / 4 / B_TILES / WARP_PIECES, channel = i / 4 / B_TILES % WARP_PIECES * PIECE + i % 2;
-            const int k = i / 4 % B_TILES * 16 + i % 4 / 2 * 8;
-            const bool there = (A_FILTERS % 8 == 0 || first_channel + channel < A_FILTERS) && (B_FILTERS % 16 == 0 || first_filter + k < B_FILTERS);
-            if (there) to[(tap * A_FILTERS + channel) * B_FILTERS + k] = sum[i];
+            const int tap = i / 4 / B_TILES / WARP_EIGHTS, eight = i / 4 / B_TILES % WARP_EIGHTS, tile = i / 4 % B_TILES, half = i % 4 / 2;
+            const int c = VECTORS ? i % 2 * WARP_EIGHTS + eight : eight * 8 + i % 2, k = VECTORS ? tile * 2 + half : tile * 16 + half * 8;
+            const bool there = (A_FILTERS % 8 == 0 || first_channel + c < A_FILTERS) && (B_FILTERS % 16 == 0 || first_filter + k < B_FILTERS);
+            if (there) to[(tap * A_FILTERS + c) * B_FILTERS + k] = sum[i];
         }
     }
     sync_block();

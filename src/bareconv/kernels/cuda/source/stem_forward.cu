@@ -16,7 +16,9 @@ constexpr int CHUNK = chunk_of(Activation::PIECES);
 typedef Steps<B_TAPS, CHUNK> Order;
 constexpr int STEPS = Order::COUNT * (Activation::PIECES / CHUNK);
 constexpr int COUNT = 2 * B_TILES;  // eights of filters
+constexpr int SETS = 2 / B_TILES;   // of sums: a product of few filters need not wait for the one before
 constexpr int B_COLUMNS = blocks_of(B_CHANNELS, 8 * COUNT) * 8 * COUNT, SLICES = B_COLUMNS / (8 * COUNT);
+constexpr int NUMBER_WORDS = COUNT * Number::BYTES / 2;  // of the filters that a lane has of a square
 constexpr int B_WEIGHT_BYTES = B_TAPS * A_CHANNELS * pixel_bytes(B_COLUMNS);
 
 // Shared memory. B's weights are on their way through it where the activation will be.
@@ -25,9 +27,21 @@ constexpr int AT_ACTIVATION = AT_LINES + Lines::BYTES;
 static_assert(AT_ACTIVATION + larger(Activation::BYTES, B_WEIGHT_BYTES) == SHARED_BYTES, "as the host has it");
 static_assert(WARPS % SLICES == 0, "every warp has a slice of the filters");
 
+// An 8 x 8 matrix of numbers as they are kept, transposed in registers; those of 32 bits half by half.
+template <int BYTES>
+DEVICE void transpose_pair(u32* words, float first, float second) {
+    if constexpr (BYTES == 2) {
+        words[0] = transpose_matrix(pack(first, second));
+    } else {
+        const u32 a = word_of(first), b = word_of(second);
+        const u32 low = transpose_matrix((a & 0xffffu) | b << 16), high = transpose_matrix(a >> 16 | (b & 0xffff0000u));
+        words[0] = (low & 0xffffu) | high << 16, words[1] = low >> 16 | (high & 0xffff0000u);
+    }
+}
+
 // Of a warp's eight squares, at ``place`` or, with a pool, at all places: what is kept and its code. Filters are rows and
 // squares columns; transposed, a lane has the filters from 2 COUNT (lane % 4) on of square lane / 4.
-DEVICE void finish(u32 (&numbers)[COUNT], u32 (&codes)[COUNT], const float (&sum)[1][4][B_TILES][4], const float (&added)[COUNT], int place) {
+DEVICE void finish(u32 (&numbers)[NUMBER_WORDS], u32 (&codes)[COUNT], const float (&sum)[4][B_TILES][4], const float (&added)[COUNT], int place) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         float values[2];
@@ -35,10 +49,10 @@ DEVICE void finish(u32 (&numbers)[COUNT], u32 (&codes)[COUNT], const float (&sum
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const int tile = i / 2, at = i % 2 * 2 + e;
-            float value = sum[0][place][tile][at];
+            float value = sum[place][tile][at];
             u32 code = 0;
             if (B_POOL) {
-                const float right = sum[0][1][tile][at], below = sum[0][2][tile][at], last = sum[0][3][tile][at];
+                const float right = sum[1][tile][at], below = sum[2][tile][at], last = sum[3][tile][at];
                 code = right > value ? 1 : 0;
                 value = fmaxf(value, right);
                 const u32 lower = last > below ? 3 : 2;
@@ -48,9 +62,9 @@ DEVICE void finish(u32 (&numbers)[COUNT], u32 (&codes)[COUNT], const float (&sum
             }
             value += added[i];
             pair[e] = value > 0.f ? code : code + 4;
-            values[e] = fmaxf(value, 0.f);
+            values[e] = relu(value);
         }
-        numbers[i] = transpose_matrix(pack(values[0], values[1]));
+        transpose_pair<Number::BYTES>(numbers + i * Number::BYTES / 2, values[0], values[1]);
         codes[i] = transpose_matrix(pair[0] | pair[1] << 16);
     }
 }
@@ -110,16 +124,20 @@ stem_forward(const u8* RESTRICT pixels, const int* RESTRICT order, const Control
         for (int group = team.warp / SLICES; group < blocks_of(squares, 8); group += WARPS / SLICES) {
             const int read = min(group * 8 + (lane & 7), squares - 1);
             const u8* square = activation + read / B_SQUARES * Activation::ROW + read % B_SQUARES * Activation::PIXEL;
-            float sum[1][4][B_TILES][4];
+            float sum[SETS][4][B_TILES][4];
 #pragma unroll
-            for (int i = 0; i < 16 * B_TILES; i++) sum[0][i / 4 / B_TILES][i / 4 % B_TILES][i % 4] = 0.f;
+            for (int i = 0; i < SETS * 16 * B_TILES; i++) sum[i / (16 * B_TILES)][i / (4 * B_TILES) % 4][i / 4 % B_TILES][i % 4] = 0.f;
             convolve<Activation, B_KERNEL_H, B_KERNEL_W, Activation::PIECES>(sum, square + matrix_offset<Activation, CHUNK>(lane), weight);
+            if constexpr (SETS == 2) {
+#pragma unroll
+                for (int i = 0; i < 16; i++) sum[0][i / 4][0][i % 4] += sum[1][i / 4][0][i % 4];
+            }
             const int mine = group * 8 + (lane >> 2), row = before + mine / B_SQUARES, column = mine % B_SQUARES;
             const int filter = slice * 8 * COUNT + (lane & 3) * 2 * COUNT;
 #pragma unroll
             for (int place = 0; place < (B_POOL ? 1 : 4); place++) {
-                u32 numbers[COUNT], codes[COUNT], bytes[COUNT / 2];
-                finish(numbers, codes, sum, added, place);
+                u32 numbers[NUMBER_WORDS], codes[COUNT], bytes[COUNT / 2];
+                finish(numbers, codes, sum[0], added, place);
 #pragma unroll
                 for (int i = 0; i < COUNT / 2; i++) bytes[i] = even_bytes(codes[2 * i], codes[2 * i + 1]);
                 const int p = B_POOL ? row : 2 * row + place / 2, q = B_POOL ? column : 2 * column + place % 2;

@@ -15,8 +15,7 @@
 typedef Kept<PRECISION> Number;
 
 constexpr int THREADS = 256;
-constexpr int ELEMENTS = 4;  // of a thread, where no others share the work on them
-constexpr int PARTS = 8;     // of an element, loaded at once
+constexpr int PARTS = 4;  // of an element, loaded at once
 
 // A row of the table: elements that follow each other in one parameter.
 struct Piece {
@@ -28,7 +27,7 @@ struct Piece {
     int parts, pitch;       // pitch: from a part to the next, in floats
     int channels, filters;  // of the working copy; filters 0: it has no padding
     int lanes;              // threads side by side; the others of the block take other parts of the same elements
-    int unused;
+    int width;              // neighbouring elements of a thread: 4 where in all arrays they are one load, else 1
 };
 
 // Where element ``place`` of a parameter, [tap][channel][filter], lies in its working copy.
@@ -72,27 +71,21 @@ DEVICE void advance(Control* control, const Control& step) {
 
 #if defined(RULE)
 
-// Elements first, first + stride, ... of the piece, those below its count: their parts group, group + groups, ...
-template <int N, int AT_ONCE>
-DEVICE void sum_parts(float (&sum)[N], const Piece& piece, const float* RESTRICT partial, int first, int stride, int group, int groups) {
-    const float* RESTRICT from = partial + first + (long long)group * piece.pitch;
-    const long long step = (long long)groups * piece.pitch;
-#pragma unroll
-    for (int e = 0; e < N; e++) sum[e] = 0.f;
-    for (int part = group; part < piece.parts; part += AT_ONCE * groups, from += AT_ONCE * step) {
-        float loaded[AT_ONCE][N];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-#pragma unroll
-            for (int e = 0; e < N; e++) {
-                const bool there = part + i * groups < piece.parts && first + e * stride < piece.count;
-                loaded[i][e] = there ? from[i * step + e * stride] : 0.f;
-            }
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-#pragma unroll
-            for (int e = 0; e < N; e++) sum[e] += loaded[i][e];
+// WIDTH neighbours, at a multiple of their size; zeros where they are not ``there``.
+template <int WIDTH>
+DEVICE void load(float (&values)[WIDTH], const float* from, bool there) {
+    if constexpr (WIDTH == 4) {
+        const float4 four = there ? *(const float4*)from : float4{0.f, 0.f, 0.f, 0.f};
+        values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+    } else {
+        values[0] = there ? *from : 0.f;
     }
+}
+
+template <int WIDTH>
+DEVICE void store(float* to, const float (&values)[WIDTH]) {
+    if constexpr (WIDTH == 4) *(float4*)to = float4{values[0], values[1], values[2], values[3]};
+    else *to = values[0];
 }
 
 struct Arrays {
@@ -100,32 +93,70 @@ struct Arrays {
     Number::Type* RESTRICT copy;
 };
 
-// What becomes of elements first, first + stride, ... of the piece. All loads come before all stores: that the arrays do
-// not overlap is more than the compiler sees.
-template <int N>
-DEVICE void change(const float (&sum)[N], const Piece& piece, int first, int stride, const float* scalars, const Arrays& arrays) {
-    float w[N], s1[N], s2[N];
+// The working copies of elements place, place + 1, ... of the piece's parameter.
+template <int WIDTH>
+DEVICE void store_copies(const Piece& piece, Number::Type* copy, int place, const float (&w)[WIDTH]) {
+    if (WIDTH == 4 && piece.filters % 4 == 0) {  // neighbours there, too
+        Number::Type* to = copy + place_in_copy(piece, place);
 #pragma unroll
-    for (int e = 0; e < N; e++) {
-        const long long at = piece.start + first + e * stride;
-        const bool there = first + e * stride < piece.count;
-        w[e] = there && RULE != GRADIENT ? arrays.master[at] : 0.f;
-        s1[e] = there && HAS_STATE1 ? arrays.state1[at] : 0.f;
-        s2[e] = there && HAS_STATE2 ? arrays.state2[at] : 0.f;
+        for (int e = 0; e < WIDTH; e += 2) Number::store_pair(to + e, w[e], w[e + 1 < WIDTH ? e + 1 : e]);
+    } else {
+#pragma unroll
+        for (int e = 0; e < WIDTH; e++) copy[place_in_copy(piece, place + e)] = Number::of(w[e]);
     }
-#pragma unroll
-    for (int e = 0; e < N; e++) {
-        const int element = first + e * stride;
+}
+
+// The parts of a piece's elements summed, and what becomes of them. All reads are on their way before any is needed.
+template <int WIDTH>
+DEVICE void change(const Piece& piece, const float* RESTRICT partial, const float* scalars, const Arrays& arrays) {
+    SHARED float4 shared[THREADS * WIDTH / 4];
+    const int lane = threadIdx.x & (piece.lanes - 1), group = threadIdx.x / piece.lanes, groups = THREADS / piece.lanes;
+    for (int begin = 0; begin < piece.count; begin += WIDTH * piece.lanes) {
+        const int element = begin + WIDTH * lane;
+        const bool there = element < piece.count, ends = there && group == 0;
         const long long at = piece.start + element;
-        if (element >= piece.count) break;
+        float w[WIDTH], s1[WIDTH], s2[WIDTH], sum[WIDTH] = {};
+        load(w, arrays.master + at, ends && RULE != GRADIENT);
+        load(s1, arrays.state1 + at, ends && HAS_STATE1);
+        load(s2, arrays.state2 + at, ends && HAS_STATE2);
+#pragma unroll 1
+        for (int part = group; part < piece.parts; part += PARTS * groups) {
+            float loaded[PARTS][WIDTH];
+#pragma unroll
+            for (int i = 0; i < PARTS; i++) {
+                const int one = part + i * groups;
+                load(loaded[i], partial + (long long)one * piece.pitch + element, there && one < piece.parts);
+            }
+#pragma unroll
+            for (int i = 0; i < PARTS; i++)
+#pragma unroll
+                for (int e = 0; e < WIDTH; e++) sum[e] += loaded[i][e];
+        }
+        if (groups > 1) {
+            for (int mask = piece.lanes; mask < 32; mask *= 2)
+#pragma unroll
+                for (int e = 0; e < WIDTH; e++) sum[e] += shuffle_xor(sum[e], mask);
+            store((float*)shared + threadIdx.x * WIDTH, sum);
+            sync_block();
+            const int next = max(piece.lanes, 32);
+            for (int other = lane + next; other < THREADS && group == 0; other += next) {
+                float more[WIDTH];
+                load(more, (const float*)shared + other * WIDTH, true);
+#pragma unroll
+                for (int e = 0; e < WIDTH; e++) sum[e] += more[e];
+            }
+            sync_block();
+        }
+        if (!ends) continue;
         if constexpr (RULE == GRADIENT) {
-            arrays.gradient[at] = sum[e];
+            store(arrays.gradient + at, sum);
         } else {
-            w[e] = updated(scalars, w[e], sum[e], s1[e], s2[e]);
-            arrays.master[at] = w[e];
-            if constexpr (HAS_STATE1) arrays.state1[at] = s1[e];
-            if constexpr (HAS_STATE2) arrays.state2[at] = s2[e];
-            if (piece.copy >= 0) arrays.copy[place_in_copy(piece, piece.place + element)] = Number::of(w[e]);
+#pragma unroll
+            for (int e = 0; e < WIDTH; e++) w[e] = updated(scalars, w[e], sum[e], s1[e], s2[e]);
+            store(arrays.master + at, w);
+            if constexpr (HAS_STATE1) store(arrays.state1 + at, s1);
+            if constexpr (HAS_STATE2) store(arrays.state2 + at, s2);
+            if (piece.copy >= 0) store_copies(piece, arrays.copy, piece.place + element, w);
         }
     }
 }
@@ -136,7 +167,6 @@ KERNEL(THREADS, 4)
 update(const Piece* RESTRICT pieces, u8* memory, float* RESTRICT master, float* RESTRICT state1, float* RESTRICT state2,
        float* RESTRICT gradient, const float* RESTRICT all_scalars, Control* control, const float* RESTRICT image_loss,
        const int* RESTRICT image_hit, float* RESTRICT losses, int* RESTRICT hits, int* readers) {
-    SHARED float shared[THREADS];
     Piece piece = {};
     if (blockIdx.x > 0) piece = pieces[blockIdx.x - 1];
     wait_for_kernels_before();
@@ -145,31 +175,12 @@ update(const Piece* RESTRICT pieces, u8* memory, float* RESTRICT master, float* 
     if (blockIdx.x == 0) {
         sum_losses(step, image_loss, image_hit, losses, hits);
     } else {
-        const int lane = threadIdx.x & (piece.lanes - 1), groups = THREADS / piece.lanes;
-        const int group = threadIdx.x / piece.lanes;
         float scalars[SCALARS];
         load_scalars(scalars, all_scalars, &step);
         const Arrays arrays = {master, state1, state2, gradient, copy_of(piece, memory)};
         const float* partial = (const float*)((u64)memory + piece.partial);
-        if (groups == 1) {
-            for (int first = lane; first < piece.count; first += ELEMENTS * THREADS) {
-                float sum[ELEMENTS];
-                sum_parts<ELEMENTS, PARTS / ELEMENTS>(sum, piece, partial, first, THREADS, 0, 1);
-                change(sum, piece, first, THREADS, scalars, arrays);
-            }
-        } else {
-            for (int begin = 0; begin < piece.count; begin += piece.lanes) {
-                float sum[1];
-                sum_parts<1, PARTS>(sum, piece, partial, begin + lane, 0, group, groups);
-                shared[threadIdx.x] = sum[0];
-                sync_block();
-                if (group == 0 && begin + lane < piece.count) {
-                    for (int other = 1; other < groups; other++) sum[0] += shared[other * piece.lanes + lane];
-                    change(sum, piece, begin + lane, 0, scalars, arrays);
-                }
-                sync_block();
-            }
-        }
+        if (piece.width == 4) change<4>(piece, partial, scalars, arrays);
+        else change<1>(piece, partial, scalars, arrays);
     }
     sync_block();
     if (threadIdx.x == 0 && count_up(readers) == gridDim.x - 1) {

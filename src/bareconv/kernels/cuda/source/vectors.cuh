@@ -39,8 +39,5 @@ DEVICE void load_floats(float (&values)[LENGTH], const float* from) {
     }
 }
 
-// max(value, 0); a NaN stays one.
-DEVICE float relu(float value) { return value < 0.f ? 0.f : value; }
-
 // Whether ``value`` takes the place of the maximum so far: the first of equals stays, a NaN wins.
 DEVICE bool is_larger(float value, float largest) { return value > largest || value != value; }

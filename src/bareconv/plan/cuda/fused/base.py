@@ -43,16 +43,16 @@ class Fused:
         dy = step.gradient(output)
         if not self.node.relu or step.is_masked(output):
             return dy
-        # Not in place: a sum's gradient is the same memory for both of its operands.
-        masked = step.like(output, f"{dy.name} through its relu")
+        # A sum's gradient is the same memory for both of its operands.
+        masked = dy if step.may_overwrite(dy, output) else step.like(output, f"{dy.name} through its relu")
         kernel = elementwise.relu_backward(step.precision, step.batch, step.pitch(output))
         step.launch(kernel, dy=dy, y=step.tensor(output), dx=masked)
         return masked
 
     def pass_on(self, tensor: Tensor, dy: Buffer) -> None:
-        """dX = dY: the same memory, where no one else writes into it."""
+        """dX = dY, after all else that reads dY: the same memory, where that may be."""
         step = self.step
-        if step.same_gradient(tensor, dy):
+        if step.same_gradient(tensor, dy, self.node.output):
             return
         into = step.into(tensor)
         if into is None:

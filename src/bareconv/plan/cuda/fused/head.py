@@ -9,7 +9,7 @@ from bareconv.kernels.cuda import dense
 from bareconv.kernels.cuda.dense import PixelGradient
 from bareconv.kernels.cuda.head import head
 from bareconv.kernels.cuda.kernel import Kernel
-from bareconv.plan.cuda.fused.dense import bias_of, dense_of, input_gradient, shape_of, weight_gradient
+from bareconv.plan.cuda.fused.dense import Taught, bias_of, dense_of, gradients, shape_of
 from bareconv.plan.cuda.record import BRANCH, TRUNK, Buffer
 from bareconv.plan.cuda.step import Step
 from bareconv.plan.graph import Node, Tensor
@@ -100,13 +100,16 @@ class HeadBlock:
     def backward(self) -> None:
         step = self.step
         tensor, dz = self._dense[0].inputs[0], self._gradients[0]
+        above = [
+            Taught(self._layers[i], self._shapes[i], hidden, self._gradients[i])
+            for i, hidden in enumerate(self._hidden, start=1)
+        ]
         if self._pixels is not None:
             self._pixel_gradient(dz)
+            gradients(step, above, None)
         else:
-            input_gradient(step, self._layers[0], self._shapes[0], tensor, dz)
-            weight_gradient(step, self._layers[0], self._shapes[0], step.tensor(tensor), dz)
-        for i, hidden in enumerate(self._hidden, start=1):
-            weight_gradient(step, self._layers[i], self._shapes[i], hidden, self._gradients[i])
+            first = Taught(self._layers[0], self._shapes[0], step.tensor(tensor), dz)
+            gradients(step, [first, *above], tensor)
 
     def _pixel_gradient(self, dz: Buffer) -> None:
         step, layer = self.step, self._layers[0]

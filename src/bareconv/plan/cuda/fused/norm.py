@@ -36,6 +36,7 @@ class NormRelu(Fused):
         count = COEFFICIENTS * padded(self.norm.channels)
         self.coefficients = step.buffer(f"{layer.name} coefficients", count, "float32")
         self._convolution: ConvRelu | None = None
+        self._passed: Buffer | None = None
 
     @classmethod
     def covers(cls, step: Step, node: Node) -> bool:
@@ -68,8 +69,12 @@ class NormRelu(Fused):
             kernel = kernels.use_running(norm)
             step.launch(kernel, gamma=gamma, beta=beta, coefficients=self.coefficients, **running)
         other = step.tensor(node.inputs[1]) if norm.added else None
-        kernel = kernels.apply(step.precision, step.batch, norm, step.limits)
-        step.launch(kernel, x=x, other=other, coefficients=self.coefficients, y=step.tensor(node.output))
+        if step.training and norm.remembers:
+            elements = kernels.passed_size(step.precision, step.batch, norm)
+            self._passed = step.buffer(f"{self.layer.name} passed", elements, "uint8")
+        kernel = kernels.apply(step.precision, step.batch, norm, step.limits, step.training)
+        y = step.tensor(node.output)
+        step.launch(kernel, x=x, other=other, coefficients=self.coefficients, y=y, passed=self._passed)
 
     def _statistics(self, x: Buffer) -> tuple[Buffer, Parts]:
         if self._convolution is not None and self._convolution.statistics is not None:
@@ -86,11 +91,12 @@ class NormRelu(Fused):
         kernel, counted = kernels.sum_gradients(step.precision, step.batch, norm, step.limits)
         parts = step.buffer(f"{self.layer.name} sums", counted.size(norm.channels), "float32")
         masked = None
-        if norm.masked_by_y:
-            # Not in place: dy is the same memory as another gradient's where a sum was passed on.
-            masked = step.like(node.output, f"{dy.name} through its relu")
-        y = step.tensor(node.output) if norm.masked_by_y else None
-        step.launch(kernel, x=x, dy=dy, y=y, coefficients=self.coefficients, parts=parts, masked=masked)
+        if norm.remembers:
+            # Where a sum was passed on, dy may be another's gradient, too.
+            free = step.may_overwrite(dy, node.output)
+            masked = dy if free else step.like(node.output, f"{dy.name} through its relu")
+        through = {"passed": self._passed, "masked": masked}
+        step.launch(kernel, x=x, dy=dy, coefficients=self.coefficients, parts=parts, **through)
         step.launch(
             kernels.finish_gradients(norm, counted),
             parts=parts,
@@ -98,15 +104,15 @@ class NormRelu(Fused):
             dgamma=step.partial(f"{self.layer.name}.gamma", 1),
             dbeta=step.partial(f"{self.layer.name}.beta", 1),
         )
-        through = dy if masked is None else masked
+        dy = dy if masked is None else masked
         into = step.into(node.inputs[0])
         if into is not None:
             dx, add = into
             assert not add, "what is normalised has no other reader"
             kernel = kernels.input_gradient(step.precision, step.batch, norm, step.limits)
-            step.launch(kernel, x=x, dy=through, coefficients=self.coefficients, dx=dx)
+            step.launch(kernel, x=x, dy=dy, coefficients=self.coefficients, dx=dx)
         if norm.added:
-            self.pass_on(node.inputs[1], through)
+            self.pass_on(node.inputs[1], dy)
 
 
 def _where_added(node: Node) -> Literal["before relu", "after relu"] | None:

@@ -13,6 +13,7 @@ from bareconv.kernels.cuda.correlate import (
     forward_correlation,
     gradient_correlations,
     gradient_of_input,
+    kernel_of,
     statistics_of,
     tilings,
 )
@@ -120,7 +121,7 @@ def check_statistics(table, statistics, y, precision):
 
 
 def check_gradient(
-    launch, convolution, precision, batch, images, limits=H100, *, mask=False, add=False, order="forward"
+    launch, convolution, precision, batch, images, limits=H100, *, mask=False, add=False, kernels=None, order="forward"
 ):
     rng = np.random.default_rng(2)
     C, K, (P, Q) = convolution.channels, convolution.filters, convolution.output
@@ -130,7 +131,7 @@ def check_gradient(
     x = np.maximum(normal(rng, size, precision), 0)
     held = normal(rng, size, precision) if add else None
     dx = poison((batch, *size[1:3], padded(C)), precision) if held is None else kept(held, precision, batch)
-    for kernel in gradient_of_input(convolution, precision, batch, limits, mask=mask, add=add):
+    for kernel in kernels or gradient_of_input(convolution, precision, batch, limits, mask=mask, add=add):
         arrays = {
             "dy": kept(dy, precision, batch),
             "weight": working_copy(weight, precision),
@@ -278,9 +279,11 @@ BIG = {
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_registers_are_enough(precision, limits):
     for convolution in BIG.values():
+        there = forward_correlation(convolution, precision, 512)
+        back = gradient_correlations(convolution, precision, 512)[0]
         kernels = [
-            forward(convolution, precision, 512, limits, bias=True, relu=True, statistics=True),
-            gradient_of_input(convolution, precision, 512, limits, mask=True, add=True)[0],
+            kernel_of(there, best_tiling(there, limits), bias=True, relu=True, statistics=True),
+            kernel_of(back, best_tiling(back, limits), mask=True, add=True),
         ]
         for kernel in kernels:
             code = compile_kernel(kernel, limits.architecture)

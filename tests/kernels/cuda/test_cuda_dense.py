@@ -245,6 +245,70 @@ def test_gradient_and_update(launch, precision, optimizer, shape, batch, images,
     assert not working[:, :, shape.units :].any(), "padding of the copy"
 
 
+# shapes, batch, images, limits, whether dx is wanted, mask, add, order
+BACKWARD_CASES = [
+    ([DenseShape(9, 16, 40), DenseShape(1, 40, 21), DenseShape(1, 21, 10)], 70, 67, SMALL, True, True, False, "random"),
+    ([DenseShape(6, 5, 33), DenseShape(1, 33, 7)], 20, 13, H100, False, False, False, "backward"),
+    ([DenseShape(12, 32, 144)], 130, 130, Limits("sm_90", 5, 232448, 50 << 20), True, True, True, "forward"),
+]
+
+
+@pytest.mark.parametrize(("precision", "optimizer"), [RULES[1], RULES[2], ("tf32", Adam(0.1)), ("bfloat16", SGD(0.1))])
+@pytest.mark.parametrize(("shapes", "batch", "images", "limits", "dx", "mask", "add", "order"), BACKWARD_CASES)
+def test_backward_of_several_layers(launch, precision, optimizer, shapes, batch, images, limits, dx, mask, add, order):
+    """Against the same by single kernels, of which other tests show that they are right."""
+    rule = Rule.of(optimizer)
+    kernel = dense.backward(precision, shapes, batch, limits, rule, dx, mask, add)
+    assert kernel is not None
+    rng = np.random.default_rng(4)
+    rows = np.tile(np.array([0.1, 0.97, 0.9, 0.1, 0.2, 1e-3, 0.0, 0.0], np.float32), (2, 1))
+    common = {"control": control(images, batch, position=1), "scalars": rows}
+    together: dict[str, np.ndarray] = dict(common)
+    alone: list[dict[str, np.ndarray]] = []
+    for i, shape in enumerate(shapes):
+        data = Data(shape, batch, images, precision, seed=i)
+        own: dict[str, np.ndarray] = {"x": data.x_kept, "dy": data.dy_kept, "copy": data.w_kept}
+        for name, size in (("weight", shape.weight_size), ("bias", shape.units)):
+            own[name] = rng.standard_normal(size).astype(np.float32)
+            own |= {f"{name}_state{j}": np.abs(rng.standard_normal(size)).astype(np.float32) for j in (1, 2)}
+        together |= {
+            name.replace("weight", f"weight_{i}").replace("bias", f"bias_{i}")
+            if name.startswith(("weight", "bias"))
+            else f"{name}_{i}": array.copy()
+            for name, array in own.items()
+        }
+        alone.append(own)
+    before = to_kept(rng.standard_normal((batch, shapes[0].taps, padded(shapes[0].channels))), precision)
+    together["dx"] = before.copy()
+    launch(kernel, {name: together[name] for name in kernel.operands}, order)
+    for i, (shape, own) in enumerate(zip(shapes, alone, strict=True)):
+        if i == 0 and dx:
+            single = dense.gradient_of_input(precision, shape, batch, limits, mask, add)
+            given = {**common, "dy": own["dy"], "w": own["copy"], "x": own["x"], "dx": before}
+            launch(single, {name: given[name] for name in single.operands})
+            got, expected = from_kept(together["dx"])[:images], from_kept(before)[:images]
+            assert relative_error(got, expected) <= TOLERANCE[precision]
+        single = dense.gradient_and_update(precision, shape, batch, limits, rule)
+        launch(single, {name: {**common, **own}[name] for name in single.operands})
+        for name in ("weight", "bias"):
+            for state in ("", "_state1", "_state2"):
+                array = together[f"{name}_{i}{state}"]
+                assert relative_error(array, own[name + state]) <= 1e-5, f"{name}_{i}{state}"
+        written, expected = from_kept(together[f"copy_{i}"]), from_kept(own["copy"])
+        assert relative_error(written, expected) <= TOLERANCE[precision]
+        assert not written[:, shape.channels :].any()
+        assert not written[:, :, shape.units :].any(), "padding of the copy"
+
+
+def test_backward_where_several_launches_are_better():
+    sgd, small = Rule.of(SGD(0.1)), DenseShape(1, 10, 10)
+    assert dense.backward("bfloat16", [DenseShape(1, 4096, 8192)], 64, H100, sgd) is None
+    assert dense.backward("bfloat16", [small], 41000, H100, sgd) is None
+    assert dense.backward("float32", [small], 64, H100, sgd) is None
+    assert dense.backward("tf32", [small], 64, TURING, sgd) is None
+    assert dense.backward("tf32", [small] * 4, 64, H100, sgd) is None
+
+
 # Upon the images themselves: (H * W, C, units), batch, images, limits
 PIXEL_CASES = [
     (DenseShape(49, 1, 10), 70, 70, Limits("sm_90", 2, 232448, 50 << 20)),
@@ -302,7 +366,13 @@ def test_no_register_is_spilled(precision, limits):
     if product is not None and gradient is not None:
         kernels += [product, gradient.kernel]
     else:
-        assert limits.architecture == "sm_75", "its shared memory alone is too small for these images"
+        assert limits.architecture == "sm_75", "it alone has no matrix unit for tf32"
+    lenet = [DenseShape(25, 16, 120), DenseShape(1, 120, 84), DenseShape(1, 84, 10)]
+    for shapes in (lenet, [basic, DenseShape(1, 128, 10)]):
+        for rule in (Rule("sgd", momentum=True), Rule("adam", decay=True)):
+            together = dense.backward(precision, shapes, 256, limits, rule, mask=True)
+            if together is not None:
+                kernels.append(together)
     for kernel in kernels:
         code = compile_kernel(kernel, limits.architecture)
         assert (code.spilled, code.stack) == (0, 0), f"{kernel.entry}: {code.log}"

@@ -9,7 +9,7 @@ from bareconv.kernels.cuda.prepare import prepare
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("shape", [(5, 7, 1), (4, 4, 3), (3, 2, 9)])
+@pytest.mark.parametrize("shape", [(5, 7, 1), (4, 4, 3), (3, 2, 9), (20, 30, 3)])
 def test_gathers_and_normalises(launch, shape, precision):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (11, *shape), dtype=np.uint8)

@@ -107,13 +107,16 @@ def run(launch, case, limits, order):
     arrays = {"control": case.control, "coefficients": case.coefficients}
     statistics(launch, case, limits, order)
     added = case.other if norm.added else None
-    kernel = kernels.apply(precision, BATCH, norm, limits)
-    launch(kernel, {**arrays, "x": case.x, "other": added, "y": case.y}, order)
+    passed = {}
+    if norm.remembers:
+        passed["passed"] = np.zeros(kernels.passed_size(precision, BATCH, norm), np.uint8)
+    kernel = kernels.apply(precision, BATCH, norm, limits, backward=True)
+    launch(kernel, {**arrays, **passed, "x": case.x, "other": added, "y": case.y}, order)
 
     kernel, parts = kernels.sum_gradients(precision, BATCH, norm, limits)
     sums = np.full(parts.size(case.C), np.nan, np.float32)
-    masked = poison(case.dy.shape, precision) if norm.masked_by_y else None
-    through = {"y": case.y if norm.masked_by_y else None, "masked": masked}
+    masked = poison(case.dy.shape, precision) if norm.remembers else None
+    through = {"passed": passed.get("passed"), "masked": masked}
     launch(kernel, {**arrays, **through, "x": case.x, "dy": case.dy, "parts": sums}, order)
     gradients = {"dgamma": case.dgamma, "dbeta": case.dbeta}
     launch(kernels.finish_gradients(norm, parts), {**arrays, **gradients, "parts": sums}, order)
@@ -158,11 +161,12 @@ def test_masked_gradient_may_take_the_place_of_dy():
     norm = Norm((4, 5, 8), relu=True, added="before relu")
     case = Case("float32", norm)
     case.expect()
-    case.y[:IMAGES] = case.expected_y
+    passed = np.zeros(kernels.passed_size("float32", BATCH, norm), np.uint8)
+    passed[: IMAGES * 40] = np.packbits(case.expected_y.reshape(-1, 4) > 0, axis=1, bitorder="little")[:, 0]
     case.coefficients[:] = 0.5
     kernel, parts = kernels.sum_gradients("float32", BATCH, norm, SMALL)
     sums = np.full(parts.size(8), np.nan, np.float32)
-    arrays = {"x": case.x, "y": case.y, "coefficients": case.coefficients, "control": case.control, "parts": sums}
+    arrays = {"x": case.x, "passed": passed, "coefficients": case.coefficients, "control": case.control, "parts": sums}
     arrays |= {"dy": case.dy, "masked": case.dy}
     launch_at(kernel, [ctypes.c_void_p(arrays[name].ctypes.data) for name in kernel.operands])
     np.testing.assert_array_equal(case.real(case.dy), case.masked)
@@ -206,6 +210,27 @@ def test_merges_the_statistics_that_another_kernel_has_written(launch):
     np.testing.assert_allclose(case.coefficients[:4], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 300, 2300])
+def test_merges_any_number_of_parts_some_of_which_counted_nothing(launch, count):
+    norm, rng = Norm((5, 5, 11)), np.random.default_rng(3)
+    case, parts = Case("float32", norm), Parts(count)
+    counts = rng.integers(0, 60, count).astype(np.float32) if count > 1 else np.array([7], np.float32)
+    counts[1::5] = 0
+    counts[0] = 0 if count == 300 else 5
+    means = 50 + rng.standard_normal((count, 16)).astype(np.float32)
+    squares = 10 * rng.random((count, 16)).astype(np.float32)
+    means[counts == 0] = squares[counts == 0] = np.nan  # nobody's
+    means[0] = np.nan_to_num(means[0])
+    sums = np.concatenate([np.stack([means, squares], axis=1).ravel(), counts])
+    finish_statistics(launch, case, parts, sums)
+    n, m, s = (array[counts > 0, :11].astype(np.float64) for array in (counts[:, None].repeat(16, 1), means, squares))
+    mean = (n * m).sum(axis=0) / n.sum(axis=0)
+    var = (s + n * (m - mean) ** 2).sum(axis=0) / n.sum(axis=0)
+    np.testing.assert_allclose(case.coefficients[0, :11], mean, rtol=1e-6)
+    np.testing.assert_allclose(case.coefficients[1, :11], 1 / np.sqrt(var + norm.eps), rtol=1e-5 if counts[0] else 1e-3)
+    assert (case.coefficients[:4, 11:] == 0).all()
+
+
 def test_evaluation_uses_the_running_statistics(launch):
     norm = Norm((4, 6, 10), relu=True, pool=(2, 2))
     case = Case("float32", norm)
@@ -242,7 +267,7 @@ def test_compiles_without_spills(limits):
     )
     for precision, norm in itertools.product(("float32", "bfloat16"), norms):
         wanted = [
-            kernels.apply(precision, 512, norm, limits),
+            kernels.apply(precision, 512, norm, limits, backward=True),
             kernels.sum_gradients(precision, 512, norm, limits)[0],
             kernels.input_gradient(precision, 512, norm, limits),
         ]

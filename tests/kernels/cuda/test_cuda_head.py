@@ -21,6 +21,9 @@ CASES = [
     ([40, 12, 7], [True, True, False], 2, 11, 10, H100, 0.2, "random"),
     ([20, 33], [False, False], 1, 50, 37, FEW, 0.0, "backward"),
     ([10, 10], [True, False], 1, 130, 129, FEW, 0.0, "forward"),
+    ([10, 10], [True, False], 2, 130, 129, FEW, 0.1, "random"),
+    ([16], [False], 1, 70, 70, FEW, 0.0, "backward"),
+    ([13, 7, 9], [True, True, False], 1, 140, 131, FEW, 0.0, "forward"),
     ([13, 24, 40], [True, False, False], 4, 30, 30, FEW, 0.1, "random"),
 ]
 
@@ -132,6 +135,8 @@ def test_no_register_is_spilled(precision, limits):
         head(precision, [128, 10], [True, False], 32, 1024, limits),
         head(precision, [120, 84, 10], [True, True, False], 8, 256, limits),
         head(precision, [512], [False], 8, 256, limits),
+        head(precision, [10, 10], [True, False], 1, 41000, limits),
+        head(precision, [16, 16, 16], [True, True, False], 2, 41000, limits),
     ]
     for kernel in kernels:
         assert kernel is not None

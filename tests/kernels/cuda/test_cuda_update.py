@@ -23,7 +23,10 @@ OPTIMIZERS = {
     "adamw": lambda: AdamW(0.01, weight_decay=0.1),
 }
 # (taps, C, K) of weights, (K,) of others, and in how many parts their gradients come.
-SHAPES = (((9, 3, 10), 5), ((10,), 131), ((1, 30, 70), 1), ((4, 8, 16), 12), ((33,), 2), ((25, 1, 6), 300))
+SHAPES = (
+    *(((9, 3, 10), 5), ((10,), 131), ((1, 30, 70), 1), ((4, 8, 16), 12), ((33,), 2), ((25, 1, 6), 300)),
+    *(((2, 5, 12), 70), ((12,), 3)),
+)
 BATCH = 300
 
 
@@ -46,14 +49,19 @@ class Model:
             self.partials.append(place)
             chunks.append(gradient.view(np.uint8).ravel())
             place += gradient.nbytes
+            if place % 16:
+                chunks.append(np.zeros(-place % 16, np.uint8))
+                place += -place % 16
             self.copies.append(None)
             if one.filters:
-                filler = np.zeros(-place % 16 + one.copy_size * (2 if precision == "bfloat16" else 4), np.uint8)
-                self.copies[-1] = place + -place % 16
+                filler = np.zeros(one.copy_size * (2 if precision == "bfloat16" else 4), np.uint8)
+                self.copies[-1] = place
                 chunks.append(filler)
                 place += filler.nbytes
-            start += count + 3  # what lies between belongs to nobody
+            # What lies between belongs to nobody; some parameters begin where four elements are one load.
+            start += count + (3 if len(self.parts) in (5, 7) else 4 + -count % 4)
         self.memory = np.concatenate(chunks)
+        assert [one.width for one in self.parameters] == [1, 1, 4, 4, 1, 1, 4, 1]
         self.master = rng.standard_normal(start).astype(np.float32)
         self.table = update_table(self.parameters, H100, self.partials, self.copies)
         self.step = {
@@ -159,11 +167,12 @@ def test_gradient_rule_writes_the_sums_and_changes_nothing(launch):
     model.check_end_of_step()
 
 
-def test_a_large_parameter_is_cut_into_pieces_that_cover_it_once(launch):
+@pytest.mark.parametrize(("count", "parts"), [(9001, 40), (9000, 40), (20004, 3), (4100, 130)])
+def test_a_large_parameter_is_cut_into_pieces_that_cover_it_once(launch, count, parts):
     rng = np.random.default_rng(2)
-    parameter = Parameter(0, 9001, 40, 0, 0)
-    parts = rng.standard_normal((40, 9001)).astype(np.float32)
-    arrays = {name: np.zeros(9001, np.float32) for name in ("master", "gradient")}
+    parameter = Parameter(0, count, parts, 0, 0)
+    parts = rng.standard_normal((parts, count)).astype(np.float32)
+    arrays = {name: np.zeros(count, np.float32) for name in ("master", "gradient")}
     results = []
     for order in ("forward", "random"):
         model = Model("float32")
