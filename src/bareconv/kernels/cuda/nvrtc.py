@@ -100,10 +100,10 @@ def _candidates() -> list[str]:
     found: list[str] = []
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations or [] if spec else []:
-        for pattern in ("cu*/lib/libnvrtc.so.*", "cuda_nvrtc/lib/libnvrtc.so.*", "cu*/bin/**/nvrtc64_*.dll"):
-            # Newest first; the library of builtins beside it has another name.
-            paths = [path for path in Path(folder).glob(pattern) if ".alt." not in path.name]
-            found += [str(path) for path in sorted(paths, reverse=True)]
+        for pattern in ("cu*/lib/libnvrtc.so.*", "cu*/bin/**/nvrtc64_*.dll"):
+            # The library of builtins beside it has another name.
+            found += [str(path) for path in Path(folder).glob(pattern) if ".alt." not in path.name]
+    found = sorted(found, key=_major, reverse=True)  # newest first
     found += ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
     system = ctypes.util.find_library("nvrtc")
     found += [*([system] if system else []), "/usr/local/cuda/lib64/libnvrtc.so"]
