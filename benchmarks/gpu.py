@@ -3,6 +3,10 @@
     python benchmarks/gpu.py --tests --budget 420
     python benchmarks/gpu.py --case basic:64,256:bfloat16 --variant "* graph *" --no-compile --budget 60
 
+    python benchmarks/gpu.py --add --no-timing --tests
+
+A run with --add keeps what the file has, but for what it measures anew.
+
 A case is MODEL:BATCHES:PRECISIONS. Each candidate is a process of its own; they get ready side by side, and are then
 measured by turns, one at a time (``bareconv.bench.contests``). The result is written after every part and every case,
 so that a run that is cut short keeps what it has done.
@@ -22,7 +26,7 @@ import click
 from bareconv import host
 from bareconv.bench import results, roofline
 from bareconv.bench.contests import Contest, Times, compete, contest
-from bareconv.bench.environment import describe
+from bareconv.bench.environment import describe, git_commit
 from bareconv.bench.parts import EXACT_MEMORY, SANITIZERS, pytest_command, run_part, sanitizer_command
 from bareconv.bench.peers import find, record
 from bareconv.bench.steady import run_record
@@ -47,6 +51,9 @@ VARIANTS = (
 SANITIZED = ("-m pytest -q -m cuda -p no:cacheprovider tests/kernels/cuda",)
 
 
+NAMED = ("model", "batch_size", "precision")  # what a workload is called by
+
+
 class Report:
     """What there is so far; writes it when told."""
 
@@ -60,9 +67,27 @@ class Report:
         self.absent: dict[str, str] = {}
         self.rooflines: dict[str, Any] | None = None
 
+    def take_over(self, earlier: dict[str, Any]) -> None:
+        """What an earlier run has measured. UsageError where that was of another commit, or on another GPU."""
+        for name, was, now in (
+            ("commit", earlier.get("commit"), self.commit or git_commit()),
+            ("GPUs", earlier["environment"]["gpus"], self.environment["gpus"]),
+        ):
+            if was != now:
+                raise UsageError(f"{self.output}: its {name}: {was}; of this run: {now}: they are no one result")
+        self.settings = {**self.settings, "earlier": earlier["settings"]}
+        self.parts, self.rooflines = earlier.get("parts", []), earlier.get("rooflines")
+        for entry in earlier.get("peers", []):
+            same = [run for run in earlier["runs"] if all(run[name] == entry[name] for name in NAMED)]
+            key = f"{entry['model']}, batch {entry['batch_size']}, {entry['precision']}"
+            self.measured[key] = same, entry
+            self.notes[key] = [note for note in earlier.get("notes", []) if note.startswith(key)]
+        known = tuple(self.measured)
+        self.notes["earlier"] = [note for note in earlier.get("notes", []) if not note.startswith(known)]
+
     def part(self, part: dict[str, Any]) -> None:
         """One more part, which is written and said."""
-        self.parts.append(part)
+        self.parts = [*(one for one in self.parts if one["name"] != part["name"]), part]
         say(f"{part['name']}: {part['status']} after {part['seconds']:.0f} s")
         for line in part["said"] if part["status"] != "passed" else part["said"][-1:]:
             print(f"    {line}", flush=True)
@@ -143,6 +168,7 @@ def short_name(device: Device) -> str:
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: benchmarks/results/GPU.json]"
 )
+@click.option("--add", is_flag=True, help="Keep what the file has of the same commit and GPU, and add to it.")
 @click.option("--device", "device_name", default="cuda", show_default=True)
 @click.option("--case", "case_words", multiple=True, default=CASES, show_default=True, help="MODEL:BATCHES:PRECISIONS")
 @click.option("--compile", "compile_words", multiple=True, help="Cases with torch.compile. [default: all]")
@@ -186,6 +212,8 @@ def run(options: dict[str, Any]) -> None:
     output = options["output"] or ROOT / "benchmarks" / "results" / f"{short_name(device)}.json"
     kept = {name: value for name, value in options.items() if name not in ("output", "python", "commit")}
     report = Report(kept, device, output, options["commit"])
+    if options["add"] and output.exists():
+        report.take_over(results.read(output))
     report.write()  # at once, so that what keeps it from being written is known at the beginning
     if options["tests"]:
         report.part(run_part("tests", pytest_command(), options["part_seconds"], ROOT))

@@ -10,9 +10,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # PyTorch's wheel wants one exact toolkit of CUDA 13: so two answers, merged.
 resolve() {
     uv pip compile pyproject.toml - --quiet --no-header --no-annotate --python-version 3.11 --python-platform linux \
-        --only-binary :all: "$@" <<<'setuptools>=77'
+        --only-binary :all: "$@" <<<"setuptools>=77
+$same"
 }
+same='' # what the second answer must have as the first has it
 thirteen=$(resolve --extra test --extra peers --extra numba --extra cuda13)
+same=$(grep '^nvidia-cuda-nvrtc==' <<<"$thirteen") # of the tests: CUDA 13's, beside whichever toolkit
 twelve=$(resolve --extra test --extra numba --extra cuda12)
 toolkit() { sed -n 's/^cuda-toolkit==//p' <<<"$1"; }
 

@@ -72,6 +72,37 @@ def test_a_whole_run(script, tmp_path, monkeypatch):
     assert json.loads(output.read_text())["settings"]["budget"] == 20
 
 
+def test_adds_to_a_file(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "pytest_command", lambda: ["python", "-c", "print('3 passed')"])
+    output = tmp_path / "cpu.json"
+    words = ["--device", "cpu", "--no-sanitize", "--budget", "10", "--second", "0.2", "--threads", "1"]
+    words += ["--output", str(output), "--add", "--case", "mlp:32:float32", "--commit"]
+
+    def run(*more):
+        return CliRunner().invoke(script.main, [*words, *more])
+
+    words[words.index("mlp:32:float32")] = "mlp:16:float32"
+    assert run(40 * "a", "--tests", "--case", "nothing:16:float32").exit_code == 0
+    words[words.index("mlp:16:float32")] = "mlp:32:float32"
+    first = results.read(output)
+    monkeypatch.setattr(script, "pytest_command", lambda: ["python", "-c", "print('4 passed')"])
+    assert run(40 * "a", "--tests").exit_code == 0
+    both = results.read(output)
+    assert [entry["batch_size"] for entry in both["peers"]] == [16, 32]
+    assert both["peers"][0] == first["peers"][0]
+    assert both["runs"][0] == first["runs"][0]
+    assert len(both["runs"]) == 2
+    assert [part["said"] for part in both["parts"]] == [["4 passed"]]
+    assert both["settings"]["earlier"] == first["settings"]
+    assert run(40 * "a", "--no-timing").exit_code == 0
+    assert results.read(output)["peers"] == both["peers"]
+    assert [note.partition(":")[0] for note in results.read(output)["notes"]] == ["nothing, batch 16"]
+    outcome = run(40 * "b", "--no-timing")
+    assert outcome.exit_code == 1
+    assert "its commit: aaaa" in outcome.output
+    assert results.read(output)["commit"] == 40 * "a"
+
+
 def report_of(script, path):
     return script.Report({}, get_device("cpu"), path, 40 * "a")
 

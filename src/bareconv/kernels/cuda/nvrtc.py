@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bareconv.device import driver_cuda_version
 from bareconv.errors import BareconvError
 
 
@@ -92,17 +93,27 @@ def _library() -> Any:
 
 
 def _candidates() -> list[str]:
-    """Where the library may be: NVIDIA's wheels, then wherever the system looks."""
+    """Where the library may be: NVIDIA's wheels, then wherever the system looks.
+
+    What is newer than the driver's CUDA comes last: its machine code may be none for this driver.
+    """
     found: list[str] = []
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations or [] if spec else []:
-        for pattern in ("cu*/lib/libnvrtc.so.*", "cuda_nvrtc/lib/libnvrtc.so.*", "cu*/bin/**/nvrtc64_*.dll"):
-            # Newest first; the library of builtins beside it has another name.
-            paths = [path for path in Path(folder).glob(pattern) if ".alt." not in path.name]
-            found += [str(path) for path in sorted(paths, reverse=True)]
+        for pattern in ("cu*/lib/libnvrtc.so.*", "cu*/bin/**/nvrtc64_*.dll"):
+            # The library of builtins beside it has another name.
+            found += [str(path) for path in Path(folder).glob(pattern) if ".alt." not in path.name]
+    found = sorted(found, key=_major, reverse=True)  # newest first
     found += ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
     system = ctypes.util.find_library("nvrtc")
-    return found + ([system] if system else []) + ["/usr/local/cuda/lib64/libnvrtc.so"]
+    found += [*([system] if system else []), "/usr/local/cuda/lib64/libnvrtc.so"]
+    driver = driver_cuda_version()
+    return sorted(found, key=lambda path: driver is not None and _major(path) > driver[0])
+
+
+def _major(path: str) -> int:
+    """13 for libnvrtc.so.13; 0 where the name does not say it."""
+    return max(_numbers(r"nvrtc(?:\.so\.|64_)(\d\d)", path), default=0)
 
 
 def _check(status: int) -> None:
