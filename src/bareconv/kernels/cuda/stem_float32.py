@@ -1,0 +1,99 @@
+"""The first block of a network in float32: the same kernels as stem's, with other ways through them.
+
+Forward, a thread has some outputs of eight filters. Backward, a warp has 32 of the first convolution's channels, and of
+each square of the second one's pool only the output that is the maximum costs anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd
+
+from bareconv.kernels.cuda.kernel import Kernel, padded
+from bareconv.kernels.cuda.limits import Limits
+from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem
+
+REGISTERS = 65536  # of a multiprocessor
+# For so many squares at once: registers of a thread, and how much longer than its products alone a loop takes.
+FORWARD_TILES = {1: (80, 1.5), 2: (112, 1.2), 3: (168, 1.12), 4: (208, 1.08)}
+BAND = 3000.0  # cycles of a band's waits for memory and for others
+
+
+def forward_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
+    """Every way that the forward fits the GPU."""
+    if not (stem.is_possible and stem.b_pool):
+        return
+    a, b = stem.a, stem.b
+    (R, S), (P, Q), takes = b.kernel, stem.output, 2 if stem.a_pool else 1
+    middle_width, channels, inputs = stem.middle[1], padded(a.filters), a.taps * a.channels
+    eights = padded(b.filters) // 8
+    a_at_once = 4 if inputs <= 18 else 2 if inputs <= 36 else 1
+    a_groups = channels // a_at_once
+    for squares, (registers, factor) in FORWARD_TILES.items():
+        sets, vector = -(-Q // squares), 2 if squares % 2 else 4
+        read = _up(2 * squares + S - 1, vector)
+        pitch = _up(max(2 * squares * (sets - 1) + read, middle_width + b.padding[1]), 4)
+        for slices in (n for n in range(1, eights + 1) if eights % n == 0):
+            weights = (inputs + b.taps * padded(b.filters) // slices) * channels * 4
+            for bands, rows in _bands(P):
+                a_rows = 2 * rows + R - 1
+                planes = a.channels * (takes * a_rows + a.kernel[0] - 1)
+                planes *= _up(takes * middle_width + a.kernel[1] - 1, 4) * 4
+                shared = 2 * _image(stem) + weights + planes + channels * a_rows * pitch * 4
+                tasks = rows * sets * eights // slices
+                for warps in range(1, min(32, REGISTERS // (WARP * registers), -(-tasks // WARP)) + 1):
+                    beside = REGISTERS // (WARP * registers * warps)
+                    blocks = min(beside, (limits.shared_bytes + 1024) // (shared + 1024))
+                    if blocks == 0 or shared > limits.shared_bytes:
+                        continue
+                    rounds = -(-tasks // (warps * WARP))
+                    a_parts = warps // gcd(a_groups, warps)
+                    a_items = -(-a_groups * a_parts // warps) * -(-a_rows * middle_width // (WARP * a_parts))
+                    of_warp = rounds * channels * b.taps * 32 * squares * factor
+                    of_warp += a_items * (takes**2 * inputs * (a_at_once + 1) + 30)
+                    of_warp += planes / 4 / (warps * WARP) * 30
+                    grid = min(batch * bands, max(1, blocks * limits.multiprocessors // slices))
+                    # Four warps of a multiprocessor run at a time, one of them at half their pace at best.
+                    cycles = -(-batch * bands // grid) * (max(-(-warps * blocks // 4), 2) * of_warp + BAND)
+                    defines = {
+                        **stem.defines("float32"),
+                        "WARPS": warps,
+                        "TEAMS": 1,
+                        "BLOCKS": blocks,
+                        "BANDS": bands,
+                        "BAND_ROWS": rows,
+                        "SQUARES_AT_ONCE": squares,
+                        "SLICES": slices,
+                        "SHARED_BYTES": shared,
+                    }
+                    kernel = Kernel(
+                        "stem_float32_forward.cu",
+                        "stem_forward",
+                        tuple(defines.items()),
+                        grid=(grid, slices, 1),
+                        threads=warps * WARP,
+                        shared_bytes=shared,
+                        operands=(
+                            *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "bias_b"),
+                            *("y", "where"),
+                        ),
+                        flops=a.flops(batch) + b.flops(batch),
+                        bytes=batch * (a.height * a.width * a.channels + P * Q * padded(b.filters) * 5),
+                    )
+                    yield Choice(cycles, kernel)
+
+
+def _bands(rows: int) -> Iterator[tuple[int, int]]:
+    """Ways to cut ``rows`` rows: how many bands, of how many rows."""
+    for size in range(rows, 0, -1):
+        bands = -(-rows // size)
+        if size == -(-rows // bands):
+            yield bands, size
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _image(stem: Stem) -> int:
+    return _up(stem.a.height * stem.a.width * stem.a.channels, 16)
