@@ -44,6 +44,7 @@ STEMS = {
     "no pools, odd sizes": stem_of((9, 10, 3), (9, (3, 3), (1, 0), False), (10, (3, 2), (1, 1), False)),
     "pools of odd sizes": stem_of((15, 13, 2), (8, (2, 4), (1, 1), True), (12, (2, 3), (1, 2), True)),
     "pool then none": stem_of((11, 10, 4), (17, (3, 3), (1, 1), True), (8, (1, 1), (0, 0), False)),
+    "many channels": stem_of((10, 12, 2), (60, (3, 2), (0, 1), True), (12, (2, 3), (1, 1), True)),
     "wide border": stem_of((7, 7, 1), (5, (3, 1), (2, 2), False), (7, (2, 2), (2, 3), True)),
 }
 

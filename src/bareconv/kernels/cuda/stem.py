@@ -104,6 +104,8 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
 
 def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
     """Every way that the gradient of B's parameters fits the GPU."""
+    if precision == "float32":
+        yield from stem_float32.backward_b_choices(stem, batch, limits)
     if not _suits(stem, precision, limits):
         return
     sizes = _Sizes(stem, precision)

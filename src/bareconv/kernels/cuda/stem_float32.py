@@ -16,6 +16,9 @@ from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem
 REGISTERS = 65536  # of a multiprocessor
 # For so many squares at once: registers of a thread, and how much longer than its products alone a loop takes.
 FORWARD_TILES = {1: (80, 1.5), 2: (112, 1.2), 3: (168, 1.12), 4: (208, 1.08)}
+# Backward: what a thread sums in registers, at most; warps on a multiprocessor; instructions of a square's filter beside
+# its products.
+SUMS, BACKWARD_WARPS, OF_EVENT = 100, 16, 8
 BAND = 3000.0  # cycles of a band's waits for memory and for others
 
 
@@ -81,6 +84,59 @@ def forward_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
                         bytes=batch * (a.height * a.width * a.channels + P * Q * padded(b.filters) * 5),
                     )
                     yield Choice(cycles, kernel)
+
+
+def backward_b_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
+    """Every way that the gradient of B's parameters fits the GPU."""
+    a, b = stem.a, stem.b
+    channels, filters = padded(a.filters), padded(b.filters)
+    at_once = next((n for n in (8, 4) if n * (b.taps + 1) <= SUMS and filters % n == 0), None)
+    if not (stem.is_possible and stem.b_pool) or channels % WARP or at_once is None:
+        return
+    (R, S), (P, Q), takes = b.kernel, stem.output, 2 if stem.a_pool else 1
+    inputs, count = a.taps * a.channels, at_once * (b.taps + 1)
+    shares, width = channels // WARP * (filters // at_once), max(2 * Q + S - 1, stem.middle[1] + b.padding[1])
+    patch = (R + 1) * (S + 1)
+    for bands, rows in _bands(P):
+        a_rows = 2 * rows + R - 1
+        planes = a.channels * (takes * a_rows + a.kernel[0] - 1)
+        planes *= _up(takes * _up(stem.middle[1], 4) + a.kernel[1] - 1, 4) * 4
+        team = _up(2 * _image(stem) + planes + a_rows * width * channels * 4 + rows * Q * filters * 5, 16)
+        for warps in range(shares, BACKWARD_WARPS + 1, shares):
+            turns = warps // shares
+            for teams in range(1, BACKWARD_WARPS // warps + 1):
+                shared = max(teams * team, shares * count * 128 if teams * turns > 1 else 0)
+                if shared > limits.shared_bytes:
+                    continue
+                of_warp = -(-rows * Q // turns) * (at_once * (b.taps + OF_EVENT) + patch + 20)
+                of_warp += -(-a_rows * channels // WARP // warps) * stem.middle[1] * (takes**2 * inputs * 1.5 + 5)
+                of_warp += planes / 4 / (warps * WARP) * 30
+                grid = min(-(-batch * bands // teams), limits.multiprocessors)
+                cycles = -(-batch * bands // (grid * teams)) * (max(warps * teams / 4, 4) * of_warp + BAND)
+                defines = {
+                    **stem.defines("float32"),
+                    "WARPS": warps,
+                    "TEAMS": teams,
+                    "BANDS": bands,
+                    "BAND_ROWS": rows,
+                    "FILTERS_AT_ONCE": at_once,
+                    "SHARED_BYTES": shared,
+                }
+                kernel = Kernel(
+                    "stem_float32_backward_b.cu",
+                    "stem_backward_b",
+                    tuple(defines.items()),
+                    grid=(grid, 1, 1),
+                    threads=teams * warps * WARP,
+                    shared_bytes=shared,
+                    operands=(
+                        *("pixels", "order", "control", "weight_a", "bias_a", "dy", "where"),
+                        *("partial_weight_b", "partial_bias_b"),
+                    ),
+                    flops=a.flops(batch) + b.flops(batch),
+                    bytes=batch * (a.height * a.width * a.channels + P * Q * filters * 5),
+                )
+                yield Choice(cycles, kernel)
 
 
 def _bands(rows: int) -> Iterator[tuple[int, int]]:
