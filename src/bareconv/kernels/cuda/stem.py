@@ -165,6 +165,8 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
 
 def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
     """Every way that the gradient of A's parameters fits the GPU."""
+    if precision == "float32":
+        yield from stem_float32.backward_a_choices(stem, batch, limits)
     if not _suits(stem, precision, limits):
         return
     sizes = _Sizes(stem, precision)

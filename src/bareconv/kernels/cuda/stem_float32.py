@@ -7,6 +7,7 @@ each square of the second one's pool only the output that is the maximum costs a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from math import gcd
 
 from bareconv.kernels.cuda.kernel import Kernel, padded
@@ -16,9 +17,12 @@ from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem
 REGISTERS = 65536  # of a multiprocessor
 # For so many squares at once: registers of a thread, and how much longer than its products alone a loop takes.
 FORWARD_TILES = {1: (80, 1.5), 2: (112, 1.2), 3: (168, 1.12), 4: (208, 1.08)}
-# Backward: what a thread sums in registers, at most; warps on a multiprocessor; instructions of a square's filter beside
-# its products.
-SUMS, BACKWARD_WARPS, OF_EVENT = 100, 16, 8
+# Backward: what a thread sums in registers, at most; warps and teams on a multiprocessor; instructions of a square's
+# filter beside its products.
+SUMS, BACKWARD_WARPS, TEAMS, OF_EVENT = 100, 16, 4, 8
+# Numbers that an output of the first convolution is made of, at most, to have the gradient of their weights in registers;
+# registers that a warp's threads have together.
+INPUTS, UNIFORM_REGISTERS = 18, 48
 BAND = 3000.0  # cycles of a band's waits for memory and for others
 
 
@@ -104,7 +108,7 @@ def backward_b_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
         team = _up(2 * _image(stem) + planes + a_rows * width * channels * 4 + rows * Q * filters * 5, 16)
         for warps in range(shares, BACKWARD_WARPS + 1, shares):
             turns = warps // shares
-            for teams in range(1, BACKWARD_WARPS // warps + 1):
+            for teams in range(1, min(TEAMS, BACKWARD_WARPS // warps) + 1):
                 shared = max(teams * team, shares * count * 128 if teams * turns > 1 else 0)
                 if shared > limits.shared_bytes:
                     continue
@@ -137,6 +141,62 @@ def backward_b_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
                     bytes=batch * (a.height * a.width * a.channels + P * Q * filters * 5),
                 )
                 yield Choice(cycles, kernel)
+
+
+def backward_a_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
+    """Every way that the gradient of A's parameters fits the GPU."""
+    a, b = stem.a, stem.b
+    channels, fours = padded(a.filters), padded(b.filters) // 4
+    inputs, shares = a.taps * a.channels, channels // WARP
+    if not (stem.is_possible and stem.b_pool) or stem.a_pool or channels % WARP or inputs > INPUTS:
+        return
+    (R, S), (P, Q) = b.kernel, stem.output
+    for squares, slices in product(range(1, Q + 1), range(1, min(4, fours) + 1)):
+        runs, width = -(-Q // squares), 2 * squares + S - 1
+        filters = -(-fours // slices) * 4
+        if (R + 1) * width > SUMS or 3 * squares > UNIFORM_REGISTERS or -(-fours * 4 // filters) < slices:
+            continue
+        weights = (filters * b.taps + inputs) * channels * 4
+        for bands, rows in _bands(P):
+            planes = a.channels * (2 * rows + R + a.kernel[0] - 2)
+            planes *= _up(2 * squares * (runs - 1) + width + a.kernel[1] - 1, 4) * 4
+            team = _up(2 * _image(stem) + planes + rows * Q * filters * 5, 16)
+            for warps in range(shares, BACKWARD_WARPS + 1, shares):
+                turns = warps // shares
+                for teams in range(1, min(TEAMS, BACKWARD_WARPS // warps) + 1):
+                    shared = max(teams * team + weights, shares * (inputs + 1) * 128 if teams * turns > 1 else 0)
+                    if shared > limits.shared_bytes:
+                        continue
+                    of_run = filters * (squares * (b.taps + OF_EVENT + 1) + b.taps + 6)
+                    of_run += (R + 1) * width * (2 * inputs + 8)
+                    of_warp = -(-rows * runs // turns) * of_run + planes / 4 / (warps * WARP) * 30
+                    grid = min(-(-batch * bands // teams), max(1, limits.multiprocessors // slices))
+                    cycles = -(-batch * bands // (grid * teams)) * (max(warps * teams / 4, 4) * of_warp + BAND)
+                    defines = {
+                        **stem.defines("float32"),
+                        "WARPS": warps,
+                        "TEAMS": teams,
+                        "BANDS": bands,
+                        "BAND_ROWS": rows,
+                        "SQUARES_AT_ONCE": squares,
+                        "SLICES": slices,
+                        "SHARED_BYTES": shared,
+                    }
+                    kernel = Kernel(
+                        "stem_float32_backward_a.cu",
+                        "stem_backward_a",
+                        tuple(defines.items()),
+                        grid=(grid * slices, 1, 1),
+                        threads=teams * warps * WARP,
+                        shared_bytes=shared,
+                        operands=(
+                            *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "dy", "where"),
+                            *("partial_weight_a", "partial_bias_a"),
+                        ),
+                        flops=2 * a.flops(batch) + b.flops(batch),
+                        bytes=batch * (a.height * a.width * a.channels + P * Q * fours * 20),
+                    )
+                    yield Choice(cycles, kernel)
 
 
 def _bands(rows: int) -> Iterator[tuple[int, int]]:

@@ -146,21 +146,7 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         }
     }
     copies_done();
-    // Those with the same share, which have the same elements, to the first of them.
-    float* sums = (float*)shared + share * COUNT * 32 + lane;
-#pragma unroll 1
-    for (int other = 1; other < TEAMS * TURNS; other++) {
-        sync_block();
-        if (team.number * TURNS + turn == other) {
-#pragma unroll
-            for (int i = 0; i < COUNT; i++) sums[i * 32] = sum[i];
-        }
-        sync_block();
-        if (team.number == 0 && turn == 0) {
-#pragma unroll
-            for (int i = 0; i < COUNT; i++) sum[i] += sums[i * 32];
-        }
-    }
+    sum_over_turns<TEAMS * TURNS>(sum, shared, share, team.number * TURNS + turn);
     if (team.number > 0 || turn > 0) return;
     float* to = partial_weight_b + (long long)blockIdx.x * (B_TAPS * A_FILTERS * B_FILTERS) + channel * B_FILTERS + filter;
 #pragma unroll
