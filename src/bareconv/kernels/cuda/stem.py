@@ -12,17 +12,16 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bareconv.kernels.cuda.geometry import Convolution
-from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
+from bareconv.kernels.cuda import stem_float32
+from bareconv.kernels.cuda.kernel import KEPT_BYTES, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
+from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem
 from bareconv.ops.windows import Pair
 
-MAX_CHANNELS = 4
 # Of a thread's 255 registers: for weights, or for the gradient of weights; for the gradient of A's weights beside B's
 # weights; for pixels that eight squares of outputs read.
 WEIGHT_REGISTERS, FIRST_REGISTERS, PATCH_REGISTERS = 144, 48, 56
 WARPS = 8  # on a multiprocessor, of as many registers as a thread can have
-WARP = 32
 
 # What an estimate of time counts, in cycles: a matrix instruction of one warp where others wait for the unit too, and
 # where none does; a warp's other instructions; a band's waits for memory and for each other.
@@ -31,51 +30,11 @@ BESIDE = 0.18  # how much longer it takes for each further team on a multiproces
 
 
 @dataclass(frozen=True)
-class Stem:
-    """uint8 images, (pixel - mean) / std, through ``a`` and relu and, if ``a_pool``, a 2 x 2 max pool; then ``b`` too.
-
-    ``b`` reads what ``a`` and its pool make. A pool drops an odd last row or column.
-    """
-
-    a: Convolution
-    a_pool: bool
-    b: Convolution
-    b_pool: bool
-    mean: float
-    std: float
-
-    @property
-    def middle(self) -> Pair:
-        """Height and width of what ``b`` reads."""
-        return _pooled(self.a.output, self.a_pool)
-
-    @property
-    def output(self) -> Pair:
-        """(P, Q) of what ``b`` and its pool make."""
-        return _pooled(self.b.output, self.b_pool)
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether the kernels know such a block at all."""
-        plain = all(one.window.stride == one.window.dilation == (1, 1) for one in (self.a, self.b))
-        fits = (self.b.height, self.b.width) == self.middle and self.b.channels == self.a.filters
-        return plain and fits and self.a.channels <= MAX_CHANNELS and min(*self.middle, *self.output) >= 1
-
-
-@dataclass(frozen=True)
 class StemBackward:
     """Kernels in any order. Gradients come in ``parts`` parts, each of a parameter's natural size."""
 
     kernels: tuple[Kernel, ...]
     parts: int
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One way to launch a kernel, and an estimate of its time in cycles."""
-
-    cycles: float
-    kernel: Kernel
 
 
 def stem_forward(stem: Stem, precision: Precision, batch: int, limits: Limits, training: bool = True) -> Kernel | None:
@@ -105,6 +64,8 @@ def stem_backward(stem: Stem, precision: Precision, batch: int, limits: Limits) 
 
 def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
     """Every way that the forward fits the GPU."""
+    if precision == "float32":
+        yield from stem_float32.forward_choices(stem, batch, limits)
     if not _suits(stem, precision, limits):
         return
     sizes = _Sizes(stem, precision)
@@ -144,6 +105,8 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
 
 def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
     """Every way that the gradient of B's parameters fits the GPU."""
+    if precision == "float32":
+        yield from stem_float32.backward_b_choices(stem, batch, limits)
     if not _suits(stem, precision, limits):
         return
     sizes = _Sizes(stem, precision)
@@ -203,6 +166,8 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
 
 def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
     """Every way that the gradient of A's parameters fits the GPU."""
+    if precision == "float32":
+        yield from stem_float32.backward_a_choices(stem, batch, limits)
     if not _suits(stem, precision, limits):
         return
     sizes = _Sizes(stem, precision)
@@ -284,10 +249,6 @@ def _cycles(bands: int, teams: int, warps: int, beside: int, products: float, ot
     return -(-bands // teams) * max(for_one, for_all) * (1 + BESIDE * (beside - 1))
 
 
-def _pooled(size: Pair, pool: bool) -> Pair:
-    return (size[0] // 2, size[1] // 2) if pool else size
-
-
 class _Sizes:
     """What lies in shared memory, in bytes, as the sources compute it, and the work on it."""
 
@@ -307,23 +268,7 @@ class _Sizes:
         self.b_square_rows, self.b_squares = (P, Q) if stem.b_pool else (-(-P // 2), -(-Q // 2))
         self.a_squares = stem.middle[1] if stem.a_pool else -(-stem.middle[1] // 2)
         self.output = P * Q * padded(b.filters)
-        self.defines: dict[str, str | int | float] = {
-            "PRECISION": NUMBER[precision],
-            "HEIGHT": a.height,
-            "WIDTH": a.width,
-            "CHANNELS": a.channels,
-            "MEAN": stem.mean,
-            "STD": stem.std,
-        }
-        for name, one, pool in (("A", a, stem.a_pool), ("B", b, stem.b_pool)):
-            self.defines |= {
-                f"{name}_FILTERS": one.filters,
-                f"{name}_KERNEL_H": one.kernel[0],
-                f"{name}_KERNEL_W": one.kernel[1],
-                f"{name}_PADDING_H": one.padding[0],
-                f"{name}_PADDING_W": one.padding[1],
-                f"{name}_POOL": int(pool),
-            }
+        self.defines = stem.defines(precision)
 
     def pieces(self, numbers: int) -> int:
         """Pieces of 16 bytes."""

@@ -264,6 +264,16 @@ inline u32 shuffle_xor(u32 value, int mask) { return host::shuffled(value, threa
 inline int shuffle_xor(int value, int mask) { return (int)host::shuffled((u32)value, threadIdx.x ^ mask); }
 inline float shuffle_xor(float value, int mask) { return float_of(host::shuffled(bits_of(value), threadIdx.x ^ mask)); }
 
+inline u32 ballot(bool holds) {
+    host::Shuffled mine{holds, 0, 0};
+    host::together(23, mine, [](host::Shuffled* const* all) {
+        u32 lanes = 0;
+        for (int lane = 0; lane < 32; lane++) lanes |= all[lane]->value << lane;
+        for (int lane = 0; lane < 32; lane++) all[lane]->result = lanes;
+    });
+    return mine.result;
+}
+
 inline float relu(float value) { return value < 0.f ? 0.f : value; }
 
 inline u32 host_bf16(float value) {

@@ -39,6 +39,9 @@ DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu
 DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE u32 shuffle(u32 value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
+// The lanes for which it holds, as bits.
+DEVICE u32 ballot(bool holds) { return __ballot_sync(0xffffffffu, holds); }
+
 DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
 // max(value, 0); a NaN stays one.

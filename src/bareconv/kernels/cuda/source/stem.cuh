@@ -71,6 +71,26 @@ DEVICE void clear(u8* to, int bytes, int thread, int threads) {
     for (int i = thread * 16; i < bytes; i += threads * 16) *(uint4*)(to + i) = uint4{0u, 0u, 0u, 0u};
 }
 
+// Sums of several warps to one: of those with the same ``share``, which have the same elements, the first (``turn`` 0 of
+// TURNS) gets them all, added in order. All of the block's threads must call it.
+template <int TURNS, int COUNT>
+DEVICE void sum_over_turns(float (&sum)[COUNT], u8* shared, int share, int turn) {
+    float* mine = (float*)shared + share * COUNT * 32 + (threadIdx.x & 31);
+#pragma unroll 1
+    for (int other = 1; other < TURNS; other++) {
+        sync_block();
+        if (turn == other) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) mine[i * 32] = sum[i];
+        }
+        sync_block();
+        if (turn == 0) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) sum[i] += mine[i * 32];
+        }
+    }
+}
+
 // ---- Matrices ----
 
 DEVICE void multiply(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {

@@ -69,23 +69,3 @@ DEVICE void add_piece(float (&sum)[PIECE], uint4 piece) {
 constexpr int B_PIECES = pieces_of(B_CHANNELS);
 
 DEVICE long long place_of(int image, int p, int q) { return (((long long)image * B_HEIGHT + p) * B_WIDTH + q) * B_CHANNELS; }
-
-// Sums of several warps to one: of those with the same ``share``, which have the same elements, the first (``turn`` 0 of
-// TURNS) gets them all, added in order. All of the block's threads must call it.
-template <int TURNS, int COUNT>
-DEVICE void sum_over_turns(float (&sum)[COUNT], u8* shared, int share, int turn) {
-    float* mine = (float*)shared + share * COUNT * 32 + (threadIdx.x & 31);
-#pragma unroll 1
-    for (int other = 1; other < TURNS; other++) {
-        sync_block();
-        if (turn == other) {
-#pragma unroll
-            for (int i = 0; i < COUNT; i++) mine[i * 32] = sum[i];
-        }
-        sync_block();
-        if (turn == 0) {
-#pragma unroll
-            for (int i = 0; i < COUNT; i++) sum[i] += mine[i * 32];
-        }
-    }
-}

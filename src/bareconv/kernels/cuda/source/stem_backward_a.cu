@@ -284,9 +284,10 @@ DEVICE void add_gradient(float (&sum)[COUNT], float (&da)[4][4], const u8* lines
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             da[i / 4][i % 4] = outputs[0][i / 4][0][i % 4] + (i % 4 < 2 ? low : high) > 0.f ? da[i / 4][i % 4] : 0.f;
-            sum[LINE_TILES * 4 + i % 4 / 2] += da[i / 4][i % 4];
         }
         add_weights<PRECISION>(sum, lines, first, squares, da, lane);
+#pragma unroll
+        for (int i = 0; i < 16; i++) sum[LINE_TILES * 4 + i % 4 / 2] += da[i / 4][i % 4];
     }
 }
 

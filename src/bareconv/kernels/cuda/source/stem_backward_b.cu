@@ -22,6 +22,7 @@ constexpr int PLACE_BYTES = GROUPS * 8 * GRADIENT_PIXEL, PLACES = PLACED ? 1 : 4
 constexpr int CHANNEL_SHARES = A_CHANNELS / 8 / WARP_EIGHTS, SHARES = CHANNEL_SHARES * (B_COLUMNS / (16 * B_TILES));
 constexpr int TURNS = WARPS / SHARES;  // warps of a team that have the same share
 constexpr int COUNT = B_TAPS * WARP_EIGHTS * B_TILES * 4;
+constexpr bool CHANNELS_ARE_ROWS = PRECISION == TF32 && WARP_EIGHTS == 2;
 
 // Shared memory of a team.
 constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + 2 * PIXELS_BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
@@ -99,10 +100,11 @@ DEVICE void add_products(float (&sum)[COUNT], const u8* activation, const u8* gr
 }
 
 // The same in 32 bits. A product has eight squares' pixels at one place; a lane reads those of squares lane % 4 and 4 more.
+// Two eights of channels are rows: then what a lane loads of two squares is a left operand as it is. One is columns.
 template <>
 DEVICE void add_products<TF32>(float (&sum)[COUNT], const u8* activation, const u8* gradient, int group, int squares, int channel, int filter, int lane) {
     const u8* from[2];
-    u32 left[4][B_TILES][4];  // by place in the square
+    u32 by_place[4][2 * B_TILES][2];  // dY of an eight of filters, by place in the square
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int square = group * 8 + half * 4 + (lane & 3), read = min(square, squares - 1);
@@ -114,15 +116,15 @@ DEVICE void add_products<TF32>(float (&sum)[COUNT], const u8* activation, const 
         for (int place = 0; place < 4; place++) {
             if (!PLACED && place > 0) load_words(words, mine + place * PLACE_BYTES);
 #pragma unroll
-            for (int i = 0; i < 2 * B_TILES; i++) left[place][i / 2][half * 2 + i % 2] = PLACED ? at_place(words[i], place) : words[i];
+            for (int i = 0; i < 2 * B_TILES; i++) by_place[place][i][half] = PLACED ? at_place(words[i], place) : words[i];
         }
     }
 #pragma unroll
     for (int pixel = 0; pixel < (B_KERNEL_H + 1) * (B_KERNEL_W + 1); pixel++) {
         const int y = pixel / (B_KERNEL_W + 1), x = pixel % (B_KERNEL_W + 1);
-        u32 right[2][WARP_EIGHTS];
+        u32 channels[2][WARP_EIGHTS];
 #pragma unroll
-        for (int half = 0; half < 2; half++) load_words(right[half], from[half] + Activation::at(y, x));
+        for (int half = 0; half < 2; half++) load_words(channels[half], from[half] + Activation::at(y, x));
 #pragma unroll
         for (int place = 0; place < 4; place++) {
             const int r = y - place / 2, s = x - place % 2;
@@ -130,7 +132,14 @@ DEVICE void add_products<TF32>(float (&sum)[COUNT], const u8* activation, const 
 #pragma unroll
             for (int i = 0; i < WARP_EIGHTS * B_TILES; i++) {
                 float(&to)[4] = *(float(*)[4]) & sum[((r * B_KERNEL_W + s) * WARP_EIGHTS * B_TILES + i) * 4];
-                multiply(to, left[place][i % B_TILES], right[0][i / B_TILES], right[1][i / B_TILES]);
+                const u32(&filters)[2 * B_TILES][2] = by_place[place];
+                if constexpr (CHANNELS_ARE_ROWS) {
+                    const u32 left[4] = {channels[0][0], channels[0][WARP_EIGHTS - 1], channels[1][0], channels[1][WARP_EIGHTS - 1]};
+                    multiply(to, left, filters[i][0], filters[i][1]);
+                } else {
+                    const u32 left[4] = {filters[2 * i][0], filters[2 * i + 1][0], filters[2 * i][1], filters[2 * i + 1][1]};
+                    multiply(to, left, channels[0][0], channels[1][0]);
+                }
             }
         }
     }
@@ -182,14 +191,18 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     sum_over_turns<TEAMS * TURNS>(sum, shared, share, team.number * TURNS + turn);
     if (team.number == 0 && turn == 0) {
         float* to = partial_weight_b + (long long)blockIdx.x * (B_TAPS * A_FILTERS * B_FILTERS);
-        constexpr bool VECTORS = PRECISION == TF32;  // a matrix's columns, and rows, are not neighbours
-        const int first_channel = channel + (lane & 3) * 2 * (VECTORS ? WARP_EIGHTS : 1);
-        const int first_filter = filter + (lane >> 2) * (VECTORS ? 2 * B_TILES : 1);
+        // Of a product's rows the lane has lane / 4 and 8 more, of its columns 2 (lane % 4) and the next. In tf32 a matrix's
+        // rows or columns are not neighbours, as vectors were loaded.
+        constexpr bool VECTORS = PRECISION == TF32;
+        const int row = lane >> 2, column = (lane & 3) * 2;
+        const int first_channel = channel + (CHANNELS_ARE_ROWS ? row * 2 : column);
+        const int first_filter = filter + (CHANNELS_ARE_ROWS ? column * 2 * B_TILES : VECTORS ? row * 2 * B_TILES : row);
         to += first_channel * B_FILTERS + first_filter;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const int tap = i / 4 / B_TILES / WARP_EIGHTS, eight = i / 4 / B_TILES % WARP_EIGHTS, tile = i / 4 % B_TILES, half = i % 4 / 2;
-            const int c = VECTORS ? i % 2 * WARP_EIGHTS + eight : eight * 8 + i % 2, k = VECTORS ? tile * 2 + half : tile * 16 + half * 8;
+            const int tap = i / 4 / B_TILES / WARP_EIGHTS, within = i / 4 % (B_TILES * WARP_EIGHTS), below = i % 4 / 2, right = i % 2;
+            const int c = CHANNELS_ARE_ROWS ? below : within / B_TILES * 8 + right;
+            const int k = CHANNELS_ARE_ROWS ? right * 2 * B_TILES + within : VECTORS ? within * 2 + below : within % B_TILES * 16 + below * 8;
             const bool there = (A_FILTERS % 8 == 0 || first_channel + c < A_FILTERS) && (B_FILTERS % 16 == 0 || first_filter + k < B_FILTERS);
             if (there) to[(tap * A_FILTERS + c) * B_FILTERS + k] = sum[i];
         }
