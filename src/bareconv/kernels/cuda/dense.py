@@ -457,8 +457,8 @@ def _weight_tiling(
     units = padded(shape.units)
     best: tuple[float, Tiling, int] | None = None
     for tiling in tilings(precision, limits, ACROSS, ACROSS, shape.features, units, batch):
-        if tiling.m * tiling.n // tiling.threads > 32:
-            continue  # an update keeps a tile's weights and states in registers
+        if tiling.m * tiling.n // tiling.threads > 32 or tiling.threads < tiling.n:
+            continue  # an update keeps a tile's weights and states in registers; a thread sums up a bias
         tiles = -(-shape.features // tiling.m) * -(-units // tiling.n)
         parts = 1
         while parts <= min(most_parts, -(-batch // tiling.chunk)):
