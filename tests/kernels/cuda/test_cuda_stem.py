@@ -9,13 +9,13 @@ from bareconv.kernels.cuda.geometry import Convolution
 from bareconv.kernels.cuda.kernel import PRECISIONS, padded
 from bareconv.kernels.cuda.limits import GENERATIONS, H100, Limits
 from bareconv.kernels.cuda.stem import (
-    Stem,
     backward_a_choices,
     backward_b_choices,
     forward_choices,
     stem_backward,
     stem_forward,
 )
+from bareconv.kernels.cuda.stem_block import Stem
 from bareconv.ops.conv import conv2d_backward, conv2d_forward
 from bareconv.ops.pool import max_pool_backward, max_pool_forward
 from bareconv.ops.windows import Window

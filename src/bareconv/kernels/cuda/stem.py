@@ -75,7 +75,12 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
     slices = sizes.b_tiles // tiles
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(sizes.b_tiles * 16)
     for warps, bands, rows in _splits(sizes.b_square_rows, slices):
-        shared = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + max(sizes.activation(rows, sizes.pixel), weights)
+        shared = (
+            2 * sizes.pixels
+            + sizes.a_weights
+            + sizes.lines_for_b(rows)
+            + max(sizes.activation(rows, sizes.pixel), weights)
+        )
         groups = -(-rows * sizes.b_squares // 8)
         products = -(-groups * slices // warps) * sizes.b_steps * tiles * 4 + sizes.a_products(rows) / warps
         others = -(-groups * slices // warps) * (60 + 90 * tiles) + sizes.a_others(rows) / warps
@@ -129,7 +134,9 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
     for warps, bands, rows in _splits(sizes.b_square_rows, shares):
         groups, turns = -(-rows * sizes.b_squares // 8), warps // shares
         team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows)
-        team += sizes.activation(rows, sizes.vector_pixel) + places * groups * 8 * sizes.vector_pixel(sizes.b_tiles * 16)
+        team += sizes.activation(rows, sizes.vector_pixel) + places * groups * 8 * sizes.vector_pixel(
+            sizes.b_tiles * 16
+        )
         products = -(-groups // turns) * count * 8 // pixels_at_once + sizes.a_products(rows) / warps
         others = -(-groups // turns) * 80 + (sizes.a_others(rows) + sizes.spread(rows * sizes.b_squares)) / warps
         for teams in range(1, WARPS // warps + 1):

@@ -20,9 +20,9 @@ FORWARD_TILES = {1: (80, 1.5), 2: (112, 1.2), 3: (168, 1.12), 4: (208, 1.08)}
 # Backward: what a thread sums in registers, at most; warps and teams on a multiprocessor; instructions of a square's
 # filter beside its products.
 SUMS, BACKWARD_WARPS, TEAMS, OF_EVENT = 100, 16, 4, 8
-# Numbers that an output of the first convolution is made of, at most, to have the gradient of their weights in registers;
-# registers that a warp's threads have together.
-INPUTS, UNIFORM_REGISTERS = 18, 48
+# Numbers that an output of the first convolution is made of, at most, so that registers have their weights' gradient;
+# codes of squares in registers.
+INPUTS, CODES = 18, 48
 BAND = 3000.0  # cycles of a band's waits for memory and for others
 
 
@@ -112,7 +112,7 @@ def backward_b_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
                 shared = max(teams * team, shares * count * 128 if teams * turns > 1 else 0)
                 if shared > limits.shared_bytes:
                     continue
-                of_warp = -(-rows * Q // turns) * (at_once * (b.taps + OF_EVENT) + patch + 20)
+                of_warp: float = -(-rows * Q // turns) * (at_once * (b.taps + OF_EVENT) + patch + 20)
                 of_warp += -(-a_rows * channels // WARP // warps) * stem.middle[1] * (takes**2 * inputs * 1.5 + 5)
                 of_warp += planes / 4 / (warps * WARP) * 30
                 grid = min(-(-batch * bands // teams), limits.multiprocessors)
@@ -154,7 +154,7 @@ def backward_a_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
     for squares, slices in product(range(1, Q + 1), range(1, min(4, fours) + 1)):
         runs, width = -(-Q // squares), 2 * squares + S - 1
         filters = -(-fours // slices) * 4
-        if (R + 1) * width > SUMS or 3 * squares > UNIFORM_REGISTERS or -(-fours * 4 // filters) < slices:
+        if (R + 1) * width > SUMS or 3 * squares > CODES or -(-fours * 4 // filters) < slices:
             continue
         weights = (filters * b.taps + inputs) * channels * 4
         for bands, rows in _bands(P):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bareconv.kernels.cuda.kernel import Kernel
-from bareconv.kernels.cuda.stem import Stem, StemBackward, stem_backward, stem_forward
+from bareconv.kernels.cuda.stem import StemBackward, stem_backward, stem_forward
+from bareconv.kernels.cuda.stem_block import Stem
 from bareconv.nn import layers
 from bareconv.plan.cuda.fused.conv import convolution_of
 from bareconv.plan.cuda.record import Operand
