@@ -85,13 +85,8 @@ def _unit(runtime: Runtime, unit: Any, effort: Effort) -> Ceiling:
         "right": values[rows * terms :].copy(),
         "sums": xp.zeros(kernel.grid[0] * rows * (columns + 8), xp.float32),
     }
-    (launch,) = _bound(runtime, [(kernel, places)])
-    end = time.perf_counter() + effort.warm_up
-    taken = runtime.time(launch, 2)
-    while time.perf_counter() < end:
-        taken = runtime.time(launch, 2)
     how = f"{kernel.grid[0]} blocks of {kernel.threads} threads, operands in registers"
-    return Ceiling(peak.UNITS[unit], kernel.flops / taken, "FLOP", how)
+    return Ceiling(peak.UNITS[unit], kernel.flops / _warm(runtime, kernel, places, effort), "FLOP", how)
 
 
 def _group_unit(runtime: Runtime, effort: Effort) -> Ceiling:
@@ -103,13 +98,18 @@ def _group_unit(runtime: Runtime, effort: Effort) -> Ceiling:
         "right": values[2 * 2048 :].copy(),
         "sums": xp.zeros(kernel.grid[0] * kernel.threads, xp.float32),
     }
+    how = f"{kernel.grid[0]} blocks of {kernel.threads} threads, one operand in registers, one in shared memory"
+    return Ceiling(peak.GROUP_UNIT, kernel.flops / _warm(runtime, kernel, places, effort), "FLOP", how)
+
+
+def _warm(runtime: Runtime, kernel: Kernel, places: Mapping[str, Array], effort: Effort) -> float:
+    """Seconds of a launch once the clocks have risen."""
     (launch,) = _bound(runtime, [(kernel, places)])
     end = time.perf_counter() + effort.warm_up
     taken = runtime.time(launch, 2)
     while time.perf_counter() < end:
         taken = runtime.time(launch, 2)
-    how = f"{kernel.grid[0]} blocks of {kernel.threads} threads, one operand in registers, one in shared memory"
-    return Ceiling(peak.GROUP_UNIT, kernel.flops / taken, "FLOP", how)
+    return taken
 
 
 def _bandwidth(runtime: Runtime, name: str, size: int, passes: int) -> Ceiling:

@@ -376,3 +376,13 @@ def test_no_register_is_spilled(precision, limits):
     for kernel in kernels:
         code = compile_kernel(kernel, limits.architecture)
         assert (code.spilled, code.stack) == (0, 0), f"{kernel.entry}: {code.log}"
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 7])
+def test_a_gpu_with_fewer_multiprocessors_than_blocks(multiprocessors):
+    """The choice of tiles ends there, too."""
+    few = Limits("sm_90", multiprocessors, H100.shared_bytes, 1 << 20)
+    rule = Rule.of(SGD(0.1, momentum=0.9))
+    shapes = [DenseShape(144, 64, 128), DenseShape(1, 128, 10)]
+    kernel = dense.backward("bfloat16", shapes, 64, few, rule)
+    assert kernel is None or kernel.shared_bytes <= few.shared_bytes

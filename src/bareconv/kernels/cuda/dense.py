@@ -224,9 +224,11 @@ def _backward_tile(
     size = KEPT_BYTES[precision]
     # The smallest tile with which every multiprocessor has one block, one of them that of the biases.
     wanted = 1
-    while sum(-(-shape.features // (8 * wanted)) for shape in shapes) >= limits.multiprocessors:
+    while (
+        wanted < _MOST_COLUMNS and sum(-(-shape.features // (8 * wanted)) for shape in shapes) >= limits.multiprocessors
+    ):
         wanted += 1
-    for columns in range(min(wanted, _MOST_COLUMNS), 0, -1):
+    for columns in range(wanted, 0, -1):
         tile = 8 * columns
         for chunk, stages in ((64, 3), (64, 2), (32, 2)):
             shared = max(

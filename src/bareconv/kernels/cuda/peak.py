@@ -25,7 +25,7 @@ _TILES: Mapping[Precision, tuple[int, int, int]] = {
 SCALAR_TERMS = 4
 
 # Kernels with products that use no matrix unit, and those that use one whatever their precision.
-_NUMBER_BY_NUMBER = ("head.cu", "dense_finish.cu")
+_NUMBER_BY_NUMBER = ("head.cu", "head_few.cu", "dense_finish.cu")
 _ALWAYS_TF32 = ("dense_pixels.cu",)
 
 
