@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cuda_host import TOLERANCE, from_kept, needs_nvrtc, pad_channels, poison, relative_error, to_kept
@@ -142,6 +144,7 @@ def check_gradient(
         launch(kernel, arrays, order)
 
     cols = np.zeros((1, images * P * Q, convolution.taps * C))
+    expected: Any
     expected, _, _ = conv2d_backward(dy, cols, weight, size, convolution.window)
     if held is not None:
         expected = expected + held
@@ -288,4 +291,4 @@ def test_registers_are_enough(precision, limits):
         for kernel in kernels:
             code = compile_kernel(kernel, limits.architecture)
             assert (code.spilled, code.stack) == (0, 0), kernel
-            assert code.registers * kernel.threads * dict(kernel.defines)["BLOCKS"] <= 65536
+            assert code.registers * kernel.threads * int(dict(kernel.defines)["BLOCKS"]) <= 65536

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 from cuda_host import needs_nvrtc, run_on_host
-from test_cuda_correlate import check_forward, check_gradient
+from test_cuda_correlate import check_forward, check_gradient  # type: ignore[import-not-found]
 
 from bareconv.kernels.cuda.compiler import compile_kernel
 from bareconv.kernels.cuda.correlate import (

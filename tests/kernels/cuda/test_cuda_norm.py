@@ -20,7 +20,7 @@ from cuda_host import (
 from bareconv import ops
 from bareconv.kernels.cuda import norm as kernels
 from bareconv.kernels.cuda.compiler import compile_kernel
-from bareconv.kernels.cuda.kernel import PRECISIONS, padded
+from bareconv.kernels.cuda.kernel import PRECISIONS, Precision, padded
 from bareconv.kernels.cuda.limits import GENERATIONS, H100, Limits
 from bareconv.kernels.cuda.norm import COEFFICIENTS, Norm, Parts
 from bareconv.ops.windows import Window
@@ -265,7 +265,8 @@ def test_compiles_without_spills(limits):
         Norm((8, 8, 512), relu=True, added="before relu"),
         Norm((9, 9, 64), relu=True, pool=(3, 3)),
     )
-    for precision, norm in itertools.product(("float32", "bfloat16"), norms):
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    for precision, norm in itertools.product(precisions, norms):
         wanted = [
             kernels.apply(precision, 512, norm, limits, backward=True),
             kernels.sum_gradients(precision, 512, norm, limits)[0],

@@ -1,5 +1,7 @@
 """A network's first block as one kernel each way, on a CPU against the layers in float64, and compiled for GPUs."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cuda_host import TOLERANCE, from_kept, needs_nvrtc, pad_channels, poison, relative_error, to_kept
@@ -161,7 +163,7 @@ def check_backward(launch, case, kernels=None, order="forward"):
     shape = (case.batch, P, Q, K)
     dy = to_kept(rng.standard_normal(shape), case.precision)
     where = rng.integers(0, 4, shape) * stem.b_pool + 4 * (rng.random(shape) < 0.4)
-    partials = {}
+    partials: dict[str, Any] = {}
     for kernel in kernels:
         poisoned = case.partials(kernel)
         operands = {"dy": pad_channels(dy), "where": pad_channels(where.astype(np.uint8))}
@@ -253,7 +255,9 @@ def test_a_step_without_images(launch, precision):
     operands = case.operands(kernel)
     launch(kernel, operands)
     assert np.isnan(from_kept(operands["y"])).all()
-    for kernel in stem_backward(case.stem, precision, 3, FEW).kernels:
+    made = stem_backward(case.stem, precision, 3, FEW)
+    assert made is not None
+    for kernel in made.kernels:
         partials = case.partials(kernel)
         shape = (3, *case.stem.output, padded(case.stem.b.filters))
         operands = {"dy": poison(shape, precision), "where": np.zeros(shape, np.uint8)}
@@ -287,7 +291,7 @@ def test_no_registers_are_spilled(limits):
     found = 0
     for stem in (BASIC, SMALL, LENET5):
         for precision in PRECISIONS:
-            forward, backward = (make(stem, precision, 256, limits) for make in (stem_forward, stem_backward))
+            forward, backward = stem_forward(stem, precision, 256, limits), stem_backward(stem, precision, 256, limits)
             for kernel in (*([forward] if forward else ()), *(backward.kernels if backward else ())):
                 made = compile_kernel(kernel, limits.architecture)
                 assert made.spilled == made.stack == 0, f"{kernel.entry} {made.registers} {kernel.defines}"

@@ -1,6 +1,7 @@
 """update.cu on a CPU against the optimizers, and compiled for every GPU."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,10 @@ class Model:
     def __init__(self, precision, seed=0):
         self.rng = rng = np.random.default_rng(seed)
         self.precision = precision
-        self.parameters, self.partials, self.copies, self.parts = [], [], [], []
+        self.parameters: list[Any] = []
+        self.partials: list[Any] = []
+        self.copies: list[Any] = []
+        self.parts: list[Any] = []
         start = place = 0
         chunks = []
         for shape, parts in SHAPES:
@@ -118,7 +122,9 @@ def test_sums_parts_and_steps_as_the_optimizer_does(launch, name, precision, ord
     params = {
         str(i): model.master[one.start :][: one.count].astype(np.float64) for i, one in enumerate(model.parameters)
     }
-    states = [rng.random(model.master.size).astype(np.float32) if s < len(optimizer.slots) else None for s in range(2)]
+    states: list[Any] = [
+        rng.random(model.master.size).astype(np.float32) if s < len(optimizer.slots) else None for s in range(2)
+    ]
     slots = {
         f"{slot}/{i}": state[one.start :][: one.count].astype(np.float64)
         for slot, state in zip(optimizer.slots, states, strict=False)

@@ -1,8 +1,8 @@
 """CUDA's driver, through its C interface: machine code to kernels, launches, graphs.
 
 CuPy has arrays and streams; what it lacks, launches that overlap with the kernel before them and code for other
-architectures than it names, is here. All calls work on the calling thread's current context, which ``device.activate()``
-makes CuPy's. Interface: https://docs.nvidia.com/cuda/cuda-driver-api/
+architectures than it names, is here. All calls work on the calling thread's current context, which
+``device.activate()`` makes CuPy's. Interface: https://docs.nvidia.com/cuda/cuda-driver-api/
 """
 
 from __future__ import annotations
