@@ -364,10 +364,30 @@ def gpu_section(name: str) -> str:
         "`benchmarks/gpu.py`; [docs/gpu.md](docs/gpu.md) has the rest, and how near each kernel comes to what the GPU "
         "can do.",
         "",
+        *uncompiled_text(result),
         goals_text(result),
     ]
     start = start_text(result)
     return "\n".join([*lines, *(["", start] if start else [])]) + "\n"
+
+
+def uncompiled_text(result: dict[str, Any]) -> list[str]:
+    """A paragraph where torch.compile has no figures: PyTorch's best is then the best without it."""
+    failed = [
+        group_key(group)
+        for group in result["peers"]
+        if any(one["options"].get("mode") == "compile" and "throughput" not in one for one in group["candidates"])
+    ]
+    tried = [
+        group_key(group)
+        for group in result["peers"]
+        if any(one["options"].get("mode") == "compile" for one in group["candidates"])
+    ]
+    if not failed:
+        return []
+    words = f"**torch.compile has no figure in this run** for {len(failed)} of the {len(tried)} workloads that it was "
+    words += "asked for: it was not ready when the time for that was up. PyTorch's best is there the best without it."
+    return [words, ""]
 
 
 def gpu_name(result: dict[str, Any]) -> str:

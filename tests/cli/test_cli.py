@@ -271,6 +271,7 @@ def test_json_also_where_there_is_nothing_to_report(
         raise error
 
     first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
+    first |= {"bench run": "chosen_device", "bench peers": "chosen_device"}
     monkeypatch.setattr(f"bareconv.cli.{verb.replace(' ', '.')}.{first.get(verb, 'get_device')}", fail)
     more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
     outcome = run(*verb.split(), *more)
