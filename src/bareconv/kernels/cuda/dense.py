@@ -267,7 +267,8 @@ def pixel_product(
 ) -> Kernel | None:
     """``product`` upon uint8 images, gathered and normalised as ``prepare`` does it; one split. None: it does not fit.
 
-    Few units only, on a GPU with a matrix unit for tf32. Pixels are not rounded, whatever the precision.
+    Few units only, on a GPU with a matrix unit for tf32. Pixels are whole numbers, which tf32 has exactly, whatever the
+    precision; in float32 the weight is taken in two such parts, which keep 22 of its 24 bits, and sums are float32.
     Operands: pixels, order (null: as they lie), w (the working copy), control, sums float32 (batch, padded units).
     """
     features, units = shape.taps * shape.channels, shape.units

@@ -44,10 +44,11 @@ class _Made:
 class CudaPlan:
     """A training step and a prediction, planned for batches of up to ``batch_size`` images.
 
-    ``precision``: of the arithmetic: "float32" (no tf32 anywhere), "tf32" or "bfloat16"; weights and the optimizer's
-    state are float32 in each. The model's parameters and the optimizer's state become views of the plan's memory: both
-    stay what they are, and may be read and written between calls. ``clip_norm`` and an optimizer that has no kernel are
-    applied by the reference, to gradients that the plan made. ``runtime``: where it runs, the model's GPU unless given.
+    ``precision``: of the arithmetic: "float32" (nothing is rounded to less; ``kernels.cuda.dense`` says how it
+    multiplies pixels), "tf32" or "bfloat16"; weights and the optimizer's state are float32 in each. The model's
+    parameters and the optimizer's state become views of the plan's memory: both stay what they are, and may be read
+    and written between calls. ``clip_norm`` and an optimizer that has no kernel are applied by the reference, to
+    gradients that the plan made. ``runtime``: where it runs, the model's GPU unless given.
     """
 
     def __init__(
