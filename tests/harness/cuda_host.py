@@ -79,7 +79,9 @@ def launch_at(kernel: Kernel, pointers: list[ctypes.c_void_p], order: str = "for
     assert failure is None, f"{kernel.entry}: {failure.decode()}"
 
 
-FLAGS = ("-O1", "-std=c++20", "-shared", "-fPIC", "-w", "-fno-strict-aliasing", "-ffp-contract=off")
+FLAGS: tuple[str, ...] = ("-O1", "-std=c++20", "-shared", "-fPIC", "-w", "-fno-strict-aliasing", "-ffp-contract=off")
+# A block's own variables are static in functions of the same name in every library: none may be another's.
+FLAGS += ("-fno-gnu-unique",) if COMPILER is not None and COMPILER.endswith("g++") else ()
 # Headers of host.hpp, which take longer to read than a kernel to compile.
 STANDARD = (
     *("cmath", "cstddef", "cstdint", "cstdio", "cstdlib", "cstring"),
@@ -128,7 +130,7 @@ def _sources() -> str:
 @functools.cache
 def _standard_headers() -> Path:
     """The standard headers, compiled once where the compiler can."""
-    header = _folder() / "standard.hpp"
+    header = _folder() / f"standard-{_sources()[:12]}.hpp"
     if not header.exists():
         header.write_text("".join(f"#include <{name}>\n" for name in STANDARD))
     compiled = header.with_suffix(".hpp.gch")
