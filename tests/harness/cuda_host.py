@@ -85,7 +85,7 @@ FLAGS += ("-fno-gnu-unique",) if COMPILER is not None and COMPILER.endswith("g++
 # Headers of host.hpp, which take longer to read than a kernel to compile.
 STANDARD = (
     *("cmath", "cstddef", "cstdint", "cstdio", "cstdlib", "cstring"),
-    *("functional", "random", "stdexcept", "string", "utility", "vector"),
+    *("functional", "memory", "random", "stdexcept", "string", "utility", "vector"),
 )
 
 

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -70,7 +71,7 @@ struct Copy {
 };
 
 struct Fiber {
-    std::vector<u8> stack;
+    std::unique_ptr<u8[]> stack;
 #if defined(__x86_64__)
     void* top = nullptr;
 #else
@@ -158,19 +159,19 @@ static void run_block(int order, unsigned seed, int shared_bytes) {
     fibers.resize(threads);
     for (int i = 0; i < threads; i++) {
         Fiber& fiber = fibers[i];
-        fiber.stack.resize(STACK_BYTES);
+        if (fiber.stack == nullptr) fiber.stack.reset(new u8[STACK_BYTES]);  // not written to: mostly never in memory
         fiber.finished = false, fiber.at = nullptr;
         fiber.copies.clear(), fiber.pending.clear();
         fiber.has_hidden = false;
 #if defined(__x86_64__)
-        std::uintptr_t end = reinterpret_cast<std::uintptr_t>(fiber.stack.data() + STACK_BYTES) & ~std::uintptr_t(63);
+        std::uintptr_t end = reinterpret_cast<std::uintptr_t>(fiber.stack.get() + STACK_BYTES) & ~std::uintptr_t(63);
         void** top = reinterpret_cast<void**>(end) - 1;  // a call leaves the stack 8 off a multiple of 16
         *--top = reinterpret_cast<void*>(&start_fiber);
         for (int saved = 0; saved < 6; saved++) *--top = nullptr;
         fiber.top = top;
 #else
         getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = STACK_BYTES;
         makecontext(&fiber.context, start_fiber, 0);
 #endif
@@ -220,6 +221,7 @@ static const char* launch(void (*kernel)(A...), void** arguments, const int* gri
         run_block(order, i, shared_bytes);
         if (failure != nullptr) message = std::string(failure) + " (block " + std::to_string(b) + ", thread " + std::to_string(current) + ")";
     }
+    fibers.clear();  // every library has fibers of its own, and hundreds of them may be loaded
     return failure == nullptr ? nullptr : message.c_str();
 }
 
