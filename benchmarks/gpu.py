@@ -65,7 +65,7 @@ class Report:
         self.measured: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
         self.notes: dict[str, list[str]] = {}
         self.absent: dict[str, str] = {}
-        self.rooflines: dict[str, Any] | None = None
+        self.rooflines: list[dict[str, Any]] | None = None
 
     def take_over(self, earlier: dict[str, Any]) -> None:
         """What an earlier run has measured. UsageError where that was of another commit, or on another GPU."""
@@ -238,7 +238,8 @@ def draw_rooflines(report: Report, options: dict[str, Any]) -> None:
         part = run_part("roofline", command, options["part_seconds"], ROOT)
         if file.exists():  # whatever came after
             report.rooflines = results.read(file)["rooflines"]
-            print(roofline.table(report.rooflines), flush=True)
+            for one in report.rooflines or []:
+                print(roofline.table(one), flush=True)
     report.part(part)
 
 

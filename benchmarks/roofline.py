@@ -43,10 +43,10 @@ def run(output: Path, device_name: str, case_words: tuple[str, ...]) -> None:
     steps = []
     for model, batch_size, precision in chosen:
         steps.append(measure_step(Workload(model, natural_shape(model), batch_size, precision), device, ceilings))
-        rooflines = record(device, ceilings, steps)
+        drawn = record(device, ceilings, steps)
         settings = {"device": device_name, "cases": case_words}
-        results.write(results.new("benchmarks/roofline.py", settings, rooflines=rooflines), output)
-        print(table({**rooflines, "ceilings": rooflines["ceilings"] if len(steps) == 1 else [], "steps": steps[-1:]}))
+        results.write(results.new("benchmarks/roofline.py", settings, rooflines=[drawn]), output)
+        print(table({**drawn, "ceilings": drawn["ceilings"] if len(steps) == 1 else [], "steps": steps[-1:]}))
 
 
 if __name__ == "__main__":

@@ -509,7 +509,7 @@ def gpu_rooflines(name: str) -> str:
     result = gpu_result()
     if result is None or "rooflines" not in result:
         return ""
-    found = result["rooflines"]
+    (found,) = result["rooflines"]
     lines = [
         f"On the {found['device_description']}, measured in the same process: "
         + "; ".join(f"{roofline.in_words(ceiling)} ({ceiling['how']})" for ceiling in found["ceilings"])

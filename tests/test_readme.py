@@ -247,7 +247,7 @@ def made_up():
     }
     part = {"name": "memcheck: -m pytest", "command": "it", "status": "passed", "seconds": 61.0}
     part["said"] = ["307 passed", "========= ERROR SUMMARY: 0 errors", ""]
-    return new("it", {}, peers=every, parts=[part], rooflines=rooflines, notes=["A note."])
+    return new("it", {}, peers=every, parts=[part], rooflines=[rooflines], notes=["A note."])
 
 
 def test_blocks_of_a_gpu_say_nothing_without_a_result(tmp_path, monkeypatch):

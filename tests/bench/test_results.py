@@ -140,7 +140,7 @@ def test_new_does_not_share_what_it_was_given():
         (("environment", "blas"), {}, "environment.blas: expected library in it; got an empty object"),
         (("surprise",), 1, "the result: expected schema, schema_version, created, bareconv, "),
         (("schema",), "other", 'schema: expected "bareconv.result"; got "other"'),
-        (("schema_version",), 2, f"schema_version: this bareconv ({__version__}) reads version 1; got 2"),
+        (("schema_version",), 3, f"schema_version: this bareconv ({__version__}) reads versions 1 to 2; got 3"),
     ],
 )
 def test_what_is_not_valid_is_named_in_one_line(path, value, message, result):
@@ -299,7 +299,7 @@ def test_a_path_that_cannot_be_written_is_named(result, tmp_path):
         (b"{}", 'not a valid result: schema: expected "bareconv.result"; got null'),
         (
             b'{"schema": "bareconv.result", "schema_version": 9}',
-            f"not a valid result: schema_version: this bareconv ({__version__}) reads version 1; got 9",
+            f"not a valid result: schema_version: this bareconv ({__version__}) reads versions 1 to 2; got 9",
         ),
         (b'{"schema": NaN}', "not a valid result: schema: expected a finite number; got nan"),
         (b'{"schema": 1e999}', "not a valid result: schema: expected a finite number; got inf"),
@@ -421,3 +421,20 @@ def test_a_latest_that_cannot_be_replaced_stays(folders, linking, monkeypatch):
         results.point_latest(folders[1])
     assert results.read(folders[0].parent / "latest/result.json")["command"] == "run 0"
     assert len(os.listdir(folders[0].parent)) == 3
+
+
+COMMITTED = sorted((Path(__file__).parents[2] / "benchmarks/results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_what_was_ever_written_can_be_read(path):
+    result = results.read(path)
+    assert result["schema_version"] == results.SCHEMA_VERSION
+    assert result["created"] == json.loads(path.read_text())["created"]
+
+
+def test_an_older_result_is_brought_up_to_date(result, tmp_path):
+    roofline = {"device": "cuda:0", "device_description": "a GPU", "ceilings": [], "steps": []}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({**result, "schema_version": 1, "rooflines": roofline}))
+    assert results.read(path) == {**result, "schema_version": 2, "rooflines": [roofline]}

@@ -82,7 +82,7 @@ def test_a_step(precision):
     assert sum(group.seconds for group in made) == pytest.approx(sum(one["seconds"] for one in every))
     assert [group.seconds for group in made] == sorted((group.seconds for group in made), reverse=True)
     record = roofline.record(get_device("cpu"), GIVEN, [step])
-    results.validate(json.loads(json.dumps(results.new("it", {}, rooflines=record))))
+    results.validate(json.loads(json.dumps(results.new("it", {}, rooflines=[record]))))
     text = roofline.table(record)
     assert f"small, batch 4, {precision}: " in text
     assert "memory 0.00100 TB/s" in text

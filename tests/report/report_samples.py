@@ -210,7 +210,7 @@ def result(runs: list[dict[str, Any]], *, gpu: bool = True, **changes: Any) -> d
     """A result of these runs that has passed the schema."""
     made = {
         "schema": "bareconv.result",
-        "schema_version": 1,
+        "schema_version": 2,
         "created": "2026-11-22T21:04:11+00:00",
         "bareconv": "0.1.0",
         "commit": "6b0a4761f5c8",
@@ -271,7 +271,7 @@ def minimal() -> dict[str, Any]:
     }
     made = {
         "schema": "bareconv.result",
-        "schema_version": 1,
+        "schema_version": 2,
         "created": "2026-11-22T21:04:11Z",
         "bareconv": "0.1.0",
         "command": "bareconv train",

@@ -109,7 +109,7 @@ def report_of(script, path):
 
 def test_rooflines_are_taken_over(script, tmp_path, monkeypatch):
     ceilings = {"memory": Ceiling("memory", 4e12, "byte", "a copy of 512 MiB, read and written")}
-    rooflines = record(get_device("cpu"), ceilings, [])
+    rooflines = [record(get_device("cpu"), ceilings, [])]
     asked = []
 
     def run_part(name, command, seconds, folder):

@@ -26,7 +26,8 @@ from bareconv.errors import BareconvError, DataError
 from bareconv.files import write_whole
 
 SCHEMA = "bareconv.result"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDEST_VERSION = 1  # that ``read`` still understands
 
 _COPY_MARK = ".copy-of"  # in a "latest" that is a copy: the folder that it is one of
 
@@ -36,38 +37,16 @@ def new(
     settings: Mapping[str, Any],
     *,
     runs: Iterable[Mapping[str, Any]] = (),
-    notes: Iterable[str] | None = None,
-    parity: Iterable[Mapping[str, Any]] | None = None,
-    evaluation: Mapping[str, Any] | None = None,
-    gradient_checks: Iterable[Mapping[str, Any]] | None = None,
-    predictions: Mapping[str, Any] | None = None,
-    ladder: Mapping[str, Any] | None = None,
-    peers: Iterable[Mapping[str, Any]] | None = None,
-    plan: Mapping[str, Any] | None = None,
-    parts: Iterable[Mapping[str, Any]] | None = None,
-    rooflines: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
+    **parts: Any,
 ) -> dict[str, Any]:
     """A result of ``command`` (the verb with its arguments) run with ``settings`` (every option, with its value).
 
-    The rest are the schema's parts of these names; those that are None are left out. ``environment`` is what
-    ``bench.environment.describe()`` gave before the measurement; it is described now where it is not given, when the
-    measurement itself has made the machine busy. Paths, tuples and NumPy's numbers and arrays become plain JSON.
-    The result is not validated yet: ``write`` does that.
+    ``parts``: the schema's parts by their names (notes, peers, ...); those that are None are left out. ``environment``
+    is what ``bench.environment.describe()`` gave before the measurement; it is described now where it is not given,
+    when the measurement itself has made the machine busy. Paths, tuples and NumPy's numbers and arrays become plain
+    JSON. The result is not validated yet: ``write`` does that.
     """
-    content = {
-        "notes": notes,
-        "runs": list(runs),
-        "parity": parity,
-        "evaluation": evaluation,
-        "gradient_checks": gradient_checks,
-        "predictions": predictions,
-        "ladder": ladder,
-        "peers": peers,
-        "plan": plan,
-        "parts": parts,
-        "rooflines": rooflines,
-    }
     head = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -78,7 +57,8 @@ def new(
         "environment": machine.describe() if environment is None else environment,
         "settings": settings,
     }
-    result = _plain({**head, **{name: part for name, part in content.items() if part is not None}})
+    given = {"runs": list(runs), **parts}
+    result = _plain({**head, **{name: part for name, part in given.items() if part is not None}})
     assert isinstance(result, dict)
     return result
 
@@ -97,7 +77,7 @@ def validate(result: Any) -> None:
         raise BareconvError(f"schema: expected {_short(SCHEMA)}; got {_short(result.get('schema'))}")
     if result.get("schema_version") != SCHEMA_VERSION:
         raise BareconvError(
-            f"schema_version: this bareconv ({__version__}) reads version {SCHEMA_VERSION}; "
+            f"schema_version: this bareconv ({__version__}) reads versions {OLDEST_VERSION} to {SCHEMA_VERSION}; "
             f"got {_short(result.get('schema_version'))}"
         )
     from jsonschema.exceptions import best_match
@@ -121,7 +101,10 @@ def write(result: Mapping[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The result in ``path``. Raises DataError in one line where there is none, or it is not a valid one."""
+    """The result in ``path``, an older one brought up to date.
+
+    Raises DataError in one line where there is none, or it is not a valid one.
+    """
     path = Path(path)
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -135,12 +118,23 @@ def read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise DataError(f"{path}: not a result: nested too deeply") from None
+    result = upgraded(result)
     try:
         validate(result)
     except BareconvError as error:
         raise DataError(f"{path}: not a valid result: {error}") from None
     assert isinstance(result, dict)
     return result
+
+
+def upgraded(result: Any) -> Any:
+    """A result of an older version as this one writes it; anything else as it is."""
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA or result.get("schema_version") != 1:
+        return result
+    newer = {**result, "schema_version": 2}
+    if "rooflines" in newer:  # of one device, then
+        newer["rooflines"] = [newer["rooflines"]]
+    return newer
 
 
 def results_folder(root: Path = Path("results"), now: datetime | None = None) -> Path:

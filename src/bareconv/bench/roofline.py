@@ -205,7 +205,7 @@ def _launch(
 
 
 def record(device: Device, ceilings: Mapping[str, Ceiling], steps: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The ``rooflines`` part of a result."""
+    """One device's entry of the ``rooflines`` of a result."""
     return {
         "device": device.name,
         "device_description": device.description,
