@@ -19,6 +19,7 @@ from bareconv.errors import BareconvError, ShapeError
 Shape: TypeAlias = tuple[int, ...]  # of one image or feature vector: without the batch axis
 
 # Called after each operation with ("forward" or "backward", the layer, its result): for profiles, pictures and checks.
+# A convolution and a dense layer also say "dW", in the midst of their backward, when their gradients are there.
 Watch: TypeAlias = Callable[[str, "Layer", Array | None], None]
 
 

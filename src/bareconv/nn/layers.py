@@ -69,11 +69,13 @@ class Conv2d(Layer):
         return y
 
     def backward(self, dy: Array, need_dx: bool = True, watch: Watch | None = None) -> Array | None:
-        cols, x_shape = self._take_saved()
-        dx, dw, db = ops.conv2d_backward(dy, cols, self.params["weight"], x_shape, self.window, self.groups, need_dx)
-        self.grads["weight"] = dw
+        (cols, x_shape), weight = self._take_saved(), self.params["weight"]
+        self.grads["weight"], db = ops.conv2d_weight_gradient(dy, cols, weight.shape, self.groups)
         if self.bias:
             self.grads["bias"] = db
+        if watch:
+            watch("dW", self, self.grads["weight"])
+        dx = ops.conv2d_input_gradient(dy, weight, x_shape, self.window, self.groups) if need_dx else None
         if watch:
             watch("backward", self, dx)
         return dx
@@ -112,9 +114,12 @@ class Dense(Layer):
 
     def backward(self, dy: Array, need_dx: bool = True, watch: Watch | None = None) -> Array | None:
         (x,) = self._take_saved()
-        dx, self.grads["weight"], db = ops.dense_backward(dy, x, self.params["weight"], need_dx)
+        self.grads["weight"], db = ops.dense_weight_gradient(dy, x)
         if self.bias:
             self.grads["bias"] = db
+        if watch:
+            watch("dW", self, self.grads["weight"])
+        dx = ops.dense_input_gradient(dy, self.params["weight"]) if need_dx else None
         if watch:
             watch("backward", self, dx)
         return dx
