@@ -120,6 +120,10 @@ class Layer:
             if hasattr(value, "nbytes"):
                 yield value
 
+    def forget(self) -> None:
+        """Drop what the last training forward has kept: there will be no backward."""
+        self._saved = None
+
     def _take_saved(self) -> tuple[Any, ...]:
         if self._saved is None:
             raise BareconvError(f"layer {self.name}: backward needs one forward(training=True) before it")
