@@ -253,9 +253,7 @@ def _write_data(workload: Workload, folder: Path) -> tuple[str | None, int]:
         return None, len(train)
     held_out = train.part(slice(HELD_OUT))
     path = folder / "images.npz"
-    np.savez(
-        path, x_train=train.images, y_train=train.labels, x_test=held_out.images, y_test=held_out.labels
-    )
+    np.savez(path, x_train=train.images, y_train=train.labels, x_test=held_out.images, y_test=held_out.labels)
     return str(path), len(train)
 
 
