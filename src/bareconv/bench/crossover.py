@@ -9,6 +9,7 @@ done with each of many resamples of the blocks, and the middle 95% of the crossi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -118,7 +119,7 @@ def compare(first: Curve, second: Curve) -> Comparison | None:
         ahead = runs[0].ahead if runs else int(lead.sum() < 0)
         return Comparison(leads, told_apart, [Crossing(ahead, ahead, None, None, None)])
     crossings = []
-    for before, after in zip(runs, runs[1:], strict=False):
+    for before, after in itertools.pairwise(runs):
         part = slice(before.start, after.stop)
         sign = 1.0 if before.ahead else -1.0  # so that what is looked for passes from below zero to above it
         crossings.append(_crossing(values, part, sign * lead, sign * resampled, before.ahead))

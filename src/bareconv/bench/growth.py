@@ -102,8 +102,8 @@ def estimate(value: float, resampled: Floats) -> Estimate:
 def _fitted(powers: Floats, seconds: Floats) -> tuple[Floats, Floats]:
     """(fixed, each) for each row of ``seconds`` (rows, points), where a point is fixed + each * its power of a value.
 
-    Divided by the seconds, the relative errors are fixed * a + each * b - 1: linear least squares of two unknowns. Where
-    one would be negative, the best that is not has it at 0.
+    Divided by the seconds, the relative errors are fixed * a + each * b - 1: linear least squares of two unknowns.
+    Where one would be negative, the best that is not has it at 0.
     """
     a, b = 1 / seconds, powers / seconds
     aa, ab, bb = (a * a).sum(1), (a * b).sum(1), (b * b).sum(1)

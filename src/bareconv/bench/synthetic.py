@@ -1,7 +1,7 @@
 """Any number of images and labels drawn at random: the images in a file, written piece by piece, that may grow.
 
-Drawing each pixel of ten million images would take minutes. A piece is drawn once; the others are the same bits, some of
-them flipped, by eight bytes drawn for each piece: every pixel is still uniform, and no two pieces are alike.
+Drawing each pixel of ten million images would take minutes. A piece is drawn once; the others are the same bits, some
+of them flipped, by eight bytes drawn for each piece: every pixel is still uniform, and no two pieces are alike.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from bareconv.nn.layer import Shape
 from bareconv.report.format import bytes_, count
 
 PIECE_BYTES = 1 << 22
-SYNC_BYTES = 1 << 28  # written before the system is asked to bring them to the disk: it should not do so later, meanwhile
+SYNC_BYTES = 1 << 28  # after which the system brings them to the disk: it should not do so while steps are measured
 MARGIN_BYTES = 1 << 26  # of free room that are left
 
 
@@ -61,7 +62,7 @@ class ImageFile:
                     if should_stop():
                         return False
                     flipped = random.words(self.seed, (random.SYNTHETIC, number, 2), 2).view(np.uint64)
-                    _write(file, words ^ flipped)
+                    _write(file, (words ^ flipped).tobytes())
                     self.pieces = number + 1
                     if self.pieces == pieces or self.pieces * words.nbytes % SYNC_BYTES < words.nbytes:
                         os.fsync(file.fileno())
@@ -112,8 +113,8 @@ def lies_in_memory(folder: Path, root: Path = Path("/")) -> bool:
     return kind in ("tmpfs", "ramfs")
 
 
-def _write(file: object, content: NDArray[np.uint64]) -> None:
+def _write(file: RawIOBase, content: bytes) -> None:
     """All of it: a raw file may take less at a time."""
-    view = memoryview(content).cast("B")
-    while view:
-        view = view[file.write(view) :]  # type: ignore[attr-defined]
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) or 0 :]

@@ -45,9 +45,10 @@ class UnsupportedError(Exception):
 class Job:
     """What to train, as ``bench.workload`` writes it into a folder.
 
-    images: uint8 (N, H, W, C), perhaps mapped from a file; labels: int32 (N,); order: int64 (epochs, N), the images of each epoch in order, of
-    which every ``batch_size`` are a batch; weights: the model's state by the names of our layers, in our layouts
-    (HWIO, (in, out)). ``settings`` holds the rest: the tree of layers, the optimizer's numbers, precision, threads.
+    images: uint8 (N, H, W, C), perhaps mapped from a file; labels: int32 (N,); order: int64 (epochs, N), the images of
+    each epoch in order, of which every ``batch_size`` are a batch; weights: the model's state by the names of our
+    layers, in our layouts (HWIO, (in, out)). ``settings`` holds the rest: the tree of layers, the optimizer's numbers,
+    precision, threads.
     """
 
     settings: Mapping[str, Any]
