@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from bareconv.bench.workload import Workload
 from bareconv.errors import UsageError
 from bareconv.report.format import seconds, significant
 
+MOST = 1000  # values that dots may stand for
 TENTHS = tuple(number / 10 for number in range(10, 21))
 
 
@@ -42,7 +44,7 @@ class Axis:
 
     def check(self, value: float) -> None:
         """UsageError for what is no value of this axis."""
-        if value <= 0 or (self.whole and value != int(value)):
+        if not 0 < value < math.inf or (self.whole and value != int(value)):
             expected = "a whole number of at least 1" if self.whole else "a number of more than 0"
             raise UsageError(f"{self.noun} {value:g}: expected {expected}")
 
@@ -61,7 +63,7 @@ class Axis:
         """A value as a person writes it: "4,096", "1.4"; between values that there are, the nearest."""
         if self.whole:
             return f"{max(1, round(value)):,}"
-        return f"{value:,g}" if f"{value:.2g}" == f"{value:g}" else significant(value, 2)
+        return f"{value:,g}" if f"{value:.3g}" == f"{value:g}" else significant(value, 2)
 
     def in_a_sentence(self, said: str) -> str:
         """ "a batch size of 64"."""
@@ -160,16 +162,16 @@ def parse(axis: Axis, text: str) -> tuple[float, ...]:
             values += _between(values, end, text)
         else:
             values.append(_number(axis, word))
-    for value in values:
-        axis.check(value)
     return tuple(sorted(set(values)))
 
 
 def _number(axis: Axis, word: str) -> float:
     try:
-        return float(word.replace("_", ""))
+        value = float(word.replace("_", ""))
     except ValueError:
         raise UsageError(f"{axis.noun} {word!r}: expected numbers with commas between them, such as 1,2,4") from None
+    axis.check(value)
+    return value
 
 
 def _between(before: Sequence[float], end: float, text: str) -> list[float]:
@@ -178,7 +180,7 @@ def _between(before: Sequence[float], end: float, text: str) -> list[float]:
         factor, step = before[-1] / before[-2], before[-1] - before[-2]
         for times, more in ((factor, 0.0), (1.0, step)):
             found = [before[-1]]
-            while found[-1] < end * (1 - 1e-6):
+            while found[-1] < end * (1 - 1e-6) and len(found) <= MOST:
                 found.append(found[-1] * times + more)
             if abs(found[-1] - end) < 1e-6 * end:
                 return found[1:-1]

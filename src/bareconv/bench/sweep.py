@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from bareconv import host
+from bareconv.bench import process
 from bareconv.bench.axes import AXES, Axis, covering
 from bareconv.bench.crossover import compare
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import median, noise
 from bareconv.bench.growth import fit
 from bareconv.bench.interleave import Candidate, Limits, Listener, Side, interleave, prepare
-from bareconv.bench.peers import CHECKED_STEPS, check
+from bareconv.bench.peers import CHECKED_STEPS, catalog, check
 from bareconv.bench.process import StoppedError
 from bareconv.bench.synthetic import ImageFile, lies_in_memory
 from bareconv.bench.workload import Workload
@@ -35,7 +36,8 @@ READY = 0.75  # of that, for getting ready
 LEAST_SECONDS = 10.0  # for a point, where there are so many: processes take their time to start
 LEAST_MEASURING = 0.5  # seconds, for each candidate
 
-NO_TIME = "not measured: the time was up before it"
+TIME_WAS_UP = "the time was up"  # which is no failure: the curves are coarser
+NO_TIME = f"not measured: {TIME_WAS_UP} before it"
 STOPPED = "not measured: stopped by request"
 
 
@@ -168,7 +170,7 @@ class _Sweep:
             listener.stage(f"Writing image {count(now)} of {count(total)}")
 
         if not self.file.grow(images, tell, lambda: end.passed or listener.should_stop()):
-            return STOPPED if listener.should_stop() else f"the time was up when {count(done)} images were written"
+            return STOPPED if listener.should_stop() else f"{TIME_WAS_UP} when {count(done)} images were written"
         size, memory = images * self.file.image_bytes, host.memory_bytes()
         if memory is not None and size > memory:
             self.notes.append(
@@ -245,6 +247,21 @@ class _Sweep:
         }
 
 
+def is_of_time(error: str) -> bool:
+    """Whether a point's error is only that there was no time for it."""
+    return TIME_WAS_UP in error or error == STOPPED
+
+
+def peer_candidate(name: str, python: str, device: str, workload: Workload) -> Candidate:
+    """Another library on a device, in the variant that is fast on most workloads and takes no compiling."""
+    peer = catalog(device, workload.precision)[name]
+    variants = [one for one, options in peer.variants.items() if options.get("mode") != "compile"]
+    wanted = ("graph", "channels_last")  # the first is of a GPU
+    variant = max(variants, key=lambda one: [word in one for word in wanted])
+    command, variables = process.foreign_command(python, peer.module), process.environment(workload.threads)
+    return Candidate(name, command, peer.variants[variant], variables, False, variant)
+
+
 class _Named(Listener):
     """Another listener, told at which point it is."""
 
@@ -267,12 +284,12 @@ class _Named(Listener):
 def crossovers(axis: Axis, curves: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ``crossovers`` of a result: of every two curves that share a point, from the samples of their points."""
     called, found = names(curves), []
-    rates = [
-        {float(point["value"]): _rates(point["samples"]) for point in curve["points"] if point["error"] is None}
+    curves_of_rates = [
+        {float(point["value"]): rates(point["samples"]) for point in curve["points"] if point["error"] is None}
         for curve in curves
     ]
     for first, second in itertools.combinations(range(len(curves)), 2):
-        compared = compare(rates[first], rates[second])
+        compared = compare(curves_of_rates[first], curves_of_rates[second])
         if compared is None:
             continue
         texts = compared.text(called[first], called[second], axis.said, axis.in_a_sentence)
@@ -319,5 +336,6 @@ def _step_seconds(seconds: Sequence[float], steps: Sequence[int]) -> list[float]
     return [one / number for one, number in zip(seconds, steps, strict=True)]
 
 
-def _rates(samples: dict[str, Any]) -> list[float]:
+def rates(samples: dict[str, Any]) -> list[float]:
+    """Images a second of each block."""
     return [images / seconds for images, seconds in zip(samples["images"], samples["seconds"], strict=True)]
