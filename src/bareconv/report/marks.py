@@ -38,6 +38,7 @@ class Look:
     dashes: tuple[float, ...]
     gpu: bool
     broad: bool
+    marker: str = ""
 
     def stroke(self) -> dict[str, Any]:
         """Its line: beside a GPU's a CPU's is broad, pale and below it, so that where they agree both are seen."""
