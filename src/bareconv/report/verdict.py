@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from bareconv.report import format as fmt
 from bareconv.report.candidates import Who, names, pretty, who, who_ran
-from bareconv.report.headline import Bar
+from bareconv.report.headline import Bar, Basis, Headline
 from bareconv.report.ratios import Along, Measured, Ratio, along, measured, over, times
 
 UNSTABLE = "Some of the blocks that it rests on differ too much to be trusted: they are marked unstable below."
@@ -23,41 +22,27 @@ UNSTABLE = "Some of the blocks that it rests on differ too much to be trusted: t
 Part = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Basis:
-    """A part of the result that a verdict rests on, and where the page shows it."""
+def verdict(result: Mapping[str, Any]) -> Headline | None:
+    """Of a result of the benchmark; None where nothing in it says how fast anything is.
 
-    text: str
-    anchor: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``sentence`` with names of models between backticks; ``more``: how uncertain it is, and of what it was measured.
-
-    ``also``: what else the result says. ``bars``: images a second of the sides, of what ``measure`` says.
+    The first sentences of its ``lead`` say how uncertain the title is, and of what it was measured.
     """
-
-    sentence: str
-    more: list[str] = field(default_factory=list)
-    also: list[str] = field(default_factory=list)
-    basis: list[Basis] = field(default_factory=list)
-    measure: str = ""
-    bars: list[Bar] = field(default_factory=list)
-
-
-def verdict(result: Mapping[str, Any]) -> Verdict | None:
-    """Of a result of the benchmark; None where nothing in it says how fast anything is."""
     found = _devices(result) or _devices_at_once(result)
     peers = _peers(result)
     if found is None:
         found = peers or _alone(result)
-        return _with(found, _other_peers(result)[1:], _learning(result)) if found else None
+        return _with(_without_gpu(result, found), _other_peers(result)[1:], _learning(result)) if found else None
     return _with(found, _other_peers(result), _learning(result))
 
 
-def _with(found: Verdict, *others: list[str]) -> Verdict:
+def _with(found: Headline, *others: list[str]) -> Headline:
     return dataclasses.replace(found, also=[*found.also, *(sentence for some in others for sentence in some)])
+
+
+def _without_gpu(result: Mapping[str, Any], found: Headline) -> Headline:
+    """With the reason why there is no GPU in it, where one is known."""
+    missing = result["environment"].get("cuda_missing")
+    return dataclasses.replace(found, lead=[*found.lead, f"No GPU was measured: {missing}."]) if missing else found
 
 
 # The GPU beside the CPU, by a sweep over the batch size
@@ -90,7 +75,7 @@ def _top(curve: Part) -> float:
     return max((m.value for point in curve["points"] if (m := measured(point)) is not None), default=0.0)
 
 
-def _devices(result: Mapping[str, Any]) -> Verdict | None:
+def _devices(result: Mapping[str, Any]) -> Headline | None:
     for place, sweep in batch_sweeps(result):
         pair = best_pair(sweep)
         if pair is None:
@@ -109,13 +94,13 @@ def _devices(result: Mapping[str, Any]) -> Verdict | None:
             for one in (cpu, gpu)
             if (found := next((measured(p) for p in one["points"] if p["value"] == at), None))
         ]
-        return Verdict(
+        return Headline(
             _devices_sentence(result, sweep["model"], who(gpu), who(cpu), ratio, crossing),
             more,
-            _other_precisions(sweep, g, c),
-            [Basis(_sweep_text(sweep), f"sweep-{place}")],
             f"Images a second, batches of {fmt.count(at)}",
             _bars([(who(one), found) for one, found in bars]),
+            _other_precisions(sweep, g, c),
+            [Basis(_sweep_text(sweep), f"sweep-{place}")],
         )
     return None
 
@@ -237,7 +222,7 @@ def _sweep_text(sweep: Part) -> str:
 # The GPU beside the CPU, where only single batch sizes were measured
 
 
-def _devices_at_once(result: Mapping[str, Any]) -> Verdict | None:
+def _devices_at_once(result: Mapping[str, Any]) -> Headline | None:
     runs = [run for run in result["runs"] if "throughput" in run]
     found = []
     for gpu in runs:
@@ -255,17 +240,16 @@ def _devices_at_once(result: Mapping[str, Any]) -> Verdict | None:
     assert slow is not None
     ratio = Along([gpu["batch_size"]], [over(fast, slow)])
     here, there = who_ran(gpu), who_ran(cpu | {"threads": cpu["throughput"]["threads"]})
-    return Verdict(
+    return Headline(
         _devices_sentence(result, gpu["model"], here, there, ratio, None),
         [
             f"{ratio.last} times, with a 95% interval.",
             _sides(result, here, there),
             *([UNSTABLE] if not ratio.last.stable else []),
         ],
-        [],
-        [Basis(f"{len(fast.rates)} and {len(slow.rates)} blocks by turns", "throughput")],
         f"Images a second, batches of {fmt.count(gpu['batch_size'])}",
         _bars([(there, slow), (here, fast)]),
+        basis=[Basis(f"{len(fast.rates)} and {len(slow.rates)} blocks by turns", "throughput")],
     )
 
 
@@ -291,7 +275,7 @@ def _stable(candidate: Part | None) -> bool:
     return candidate is None or bool(candidate["throughput"].get("noise", {}).get("stable", True))
 
 
-def _peers(result: Mapping[str, Any]) -> Verdict | None:
+def _peers(result: Mapping[str, Any]) -> Headline | None:
     for place, group in enumerate(result.get("peers", ())):
         found, ours = fastest_peer(group), _ours(group)
         if found is None or ours is None:
@@ -311,7 +295,8 @@ def _peers(result: Mapping[str, Any]) -> Verdict | None:
         ]
         blocks = sum(len(m.rates) for _, m in sides)
         basis = Basis(f"{len(sides)} candidates, {fmt.count(blocks)} blocks by turns", f"peers-{place}")
-        return Verdict(text, more, [], [basis], at.removesuffix(": ") + ": images a second", _bars(sides))
+        measure = f"Images a second, batches of {fmt.count(group['batch_size'])}"
+        return Headline(text, more, measure, _bars(sides), basis=[basis])
     return None
 
 
@@ -349,12 +334,12 @@ def _plain(x: float) -> str:
 # Ours alone
 
 
-def _alone(result: Mapping[str, Any]) -> Verdict | None:
+def _alone(result: Mapping[str, Any]) -> Headline | None:
     runs = [(run, m) for run in result["runs"] if (m := measured(run.get("throughput", {}))) is not None]
     if runs:
         run, fastest = max(runs, key=lambda one: one[1].value)
         one = who_ran(run | {"threads": run["throughput"]["threads"]})
-        return Verdict(
+        return Headline(
             f"{_here(result, one)} bareconv trains `{run['model']}` at {fmt.rate(fastest.value, 'images')}",
             [
                 f"{fmt.between(fastest.low, fastest.high, _plain)} images/s with a 95% interval; batches of "
@@ -375,7 +360,7 @@ def _alone(result: Mapping[str, Any]) -> Verdict | None:
             one, point, fastest = max(points, key=lambda found: found[2].value)
             at = f"{fmt.between(fastest.low, fastest.high, _plain)} images/s with a 95% interval, at "
             at += f"{sweep['axis'].replace('_', ' ')} {fmt.count(point['value'])}."
-            return Verdict(
+            return Headline(
                 f"{_here(result, one)} bareconv trains `{sweep['model']}` at {fmt.rate(fastest.value, 'images')}",
                 [at, *([] if fastest.stable else [UNSTABLE])],
                 basis=[Basis(f"the sweep over {sweep['axis'].replace('_', ' ')}", f"sweep-{place}")],

@@ -13,7 +13,7 @@ from bareconv.report import format as fmt
 from bareconv.report.bench.layers import Rooflines, Step
 from bareconv.report.candidates import device_word
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
-from bareconv.report.marks import Look, bar_rows, legend, room_for_values, set_linear, short, swatches, titles
+from bareconv.report.marks import Look, bar_rows, legend, room_for_values, set_bytes, swatches, titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Section, Table, Words, figures
 
@@ -64,7 +64,7 @@ def memory_chart(steps: Sequence[tuple[Rooflines, Step]], *, width: float = WIDE
         series = [(look, [sizes.get(part) for part in parts]) for look, sizes in zip(looks, both, strict=True)]
         most = max((size for sizes in both for size in sizes.values()), default=1) or 1
         bar_rows(axes, parts, series, fmt.bytes_)
-        set_linear(axes, "x", most / (1 - room_for_values(width / columns - 1.2)), lambda x: short(fmt.bytes_(x)), 3)
+        set_bytes(axes, most / (1 - room_for_values(width / columns - 1.2)), 4)
         titles(axes, step_name(found, step))
     neutral = [Look(name, LIGHT["ink"], alpha, (), False, False) for name, alpha in (("predicted", 0.45), ("measured", 1.0))]
     legend(figure, swatches(neutral))

@@ -23,11 +23,13 @@ from bareconv.report.marks import set_log, short, titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Section, Table, Words, figures
 
-_NAMED = 9  # points with a name; all are in the table of operations
+_NAMED = 12  # points with a name; all are in the table of operations
+_WAYS = ((1, 0), (-1, 0), (0.7, -0.7), (-0.7, -0.7), (0.7, 0.7), (-0.7, 0.7), (0, -1), (0, 1), (0.9, -0.4), (-0.9, -0.4))
 _LETTER = 4.7 * POINT  # inches that a letter of 7.5 points takes, about
 
 Rooflines = Mapping[str, Any]
 Step = Mapping[str, Any]
+Box = tuple[float, float, float, float]  # inches from the panel's lower left corner: left, bottom, right, top
 
 
 def roofline_section(result: Mapping[str, Any]) -> Section | None:
@@ -99,7 +101,7 @@ def _panel(
     bottom = min(min(p[2] for p in points) / 3, peak / 100)
     set_log(axes, "x", left, right, _tick, 5)
     set_log(axes, "y", bottom, peak * 2.2, lambda y: short(fmt.flops(y)).removesuffix("FLOP/s").strip(), 5)
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[Box] = []
     to_fraction = axes.transData + axes.transAxes.inverted()
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -147,8 +149,9 @@ def _panel(
         axes.scatter([x], [y], s=18 + 520 * share, color=shade, alpha=0.62, linewidths=0.8, edgecolors=LIGHT["paper"])
         at, r = place(x, y), _radius(share)
         taken.append((at[0] - r, at[1] - r, at[0] + r, at[1] + r))
+    names: list[Box] = []
     for name, x, y, share in points[:_NAMED]:
-        _name(axes, name, place(x, y), (x, y), _radius(share), taken, inches)
+        _name(axes, name, place(x, y), (x, y), _radius(share), taken, names, inches)
 
 
 def _radius(share: float) -> float:
@@ -162,39 +165,47 @@ def _name(
     at: tuple[float, float],
     point: tuple[float, float],
     radius: float,
-    taken: list[tuple[float, float, float, float]],
+    taken: list[Box],
+    names: list[Box],
     inches: tuple[float, float],
 ) -> None:
-    """A name beside its disc, where no other lies: right, left, above or below of it; none where there is no room."""
-    text = label(name, 24)
+    """A name beside its disc, or further off with a line to it, where nothing else lies; none where there is no room."""
+    text = label(name, 26)
     long, high = len(text) * _LETTER, 0.13
-    for dx, dy, side in (
-        (radius + 0.03, -high / 2, "left"),
-        (-radius - 0.03 - long, -high / 2, "right"),
-        (-long / 2, radius + 0.01, "center"),
-        (-long / 2, -radius - 0.01 - high, "center"),
-        (radius, radius, "left"),
-        (radius, -radius - high, "left"),
-        (-radius - long, radius, "right"),
-        (-radius - long, -radius - high, "right"),
-    ):
-        box = (at[0] + dx, at[1] + dy, at[0] + dx + long, at[1] + dy + high)
-        if box[0] < 0 or box[2] > inches[0] or box[1] < 0 or box[3] > inches[1]:
-            continue
-        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
-            continue
-        taken.append(box)
-        anchor = dx if side == "left" else dx + long if side == "right" else dx + long / 2
-        axes.annotate(
-            text,
-            point,
-            xytext=(anchor / POINT, (dy + high / 2) / POINT),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            fontsize=7.5,
-        )
-        return
+    for reach in (0.0, 0.16, 0.34, 0.54, 0.76, 1.0):
+        for across, up in _WAYS:
+            gap = radius + 0.03 + reach
+            dx = across * gap - (long if across < 0 else long / 2 if across == 0 else 0.0)
+            dy = up * gap - high / 2
+            box = (at[0] + dx, at[1] + dy, at[0] + dx + long, at[1] + dy + high)
+            if box[0] < 0.02 or box[2] > inches[0] or box[1] < 0.02 or box[3] > inches[1]:
+                continue
+            if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                continue
+            # A line that is drawn must not go through a name, nor through the roof.
+            way = [(at[0] + across * gap * i / 12, at[1] + up * gap * i / 12) for i in range(13)] if reach else []
+            if (reach and up > 0) or any(b[0] < x < b[2] and b[1] < y < b[3] for x, y in way for b in names):
+                continue
+            taken.append(box)
+            names.append(box)
+            axes.annotate(
+                text,
+                point,
+                xytext=(across * gap / POINT, up * gap / POINT),
+                textcoords="offset points",
+                ha="right" if across < 0 else "center" if across == 0 else "left",
+                va="center",
+                fontsize=7.5,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": LIGHT["muted"],
+                    "linewidth": 0.6 if reach else 0,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                    "relpos": (1.0 if across < 0 else 0.5 if across == 0 else 0.0, 0.5),
+                },
+            )
+            return
 
 
 def _tick(x: float) -> str:
