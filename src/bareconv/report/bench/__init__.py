@@ -35,8 +35,8 @@ def sections(result: Mapping[str, Any], name: str = "result.json") -> list[Secti
     other = [s for s in sweep_sections(result) if _axis(result, s) != "batch_size"]
     every = [
         *by_batch,
-        throughput_section(result),
         peers_section(result),
+        throughput_section(result),
         learning_section(result),
         layers_section(result),
         roofline_section(result),

@@ -57,14 +57,13 @@ def draw_line(
     *,
     bounds: tuple[Sequence[float], Sequence[float]] | None = None,
     stable: Sequence[bool] | None = None,
-    markers: bool = True,
+    joined: bool = True,
 ) -> None:
-    """A candidate's line; ``bounds``, the lower and upper ends of its intervals, as a band behind it."""
+    """A candidate's markers, ``joined`` by its line; ``bounds``, the ends of its intervals, as a band behind it."""
     if bounds is not None:
         axes.fill_between(x, bounds[0], bounds[1], color=look.colour, alpha=0.2, linewidth=0, zorder=1)
-    axes.plot(x, y, **look.stroke())
-    if not markers:
-        return
+    if joined:
+        axes.plot(x, y, **look.stroke())
     for steady in (True, False):
         chosen = [i for i in range(len(x)) if (stable is None or stable[i]) == steady]
         axes.plot(

@@ -21,7 +21,6 @@ from bareconv.report.sections import (
     Chart,
     Column,
     Fold,
-    Heading,
     Prose,
     Section,
     Table,
@@ -76,8 +75,7 @@ def _blocks(sweep: Sweep, place: int) -> list[Block]:
     ]
     blocks += [Prose(text) for text in crossover_sentences(sweep)]
     blocks.append(Fold("Every point as numbers", [points_table(sweep)]))
-    if any(p.get("step_seconds") for curve in sweep["curves"] for p in points(curve)):
-        blocks.append(Heading("The time of one step"))
+    if any(curve["fit"] for curve in sweep["curves"]) or sweep["axis"] == "batch_size":
         blocks.append(Chart(f"sweep-{place}-step", lambda w: step_chart(sweep, width=w), lambda: step_words(sweep)))
     if any(curve["fit"] for curve in sweep["curves"]):
         blocks.append(fit_table(sweep))
@@ -90,7 +88,8 @@ def _blocks(sweep: Sweep, place: int) -> list[Block]:
 def throughput_chart(sweep: Sweep, *, width: float = WIDE) -> Figure:
     """Images a second along the axis, both logarithmic; a ring where the curves of a verdict cross."""
     shown = _shown(sweep)
-    height = 3.5 if width <= NARROW else 4.3
+    main = sweep["axis"] == "batch_size"
+    height = (3.5 if main else 2.7) if width <= NARROW else (4.3 if main else 3.0)
     figure = new_figure(width, height)
     axes = figure.subplots()
     _values_axis(axes, sweep, shown, width)
@@ -122,7 +121,7 @@ def step_chart(sweep: Sweep, *, width: float = WIDE) -> Figure:
     shown = [one for one in shown if one[2]]
     if not shown:
         raise NothingToShow("no point has the time of a step")
-    height = 3.1 if width <= NARROW else 3.6
+    height = 2.9 if width <= NARROW else 3.3
     figure = new_figure(width, height)
     axes = figure.subplots()
     _values_axis(axes, sweep, shown, width)
@@ -136,14 +135,15 @@ def step_chart(sweep: Sweep, *, width: float = WIDE) -> Figure:
         if fit is not None:
             grid = [x[0] * (x[-1] / x[0]) ** (i / 60) for i in range(61)]
             grown = [fit["fixed_seconds"]["value"] + fit["each_seconds"]["value"] * g ** fit["power"] for g in grid]
-            axes.plot(grid, [max(y, 1e-12) for y in grown], color=look.colour, linewidth=0.9, alpha=0.65, zorder=1)
+            axes.plot(grid, [max(y, 1e-12) for y in grown], color=look.colour, linewidth=1.1, alpha=0.8, zorder=1)
         draw_line(
             axes,
-            Look(look.name, look.colour, look.alpha, (0.1, 6), look.gpu, False, look.marker) if fit else look,
+            look,
             x,
             [t["value"] for t in taken],
             bounds=([t["low"] for t in taken], [t["high"] for t in taken]),
             stable=[p.get("stable", True) for p in found],
+            joined=fit is None,
         )
         ends.append(End(x[-1], taken[-1]["value"], look, strong=one.ours))
     end_labels(axes, ends, width, height)

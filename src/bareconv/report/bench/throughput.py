@@ -14,7 +14,7 @@ from bareconv.report.sections import Cell, Column, Prose, Section, Table, figure
 def throughput_section(result: Mapping[str, Any]) -> Section | None:
     """A row for each run at its steady state; None where there is none."""
     runs = [run for run in result["runs"] if "throughput" in run]
-    return Section("throughput", "Throughput", "Throughput", [runs_table(runs)]) if runs else None
+    return Section("throughput", "Our engines", "Our engines", [runs_table(runs)]) if runs else None
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
