@@ -10,6 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bareconv.report import format as fmt
+
+Group = Mapping[str, Any]
+Candidate = Mapping[str, Any]
+
 OURS = "bareconv"
 
 _PRETTY = {
@@ -130,3 +135,15 @@ def device_word(device: str, several: bool = False) -> str:
 def colour(one: Who) -> str:
     """Of its device: "gpu" or "cpu"."""
     return "gpu" if one.gpu else "cpu"
+
+
+def everyone(group: Group) -> list[tuple[Who, str, Candidate]]:
+    """The candidates of a group of ``peers`` with their names."""
+    ones = [who(one, group) for one in group["candidates"]]
+    return list(zip(ones, names(ones), group["candidates"], strict=True))
+
+
+def group_title(group: Group) -> str:
+    """ "basic, batches of 64, float32, GPU"."""
+    device = device_word(group.get("device", "cpu"))
+    return f"{group['model']}, batches of {fmt.count(group['batch_size'])}, {group['precision']}, {device}"

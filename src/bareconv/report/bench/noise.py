@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from bareconv.report import format as fmt
+from bareconv.report import steadiness
 from bareconv.report.bench.lines import candidate_looks
-from bareconv.report.bench.sweeps import UNSTABLE, points
-from bareconv.report.candidates import Who, colour, names, who, who_ran
+from bareconv.report.candidates import colour
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, new_figure, styled
 from bareconv.report.marks import titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.ratios import block_rates
 from bareconv.report.sections import Block, Cell, Chart, Column, Prose, Section, Table, Words, figures
+from bareconv.report.steadiness import Measurement, measurements, unsteady_points
+from bareconv.report.sweep import UNSTABLE
 
 _MOST_ROWS = 24
 _STOPPED = {
@@ -27,53 +28,14 @@ _STOPPED = {
 }
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A candidate on a workload: who, what it is called there, its ``throughput``."""
-
-    one: Who
-    name: str
-    workload: str
-    steady: Mapping[str, Any]
-
-    @property
-    def stable(self) -> bool:
-        return bool(self.steady.get("noise", {}).get("stable", True))
-
-
-def measurements(result: Mapping[str, Any]) -> list[Measurement]:
-    """Every throughput of the result once: those of peers' groups, then of runs that are in no group."""
-    found: list[tuple[Who, str, Mapping[str, Any]]] = []
-    seen: list[Any] = []
-    for group in result.get("peers", ()):
-        for candidate in group["candidates"]:
-            if "throughput" in candidate:
-                found.append((who(candidate, group), _workload(group), candidate["throughput"]))
-                seen.append(candidate["throughput"]["samples"])
-    for run in result["runs"]:
-        if "throughput" in run and run["throughput"]["samples"] not in seen:
-            found.append((who_ran(run), _workload(run), run["throughput"]))
-    called = names([one for one, _, _ in found])
-    return [
-        Measurement(one, name.partition(" #")[0], workload, steady)
-        for (one, workload, steady), name in zip(found, called, strict=True)
-    ]
-
-
-def _workload(entry: Mapping[str, Any]) -> str:
-    return f"{entry['model']}, {fmt.count(entry['batch_size'])}"
-
-
 def noise_section(result: Mapping[str, Any]) -> Section | None:
     """A dot for each block, and the table of judgements; None where nothing was measured block by block."""
     found = measurements(result)
-    unsteady = _unsteady_points(result)
+    unsteady = unsteady_points(result)
     if not found and not result.get("sweeps"):
         return None
     blocks: list[Block] = []
-    some = [m for m in found if not m.stable]
-    number = len(some) + len(unsteady)
-    whole = len(found) + sum(len(points(c)) for sweep in result.get("sweeps", ()) for c in sweep["curves"])
+    number, whole = steadiness.figures(result)
     if number:
         text = f"{fmt.count(number)} of {fmt.count(whole)} figures {'are' if number > 1 else 'is'} unstable: their blocks "
         text += "differ too much for the median to be trusted. They are marked wherever they stand."
@@ -86,19 +48,6 @@ def noise_section(result: Mapping[str, Any]) -> Section | None:
     if unsteady:
         blocks.append(Prose(f"Unstable points of sweeps: {'; '.join(unsteady)}.", "aside"))
     return Section("noise", "How steady it was", "Noise", blocks)
-
-
-def _unsteady_points(result: Mapping[str, Any]) -> list[str]:
-    said = []
-    for sweep in result.get("sweeps", ()):
-        called = names([who(curve) for curve in sweep["curves"]])
-        for name, curve in zip(called, sweep["curves"], strict=True):
-            said += [
-                f"{name}, {sweep['axis'].replace('_', ' ')} {fmt.count(p['value'])}"
-                for p in points(curve)
-                if not p.get("stable", True)
-            ]
-    return said
 
 
 @styled

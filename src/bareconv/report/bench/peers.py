@@ -12,17 +12,14 @@ from matplotlib.figure import Figure
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import candidate_looks, whiskers
-from bareconv.report.bench.sweeps import UNSTABLE
-from bareconv.report.candidates import Who, colour, device_word, names, pretty, who
+from bareconv.report.candidates import Candidate, Group, Who, colour, everyone, group_title, pretty
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, new_figure, styled
 from bareconv.report.marks import room_for_values, set_linear, titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Heading, Prose, Section, Table, Words, figures
+from bareconv.report.sweep import UNSTABLE
 
 _ROW = 0.3  # inches of a bar
-
-Group = Mapping[str, Any]
-Candidate = Mapping[str, Any]
 
 
 def peers_section(result: Mapping[str, Any]) -> Section | None:
@@ -40,18 +37,6 @@ def peers_section(result: Mapping[str, Any]) -> Section | None:
         if failed:
             blocks.append(Prose(" ".join(failed), "aside"))
     return Section("peers", "Beside other libraries", "Libraries", blocks)
-
-
-def everyone(group: Group) -> list[tuple[Who, str, Candidate]]:
-    """The candidates with their names."""
-    ones = [who(one, group) for one in group["candidates"]]
-    return list(zip(ones, names(ones), group["candidates"], strict=True))
-
-
-def group_title(group: Group) -> str:
-    """ "basic, batches of 64, float32, GPU"."""
-    device = device_word(group.get("device", "cpu"))
-    return f"{group['model']}, batches of {fmt.count(group['batch_size'])}, {group['precision']}, {device}"
 
 
 @styled

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import End, candidate_looks, draw_line, end_labels, set_ticks
-from bareconv.report.candidates import Who, colour, names, who
+from bareconv.report.candidates import Who, colour, who
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
 from bareconv.report.marks import Look, set_log, short, tick_seconds, titles
 from bareconv.report.palette import LIGHT
@@ -28,21 +28,16 @@ from bareconv.report.sections import (
     cells,
     figures,
 )
-from bareconv.report.verdict import best_pair
-
-UNSTABLE = "unstable"
-
-_AXES = {  # the section's title, its name among the contents, what stands below the chart, of a point
-    "batch_size": ("Throughput by batch size", "Batch size", "images in a batch", "batch"),
-    "image_size": ("Throughput by image size", "Image size", "pixels of a side of the images", "size"),
-    "width": ("Throughput by width of the network", "Width", "factor on filters and hidden units", "width"),
-    "images": ("Throughput by size of the data set", "Data set", "images in the data set", "images"),
-    "threads": ("Throughput by threads", "Threads", "threads", "threads"),
-}
-
-Sweep = Mapping[str, Any]
-Curve = Mapping[str, Any]
-
+from bareconv.report.sweep import (
+    AXES,
+    UNSTABLE,
+    Curve,
+    Sweep,
+    crossover_sentences,
+    curve_names,
+    main_crossover,
+    points,
+)
 
 def sweep_sections(result: Mapping[str, Any]) -> list[Section]:
     """A section for each sweep that has a figure."""
@@ -52,21 +47,11 @@ def sweep_sections(result: Mapping[str, Any]) -> list[Section]:
     for place, sweep in enumerate(sweeps):
         if not any(points(curve) for curve in sweep["curves"]):
             continue
-        title, short_title, _, _ = _AXES[sweep["axis"]]
+        title, short_title, _, _ = AXES[sweep["axis"]]
         if several:
             title, short_title = f"{title}: {sweep['model']}", f"{short_title}, {sweep['model']}"
         found.append(Section(f"sweep-{place}", title, short_title, _blocks(sweep, place)))
     return found
-
-
-def points(curve: Curve) -> list[Mapping[str, Any]]:
-    """Those with figures, in the order of the axis."""
-    return sorted((p for p in curve["points"] if p.get("images_per_second")), key=lambda p: p["value"])
-
-
-def curve_names(sweep: Sweep) -> list[str]:
-    """What each curve is called."""
-    return names([who(curve) for curve in sweep["curves"]])
 
 
 def _blocks(sweep: Sweep, place: int) -> list[Block]:
@@ -95,7 +80,7 @@ def throughput_chart(sweep: Sweep, *, width: float = WIDE) -> Figure:
     _values_axis(axes, sweep, shown, width)
     every = [p["images_per_second"] for _, _, found in shown for p in found]
     low, high = min(e["low"] for e in every), max(e["high"] for e in every)
-    set_log(axes, "y", low / 1.35, high * 1.45, _count, 6)
+    set_log(axes, "y", low / 1.35, high * 1.45, axis_count, 6)
     ends = []
     for one, look, found in shown:
         x, rates = [p["value"] for p in found], [p["images_per_second"] for p in found]
@@ -166,28 +151,20 @@ def _values_axis(axes: Axes, sweep: Sweep, shown: Sequence[tuple[Any, Any, list[
     room = (values[-1] / values[0]) ** 0.03 if len(values) > 1 else 2.0
     axes.set_xscale("log")
     axes.set_xlim(values[0] / room, values[-1] * room)
-    set_ticks(axes, "x", values, _count, 6 if width <= NARROW else 12)
+    set_ticks(axes, "x", values, axis_count, 6 if width <= NARROW else 12)
 
 
 def _below(sweep: Sweep) -> str:
-    text = f"{_AXES[sweep['axis']][2]}, logarithmic"
+    text = f"{AXES[sweep['axis']][2]}, logarithmic"
     return text if sweep["axis"] == "batch_size" else f"{text}; batches of {fmt.count(sweep['batch_size'])}"
 
 
-def _count(x: float) -> str:
+def axis_count(x: float) -> str:
     """A number at an axis: "0.5", "64", "1,024", "50k", "2M"."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if x >= 10 * size or (x >= size and x % size == 0):
             return short(fmt.significant(x / size)) + letter
     return fmt.count(x)
-
-
-def main_crossover(sweep: Sweep) -> Mapping[str, Any] | None:
-    """Where the GPU overtakes the CPU, of the curves that a verdict speaks of; else the first that there is."""
-    pair = best_pair(dict(sweep))
-    wanted = None if pair is None else {pair[0], pair[1]}
-    known = [c for c in sweep["crossovers"] if c["value"] is not None]
-    return next((c for c in known if {c["ahead_below"], c["ahead_above"]} == wanted), None if wanted else (known or [None])[0])
 
 
 def _mark_crossover(axes: Axes, sweep: Sweep) -> None:
@@ -233,25 +210,6 @@ def _rate_at(curve: Curve, value: float) -> float | None:
     return None
 
 
-def crossover_sentences(sweep: Sweep) -> list[str]:
-    """Each crossover of two curves in words: the main one first."""
-    called = curve_names(sweep)
-    unit = _AXES[sweep["axis"]][3]
-    main = main_crossover(sweep)
-    said = []
-    for one in sorted(sweep["crossovers"], key=lambda c: c is not main):
-        below, above = called[one["ahead_below"]], called[one["ahead_above"]]
-        if one["value"] is None:
-            continue
-        interval = (
-            f" ({fmt.significant(one['low'])} to {fmt.significant(one['high'])})"
-            if None not in (one["low"], one["high"])
-            else ""
-        )
-        said.append(f"{above} overtakes {below} at {unit} {fmt.significant(one['value'])}{interval}")
-    return [f"{'; '.join(said)}. In brackets: 95% intervals."] if said else []
-
-
 def throughput_words(sweep: Sweep) -> Words:
     """Each curve's ends; what bands and hollow markers mean."""
     said = []
@@ -267,7 +225,7 @@ def throughput_words(sweep: Sweep) -> Words:
     caption += "line."
     if any(not p.get("stable", True) for curve in sweep["curves"] for p in points(curve)):
         caption += " Hollow: the blocks of that point differ too much to be trusted."
-    return Words(f"Line chart of images a second by {_AXES[sweep['axis']][2]}. {'; '.join(said)}.", caption)
+    return Words(f"Line chart of images a second by {AXES[sweep['axis']][2]}. {'; '.join(said)}.", caption)
 
 
 def step_words(sweep: Sweep) -> Words:
@@ -282,13 +240,13 @@ def step_words(sweep: Sweep) -> Words:
     if any(curve["fit"] for curve in sweep["curves"]):
         caption += " Lines: a fixed time plus a time for each, as fitted; the fixed time is what small steps cannot go "
         caption += "below."
-    return Words(f"Line chart of the time of one step by {_AXES[sweep['axis']][2]}. {'; '.join(said)}.", caption)
+    return Words(f"Line chart of the time of one step by {AXES[sweep['axis']][2]}. {'; '.join(said)}.", caption)
 
 
 def points_table(sweep: Sweep) -> Table:
     """A row for each value, a column for each curve: images a second with its interval."""
     called = curve_names(sweep)
-    columns = [Column(_AXES[sweep["axis"]][2].capitalize()), *figures(*called)]
+    columns = [Column(AXES[sweep["axis"]][2].capitalize()), *figures(*called)]
     values = sorted({p["value"] for curve in sweep["curves"] for p in curve["points"]})
     rows = []
     for value in values:
@@ -297,7 +255,7 @@ def points_table(sweep: Sweep) -> Table:
             point = next((p for p in curve["points"] if p["value"] == value), None)
             row.append(_point_cell(point))
         rows.append(row)
-    return Table(f"Images a second by {_AXES[sweep['axis']][2]}", columns, rows)
+    return Table(f"Images a second by {AXES[sweep['axis']][2]}", columns, rows)
 
 
 def _point_cell(point: Mapping[str, Any] | None) -> Cell:
@@ -341,5 +299,5 @@ def memory_table(sweep: Sweep) -> Table:
             for curve in sweep["curves"]
         ]
         rows.append(cells(fmt.count(value), *(fmt.bytes_(size) for size in sizes)))
-    columns = [Column(_AXES[sweep["axis"]][2].capitalize()), *figures(*curve_names(sweep))]
-    return Table(f"Peak memory by {_AXES[sweep['axis']][2]}", columns, rows)
+    columns = [Column(AXES[sweep["axis"]][2].capitalize()), *figures(*curve_names(sweep))]
+    return Table(f"Peak memory by {AXES[sweep['axis']][2]}", columns, rows)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bareconv.report import format as fmt
-from bareconv.report.bench.sweeps import UNSTABLE
 from bareconv.report.candidates import colour, names, who_ran
 from bareconv.report.sections import Cell, Column, Prose, Section, Table, figures
+from bareconv.report.sweep import UNSTABLE
 
 
 def throughput_section(result: Mapping[str, Any]) -> Section | None:
