@@ -561,9 +561,7 @@ def with_gpu(**changes: Any) -> dict[str, Any]:
         "sweeps": [
             batch_sweep([CPU_KEYS[0], GPU_KEYS[0], ("plan", "", GPU, "tf32"), CPU_KEYS[1], GPU_KEYS[1]], unstable=(3, 16)),
             other_sweep("image_size", [CPU_KEYS[0], GPU_KEYS[0]]),
-            other_sweep("width", [CPU_KEYS[0], GPU_KEYS[0]]),
             other_sweep("images", [CPU_KEYS[0], GPU_KEYS[0]]),
-            other_sweep("threads", [CPU_KEYS[0]]),
         ],
         "learning": [learning(CPU, CPU_KEYS[:3]), learning(GPU, GPU_KEYS)],
         "rooflines": [rooflines(CPU), rooflines(GPU, speed=40.0)],

@@ -68,7 +68,7 @@ def short_names(results: Sequence[Named]) -> list[str]:
 
 
 def side_name(results: Sequence[Named], place: int, one: Who) -> str:
-    """What a person calls a device of a machine: "NVIDIA T4", "two cores of Xeon"; with the file where two are alike."""
+    """What a person calls a device of a machine: "T4", "two cores of Intel Xeon"; with the file where two are alike."""
     name = _device_name(results[place][1], one)
     alike = [i for i, (_, result) in enumerate(results) if i != place and _has(result, name, one)]
     return f"{name} ({short_names(results)[place]})" if alike else name
@@ -77,15 +77,23 @@ def side_name(results: Sequence[Named], place: int, one: Who) -> str:
 def _device_name(result: Result, one: Who) -> str:
     if one.gpu:
         gpus, index = result["environment"]["gpus"], int(one.device.partition(":")[2] or 0)
-        return str(gpus[index]["name"]) if index < len(gpus) else "GPU"
+        return _brief(gpus[index]["name"]) if index < len(gpus) else "GPU"
     cpu = result["environment"]["cpu"]
     number = one.threads or cpu["cores_allowed"]
-    return f"{fmt.number_word(number)} core{'s' if number != 1 else ''} of {cpu['model']}"
+    return f"{fmt.number_word(number)} core{'s' if number != 1 else ''} of {_brief(cpu['model'])}"
+
+
+def _brief(name: str) -> str:
+    """A processor's name without trade marks, clock and the words that all have."""
+    name = name.partition(" @ ")[0]
+    for word in ("(R)", "(TM)", "NVIDIA ", "GeForce ", " Processor", " CPU"):
+        name = name.replace(word, "")
+    return name.strip() or "unknown"
 
 
 def _has(result: Result, name: str, one: Who) -> bool:
     if one.gpu:
-        return name in {gpu["name"] for gpu in result["environment"]["gpus"]}
+        return name in {_brief(gpu["name"]) for gpu in result["environment"]["gpus"]}
     return _device_name(result, one) == name
 
 
@@ -155,7 +163,7 @@ def headline(results: Sequence[Named]) -> Headline:
     ratios = [apart(first.rate, side.rate) for side in others]
     subject = called(first)
     verb = "train" if not first.one.gpu and not subject.startswith("one ") else "trains"
-    subject = subject[:1].upper() + subject[1:]
+    subject = f"The {subject}" if first.one.gpu else subject[:1].upper() + subject[1:]
     title = f"{subject} {verb} `{model}` {times(ratios[0])} {called(others[0])}, at batch {fmt.count(batch)}"
     lead = [
         f"{ratios[0]} times, from intervals of 95% each. They were not measured by turns, and the interval is wider for "
@@ -237,7 +245,7 @@ def machines_chart(results: Sequence[Named], model: str, *, width: float = WIDE)
     shown = curves(results, model)
     if not shown:
         raise NothingToShow("no result has a sweep over the batch size of this model")
-    looks = candidate_looks([one for one, _, _ in shown], [_brief(name) for _, name, _ in shown])
+    looks = candidate_looks([one for one, _, _ in shown], [name for _, name, _ in shown])
     height = 3.6 if width <= NARROW else 4.4
     figure = new_figure(width, height)
     axes = figure.subplots()
@@ -266,16 +274,6 @@ def machines_chart(results: Sequence[Named], model: str, *, width: float = WIDE)
     end_labels(axes, ends, width, height)
     titles(axes, f"Images a second, {model}", "images in a batch, logarithmic")
     return figure
-
-
-def _brief(name: str) -> str:
-    """A side's name for the end of a line: without the trade marks and the clock of a CPU."""
-    for word in ("(R)", "(TM)", "NVIDIA ", " Processor", " CPU", "GeForce "):
-        name = name.replace(word, "")
-    head, at, rest = name.partition(" @ ")
-    if at:
-        name = " ".join([head, *rest.split()[1:]])
-    return name
 
 
 def machines_words(results: Sequence[Named], model: str) -> Words:

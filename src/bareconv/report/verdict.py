@@ -206,8 +206,8 @@ def _other_precisions(sweep: Part, g: int, c: int) -> list[str]:
         ratio = along(curve, sweep["curves"][c])
         if ratio is not None:
             name = " ".join(filter(None, (curve["precision"], curve["name"] if curve["name"] != "plan" else "")))
-            said.append(f"in {name} {ratio.last} times as fast, at batch {fmt.count(ratio.values[-1])}")
-    return [f"Beside the same cores the GPU is {'; '.join(said)}."] if said else []
+            said.append(f"In {name} the GPU is {ratio.last} times as fast, at batch {fmt.count(ratio.values[-1])}.")
+    return said
 
 
 def _sweep_text(sweep: Part) -> str:
