@@ -90,12 +90,14 @@ def times(r: Ratio) -> str:
     if r.ahead == 0 or abs(r.value - 1) < 0.005:
         return "about as fast as"
     roughly = "" if r.stable else "roughly "
-    return f"{roughly}{_of(r.value)} times as fast as"
+    return f"{roughly}{_of(r)} times as fast as"
 
 
-def _of(x: float) -> str:
-    """Two digits, or three near 1, where they matter: "61", "3.3", "1.07"."""
-    return fmt.significant(x, 3 if 0.95 < x < 2 else 2)
+def _of(r: Ratio) -> str:
+    """Two digits, or three where they matter, near 1 or in a narrow interval: "61", "3.3", "1.07"."""
+    short = fmt.significant(r.value, 2)
+    exact = 0.95 < r.value < 2 or not r.low <= float(short.replace(",", "")) <= r.high
+    return fmt.significant(r.value) if exact else short
 
 
 @dataclass(frozen=True)

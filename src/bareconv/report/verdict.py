@@ -285,8 +285,7 @@ def _peers(result: Mapping[str, Any]) -> Headline | None:
         assert mine is not None
         one = who(ours, group)
         sides = [(who(c, group), m) for c in group["candidates"] if (m := measured(c.get("throughput", {})))]
-        text = f"{_here(result, one)} bareconv trains `{group['model']}` {times(ratio)} "
-        text += f"{pretty(peer['name'])} {_at_its(peer)} ({ratio.interval()})"
+        text = f"{_beside(result, one, group, peer, ratio)} ({_faster(ratio).interval()})"
         at = f"Batches of {fmt.count(group['batch_size'])}, {group['precision']}: "
         more = [
             at + f"{fmt.rate(mine.value, 'images')} ({fmt.between(mine.low, mine.high, _plain)}), beside "
@@ -308,12 +307,22 @@ def _other_peers(result: Mapping[str, Any]) -> list[str]:
         if found is None or ours is None:
             continue
         peer, ratio = found
-        where = _here(result, who(ours, group))
-        said.append(
-            f"{where} bareconv trains `{group['model']}` {times(ratio)} {pretty(peer['name'])} {_at_its(peer)} "
-            f"({ratio.interval()}; batch {fmt.count(group['batch_size'])}, {group['precision']})."
-        )
+        at = f"batch {fmt.count(group['batch_size'])}, {group['precision']}"
+        text = _beside(result, who(ours, group), group, peer, ratio)
+        said.append(f"{text} ({_faster(ratio).interval()}; {at}).")
     return said
+
+
+def _beside(result: Mapping[str, Any], ours: Who, group: Part, peer: Part, ratio: Ratio) -> str:
+    """The faster of the two comes first."""
+    other, model = f"{pretty(peer['name'])} {_at_its(peer)}", f"`{group['model']}`"
+    if ratio.ahead < 0:
+        return f"{_here(result, ours)} {other} trains {model} {times(ratio.inverted())} bareconv"
+    return f"{_here(result, ours)} bareconv trains {model} {times(ratio)} {other}"
+
+
+def _faster(ratio: Ratio) -> Ratio:
+    return ratio.inverted() if ratio.ahead < 0 else ratio
 
 
 def _at_its(peer: Part) -> str:

@@ -177,7 +177,14 @@ def _mark_crossover(axes: Axes, sweep: Sweep) -> None:
     if found["low"] is not None and found["high"] is not None:
         axes.axvspan(found["low"], found["high"], color=LIGHT["muted"], alpha=0.16, linewidth=0, zorder=0)
     axes.plot(
-        [found["value"]], [y], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=LIGHT["ink"], zorder=6
+        [found["value"]],
+        [y],
+        linestyle="",
+        marker="o",
+        markersize=11,
+        markerfacecolor="none",
+        markeredgecolor=LIGHT["ink"],
+        zorder=6,
     )
     interval = (
         f" ({fmt.significant(found['low'])} to {fmt.significant(found['high'])})"
