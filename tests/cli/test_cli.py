@@ -278,8 +278,10 @@ def test_json_also_where_there_is_nothing_to_report(
 
     first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
     first |= {"bench run": "chosen_device", "bench peers": "chosen_device", "bench sweep": "_devices"}
+    first |= {"bench run": "chosen_device", "bench peers": "chosen_device", "report": "check_writable"}
     monkeypatch.setattr(f"bareconv.cli.{verb.replace(' ', '.')}.{first.get(verb, 'get_device')}", fail)
     more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
+    more = ["result.json"] if verb == "report" else more
     outcome = run(*verb.split(), *more)
     assert (outcome.code, outcome.err.strip()) == (code, f"bareconv: {complaint}")
     outcome = run(*verb.split(), *more, "--json")
