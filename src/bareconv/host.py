@@ -92,6 +92,21 @@ def control_groups(controller: str, root: Path = Path("/")) -> list[Path]:
     return folders
 
 
+def memory_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process may use: the machine's, or the container's limit where it is tighter."""
+    sizes = []
+    with contextlib.suppress(OSError):
+        total = re.search(r"^MemTotal:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+        sizes += [int(total[1]) * 1024] if total else []
+    if not sizes and root == Path("/") and hasattr(os, "sysconf"):  # macOS
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for folder in control_groups("memory", root):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # v2: "max" is none; v1: then a number beyond all memory
+            with contextlib.suppress(OSError, ValueError):
+                sizes.append(int((folder / name).read_text()))
+    return min(sizes, default=None)
+
+
 def cpuinfo(root: Path = Path("/")) -> dict[str, str]:
     """What Linux says of the first processor ("model name", "flags", ...); empty elsewhere."""
     found: dict[str, str] = {}

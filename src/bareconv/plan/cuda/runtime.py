@@ -75,9 +75,7 @@ class GpuRuntime:
         return self.device.activate()
 
     def free_bytes(self) -> int:
-        pool = self.xp.get_default_memory_pool()
-        free, _ = self.xp.cuda.runtime.memGetInfo()
-        return int(free) + int(pool.free_bytes())
+        return self.device.free_bytes()
 
     def address(self, array: Array) -> int:
         return int(array.data.ptr)  # type: ignore[attr-defined]
