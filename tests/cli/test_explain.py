@@ -18,9 +18,11 @@ def test_the_table(run, here, listing):
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
     assert re.fullmatch(r"lenet5: \S+, float32, 1 threads?, batches of up to 8", lines[0])
-    assert re.fullmatch(r"phase +layers +kernel +how +FLOPs/image +time +FLOP/s", lines[1])
+    assert re.fullmatch(r"phase +layers +kernel +how +FLOPs/image +bytes/image +time +FLOP/s +bytes/s", lines[1])
     (conv,) = [line for line in lines if line.startswith("forward") and "conv1 + relu1 + pool1" in line]
-    assert re.search(r" 235,200 +[\d.]+% +[\d.]+ [MG]FLOP/s$", conv)  # 2 x 28 x 28 x 6 x 25
+    # 2 x 28 x 28 x 6 x 25 operations; pixels, the pooled output with a byte beside each number, an eighth of the weights.
+    moved = 4 * 28 * 28 + 5 * 14 * 14 * 6 + 4 * (150 + 6) / 8
+    assert re.search(rf" 235,200 +{moved:,.0f} +[\d.]+% +[\d.]+ [MG]FLOP/s +[\d.]+ [MG]iB/s$", conv)
     assert re.search(r"^ +waiting +for other threads +<?[\d.]+%$", outcome.out, re.MULTILINE)
     assert re.search(r"^2 steps, [\d.]+ \S+ each; [\d,]+ FLOPs an image, [\d.]+ [MG]FLOP/s$", outcome.out, re.MULTILINE)
     assert "Every operation has a kernel." in lines

@@ -139,7 +139,8 @@ def _show(screen: Screen, engine: PlanEngine | CudaPlanEngine, explained: Explan
             cells += [f"{bytes_(round(row.bytes * batch / spent))}/s" if row.bytes and spent else ""] if moves else []
         table.add_row(*cells, style="yellow" if row.kernel == HOST else None)
     if timed and engine.threads is not None:
-        table.add_row("", "", "waiting", "for other threads", "", percent(waiting / total, 1), "")
+        blank = [""] * (2 if moves else 1)
+        table.add_row("", "", "waiting", "for other threads", *blank, percent(waiting / total, 1))
     screen.say(explained.title)
     screen.show(table)
     screen.say()
