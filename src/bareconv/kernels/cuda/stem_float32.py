@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from itertools import product
 from math import gcd
 
-from bareconv.kernels.cuda.kernel import Kernel, padded
+from bareconv.kernels.cuda.kernel import padded
 from bareconv.kernels.cuda.limits import Limits
-from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem
+from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem, stem_kernel
 
 REGISTERS = 65536  # of a multiprocessor
 # For so many squares at once: registers of a thread, and how much longer than its products alone a loop takes.
@@ -63,7 +63,6 @@ def forward_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
                     # Four warps of a multiprocessor run at a time, one of them at half their pace at best.
                     cycles = -(-batch * bands // grid) * (max(-(-warps * blocks // 4), 2) * of_warp + BAND)
                     defines = {
-                        **stem.defines("float32"),
                         "WARPS": warps,
                         "TEAMS": 1,
                         "BLOCKS": blocks,
@@ -71,22 +70,8 @@ def forward_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
                         "BAND_ROWS": rows,
                         "SQUARES_AT_ONCE": squares,
                         "SLICES": slices,
-                        "SHARED_BYTES": shared,
                     }
-                    kernel = Kernel(
-                        "stem_float32_forward.cu",
-                        "stem_forward",
-                        tuple(defines.items()),
-                        grid=(grid, slices, 1),
-                        threads=warps * WARP,
-                        shared_bytes=shared,
-                        operands=(
-                            *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "bias_b"),
-                            *("y", "where"),
-                        ),
-                        flops=a.flops(batch) + b.flops(batch),
-                        bytes=batch * (a.height * a.width * a.channels + P * Q * padded(b.filters) * 5),
-                    )
+                    kernel = stem_kernel("stem_forward", stem, "float32", batch, defines, (grid, slices, 1), shared)
                     yield Choice(cycles, kernel)
 
 
@@ -118,28 +103,13 @@ def backward_b_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
                 grid = min(-(-batch * bands // teams), limits.multiprocessors)
                 cycles = -(-batch * bands // (grid * teams)) * (max(warps * teams / 4, 4) * of_warp + BAND)
                 defines = {
-                    **stem.defines("float32"),
                     "WARPS": warps,
                     "TEAMS": teams,
                     "BANDS": bands,
                     "BAND_ROWS": rows,
                     "FILTERS_AT_ONCE": at_once,
-                    "SHARED_BYTES": shared,
                 }
-                kernel = Kernel(
-                    "stem_float32_backward_b.cu",
-                    "stem_backward_b",
-                    tuple(defines.items()),
-                    grid=(grid, 1, 1),
-                    threads=teams * warps * WARP,
-                    shared_bytes=shared,
-                    operands=(
-                        *("pixels", "order", "control", "weight_a", "bias_a", "dy", "where"),
-                        *("partial_weight_b", "partial_bias_b"),
-                    ),
-                    flops=a.flops(batch) + b.flops(batch),
-                    bytes=batch * (a.height * a.width * a.channels + P * Q * filters * 5),
-                )
+                kernel = stem_kernel("stem_backward_b", stem, "float32", batch, defines, (grid, 1, 1), shared)
                 yield Choice(cycles, kernel)
 
 
@@ -173,28 +143,15 @@ def backward_a_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
                     grid = min(-(-batch * bands // teams), max(1, limits.multiprocessors // slices))
                     cycles = -(-batch * bands // (grid * teams)) * (max(warps * teams / 4, 4) * of_warp + BAND)
                     defines = {
-                        **stem.defines("float32"),
                         "WARPS": warps,
                         "TEAMS": teams,
                         "BANDS": bands,
                         "BAND_ROWS": rows,
                         "SQUARES_AT_ONCE": squares,
                         "SLICES": slices,
-                        "SHARED_BYTES": shared,
                     }
-                    kernel = Kernel(
-                        "stem_float32_backward_a.cu",
-                        "stem_backward_a",
-                        tuple(defines.items()),
-                        grid=(grid * slices, 1, 1),
-                        threads=teams * warps * WARP,
-                        shared_bytes=shared,
-                        operands=(
-                            *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "dy", "where"),
-                            *("partial_weight_a", "partial_bias_a"),
-                        ),
-                        flops=2 * a.flops(batch) + b.flops(batch),
-                        bytes=batch * (a.height * a.width * a.channels + P * Q * fours * 20),
+                    kernel = stem_kernel(
+                        "stem_backward_a", stem, "float32", batch, defines, (grid * slices, 1, 1), shared
                     )
                     yield Choice(cycles, kernel)
 
