@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from bareconv.kernels.cuda import stem_float32
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
-from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem, stem_kernel
+from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem, bands_of, stem_kernel
 from bareconv.ops.windows import Pair
 
 # Of a thread's 255 registers: for weights, or for the gradient of weights; for the gradient of A's weights beside B's
@@ -203,10 +203,8 @@ def _splits(square_rows: int, shares: int) -> Iterator[tuple[int, int, int]]:
     possible = range(shares, WARPS + 1, shares)
     # The multiprocessor's four schedulers each have as many of them, where that can be.
     for warps in [warps for warps in possible if WARPS % warps == 0] or possible:
-        for rows in range(square_rows, 0, -1):
-            bands = -(-square_rows // rows)
-            if rows == -(-square_rows // bands):
-                yield warps, bands, rows
+        for bands, rows in bands_of(square_rows):
+            yield warps, bands, rows
 
 
 def _cycles(bands: int, teams: int, warps: int, beside: int, products: float, others: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bareconv.kernels.cuda.geometry import Convolution
@@ -97,11 +98,14 @@ def stem_kernel(
     grid: tuple[int, int, int],
     shared_bytes: int,
 ) -> Kernel:
-    """One of the block's kernels, of the ways that ``defines`` says; of a block's threads, WARPS in each of TEAMS."""
+    """One of the block's kernels, of ``OPERANDS``; ``defines`` are the constants of the way that is chosen.
+
+    A block of threads has TEAMS of WARPS each; ``shared_bytes`` is what it takes.
+    """
     source = entry.replace("stem", "stem_float32") if precision == "float32" else entry
     P, Q = stem.output
     image = stem.a.height * stem.a.width * stem.a.channels
-    times_a = 2 if entry == "stem_backward_a" else 1  # what it makes again, and the gradient
+    times_a = 2 if entry == "stem_backward_a" else 1  # a is made again from the pixels, then comes its gradient
     return Kernel(
         f"{source}.cu",
         entry,
@@ -113,6 +117,14 @@ def stem_kernel(
         flops=times_a * stem.a.flops(batch) + stem.b.flops(batch),
         bytes=batch * (image + P * Q * padded(stem.b.filters) * (KEPT_BYTES[precision] + 1)),
     )
+
+
+def bands_of(rows: int) -> Iterator[tuple[int, int]]:
+    """Ways to cut ``rows`` rows: how many bands, of how many rows."""
+    for size in range(rows, 0, -1):
+        bands = -(-rows // size)
+        if size == -(-rows // bands):
+            yield bands, size
 
 
 def _pooled(size: Pair, pool: bool) -> Pair:
