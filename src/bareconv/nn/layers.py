@@ -26,8 +26,12 @@ class _Operation(Layer):
     def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         raise NotImplementedError
 
+    def _weight_gradient(self, dy: Array, saved: Saved) -> Array | None:
+        """dW of a layer that computes it apart from dX; in ``grads`` then, with that of the bias."""
+        return None
+
     def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
-        """dX, where it is needed; the gradients of the parameters go to ``grads``."""
+        """dX, where it is needed; gradients of the parameters that are not there yet go to ``grads``."""
         raise NotImplementedError
 
     def forward(self, x: Array, training: bool = False, step: int = 0, watch: Watch | None = None) -> Array:
@@ -39,7 +43,11 @@ class _Operation(Layer):
         return y
 
     def backward(self, dy: Array, need_dx: bool = True, watch: Watch | None = None) -> Array | None:
-        dx = self._backward(dy, self._take_saved(), need_dx)
+        saved = self._take_saved()
+        dw = self._weight_gradient(dy, saved)
+        if watch and dw is not None:
+            watch("dW", self, dw)
+        dx = self._backward(dy, saved, need_dx)
         if watch:
             watch("backward", self, dx)
         return dx
@@ -89,13 +97,16 @@ class Conv2d(_Operation):
         y, cols = ops.conv2d_forward(x, self.params["weight"], self.params.get("bias"), self.window, self.groups)
         return y, (cols, x.shape)
 
-    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
-        cols, x_shape = saved
-        dx, dw, db = ops.conv2d_backward(dy, cols, self.params["weight"], x_shape, self.window, self.groups, need_dx)
-        self.grads["weight"] = dw
+    def _weight_gradient(self, dy: Array, saved: Saved) -> Array:
+        self.grads["weight"], db = ops.conv2d_weight_gradient(dy, saved[0], self.params["weight"].shape, self.groups)
         if self.bias:
             self.grads["bias"] = db
-        return dx
+        return self.grads["weight"]
+
+    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
+        if not need_dx:
+            return None
+        return ops.conv2d_input_gradient(dy, self.params["weight"], saved[1], self.window, self.groups)
 
     def flops(self) -> Flops:
         work = 2 * features(self.out_shape) * features(self.params["weight"].shape[:3])
@@ -124,12 +135,14 @@ class Dense(_Operation):
     def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         return ops.dense_forward(x, self.params["weight"], self.params.get("bias")), (x,)
 
-    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
-        (x,) = saved
-        dx, self.grads["weight"], db = ops.dense_backward(dy, x, self.params["weight"], need_dx)
+    def _weight_gradient(self, dy: Array, saved: Saved) -> Array:
+        self.grads["weight"], db = ops.dense_weight_gradient(dy, saved[0])
         if self.bias:
             self.grads["bias"] = db
-        return dx
+        return self.grads["weight"]
+
+    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
+        return ops.dense_input_gradient(dy, self.params["weight"]) if need_dx else None
 
     def flops(self) -> Flops:
         work = 2 * features(self.params["weight"].shape)

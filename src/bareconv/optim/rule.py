@@ -26,6 +26,16 @@ class Rule:
     nesterov: bool = False
     decay: bool = False
 
+    @property
+    def states(self) -> int:
+        """How many arrays of state it uses, 0 to 2."""
+        return {"gradient": 0, "sgd": 0, "rmsprop": 1, "adam": 2, "adamw": 2}[self.name] + self.momentum
+
+    @property
+    def moved(self) -> int:
+        """Numbers of the parameter and its state that a step reads and writes for one weight, beside its gradient."""
+        return 1 if self.name == "gradient" else 2 + 2 * self.states
+
     @classmethod
     def of(cls, optimizer: Optimizer, clip_norm: float | None = None) -> Rule:
         """The rule of that optimizer; "gradient" for a class that has none here, and where a norm is to be clipped."""

@@ -20,6 +20,7 @@ from bareconv.plan.cpu.binding import Bound
 from bareconv.plan.cpu.covers import is_sparse, is_updated_at_once, lays_out_its_gradient
 from bareconv.plan.cpu.lowering import Lowered, lower
 from bareconv.plan.cpu.parameters import Parameters
+from bareconv.plan.cpu.record import RecordedStage
 from bareconv.plan.cpu.step import Step
 from bareconv.plan.explain import Explanation
 from bareconv.plan.graph import graph_of
@@ -158,6 +159,18 @@ class CpuPlan:
     def clear_times(self) -> None:
         """Begin the times that ``explain`` shows anew."""
         self._prepared().clear_times()
+
+    def time_calls(self, on: bool) -> None:
+        """Whether the calls of a step are timed, as they are to begin with; else ``explain``'s times stand still."""
+        self._prepared().time_calls(on)
+
+    def host_seconds(self) -> list[float]:
+        """What Python has taken for the rows of ``explain().fallbacks``, in their order, since ``clear_times``."""
+        return self._prepared().host_seconds()
+
+    def stages(self) -> list[RecordedStage]:
+        """A training step as it was written down: its calls in order, stage by stage."""
+        return self._prepared().lowered.stages
 
     def kept_bytes(self) -> dict[str, int]:
         """What the plan has allocated: activations with their gradients and scratch memory; gradients of parameters."""
