@@ -106,7 +106,7 @@ def test_what_is_unstable_is_marked_beside_its_number(pages: dict[str, str]) -> 
     marked = re.findall(r"([\d,]+/s) <strong class=\"mark\">unstable</strong>", pages["peers"])
     rate = bench.with_peers()["peers"][1]["candidates"][1]["throughput"]["images_per_second"]
     assert fmt.rate(rate) in marked
-    assert "<strong class=\"mark\">" not in render(bench.throughput_only())
+    assert '<strong class="mark">' not in render(bench.throughput_only())
 
 
 def test_the_result_is_within_its_page(pages: dict[str, str]) -> None:
@@ -202,7 +202,9 @@ def section(result: dict[str, Any], anchor: str) -> Section:
 def test_doubts_are_said() -> None:
     found = bench.rooflines("cpu")
     found["steps"][0]["marks_cost"] = 0.31
-    said = [b.text for b in section(bench.result(gpu=False, rooflines=[found]), "layers").blocks if isinstance(b, Prose)]
+    said = [
+        b.text for b in section(bench.result(gpu=False, rooflines=[found]), "layers").blocks if isinstance(b, Prose)
+    ]
     assert any("slowed the step down by 31%" in text for text in said)
     clocks = bench.clocks("cpu")
     clocks["warm"]["unexplained"] = 0.2

@@ -61,7 +61,7 @@ def pretty(name: str) -> str:
 
 
 def who(entry: Mapping[str, Any], group: Mapping[str, Any] | None = None) -> Who:
-    """Of a curve, a candidate of ``peers`` or ``learning`` (then ``group`` is what it is in), an entry of ``energy``."""
+    """Of a curve, a candidate of ``peers`` or ``learning`` (``group`` is what it is in), an entry of ``energy``."""
     at = group if group is not None else entry
     return Who(
         name=entry["name"],
@@ -119,7 +119,8 @@ def _variants(everyone: Sequence[Who]) -> list[str]:
     for one in everyone:
         of.setdefault((one.device, one.name, one.precision), set()).add(one.variant)
     return [
-        "tuned" if len(all_ := of[one.device, one.name, one.precision]) == 2 and all_ - {one.variant} == {"default"}
+        "tuned"
+        if len(all_ := of[one.device, one.name, one.precision]) == 2 and all_ - {one.variant} == {"default"}
         else one.variant
         for one in everyone
     ]

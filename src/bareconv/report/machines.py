@@ -166,8 +166,8 @@ def headline(results: Sequence[Named]) -> Headline:
     subject = f"The {subject}" if first.one.gpu else subject[:1].upper() + subject[1:]
     title = f"{subject} {verb} `{model}` {times(ratios[0])} {called(others[0])}, at batch {fmt.count(batch)}"
     lead = [
-        f"{ratios[0]} times, from intervals of 95% each. They were not measured by turns, and the interval is wider for "
-        "it" + (f"; all in {first.one.precision}." if not mixed else ".")
+        f"{ratios[0]} times, from intervals of 95% each. They were not measured by turns, and the interval is wider "
+        "for it" + (f"; all in {first.one.precision}." if not mixed else ".")
     ]
     lead += [
         f"{times(ratio).capitalize()} {called(side)} ({ratio.interval()})."
@@ -399,6 +399,8 @@ def _downloads(results: Sequence[Named]) -> list[Block]:
             Heading(called),
             *([Prose(f"{found.title}.")] if found is not None else []),
             Prose(result["command"], "aside"),
-            Download(PurePath(name).name, "application/json", content.encode("utf-8", "replace"), "The whole result, JSON"),
+            Download(
+                PurePath(name).name, "application/json", content.encode("utf-8", "replace"), "The whole result, JSON"
+            ),
         ]
     return blocks

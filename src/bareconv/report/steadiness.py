@@ -1,4 +1,4 @@
-"""Which figures of a result are to be trusted: every throughput with its judgement, and the points that are unstable."""
+"""Which figures of a result are to be trusted: every throughput with its judgement, the points that are unstable."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def _workload(entry: Mapping[str, Any]) -> str:
 
 
 def unsteady_points(result: Mapping[str, Any]) -> list[str]:
+    """The points of sweeps that are unstable, in words."""
     said = []
     for sweep in result.get("sweeps", ()):
         called = names([who(curve) for curve in sweep["curves"]])

@@ -19,7 +19,7 @@ from bareconv.report.ratios import Along, Measured, Ratio, along, measured, over
 
 UNSTABLE = "Some of the blocks that it rests on differ too much to be trusted: they are marked unstable below."
 
-Part = dict[str, Any]
+Part = Mapping[str, Any]
 
 
 def verdict(result: Mapping[str, Any]) -> Headline | None:

@@ -45,6 +45,7 @@ def layers_section(result: Mapping[str, Any]) -> Section | None:
                 )
             )
         blocks += [Prose(text, "aside") for text in _doubts(group)]
+        blocks.append(nodes_table(group))
         tables = [operations_table(found, step) for found, step in group]
         blocks.append(Fold(f"Every operation as numbers: {workload_title(group)}", tables))
     return Section("layers", "Where a step's time goes", "Layers", blocks)
@@ -186,6 +187,28 @@ def _doubts(group: Sequence[tuple[Rooflines, Step]]) -> list[str]:
             text += f" Taking its time slowed the step down by {fmt.percent(cost, 0)}: do not trust the parts' times."
         said.append(text)
     return [" ".join(said)]
+
+
+def nodes_table(group: Sequence[tuple[Rooflines, Step]]) -> Table:
+    """A row for each layer of each device, a column for each operation."""
+    shown = [(found, by_node(step)) for found, step in group]
+    there = [name for name in OPERATIONS if any(name in times for _, nodes in shown for times in nodes.values())]
+    rows = []
+    for found, nodes in shown:
+        whole = math.fsum(s for times in nodes.values() for s in times.values()) or 1.0
+        for node, times in nodes.items():
+            total = math.fsum(times.values())
+            rows.append(
+                [
+                    Cell(node, device="cpu" if found["device"] == "cpu" else "gpu"),
+                    Cell(device_word(found["device"])),
+                    *(Cell(fmt.seconds(times.get(name))) for name in there),
+                    Cell(fmt.seconds(total), strong=True),
+                    Cell(fmt.percent(total / whole, 0)),
+                ]
+            )
+    columns = [Column("Layer"), Column("Device"), *figures(*there, "Together", "Of the step")]
+    return Table(f"Layers of a step: {workload_title(group)}", columns, rows)
 
 
 def operations_table(found: Rooflines, step: Step) -> Table:
