@@ -1,10 +1,12 @@
 """A candidate, driven over standard input and output: one JSON object a line, one answer a line.
 
     {"do": "prepare", "folder": ..., "options": ..., "checks": n, "warm_up": s}
-        -> losses of the first n steps, seconds of a step after warming up for s seconds, compile_seconds, versions,
-           engine (the one that runs, which may be another than the one asked for; empty where it has no name)
+        -> losses of the first n steps, seconds of a step after warming up until steps are steady, s seconds at most,
+           warmed_up (whether they are), compile_seconds, versions, flags (effective settings), engine (the one that
+           runs, which may be another than the one asked for; empty where it has no name)
     {"do": "run", "seconds": s, "lead": l}  or  {"do": "run", "steps": n}
-        -> steps, images, seconds, loss of the last step; l seconds of steps come first, outside the clock
+        -> steps, images, seconds (by the device's own clock), wall_seconds, loss of the last step; l seconds of steps
+           come first, outside the clock
     {"do": "memory"}  -> baseline (what the process held before the model and the data), peak, in bytes
     {"do": "quit"}    -> the process ends
 
@@ -29,7 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bareconv import host
+from bareconv.bench.estimates import WINDOW, is_steady
 
+WARM_UP_BLOCK = 0.1  # seconds
 CHUNK = 256  # steps between two looks at the clock, at most, unless a candidate says otherwise
 
 
@@ -110,6 +114,10 @@ class Candidate:
         """What computes, with its versions."""
         return {"numpy": np.__version__}
 
+    def flags(self) -> dict[str, str]:
+        """Settings that change speed or rounding, as they are in effect."""
+        return {}
+
     def memory(self) -> int:
         """Bytes held now."""
         return host.resident_memory()
@@ -133,14 +141,26 @@ class _Server:
         losses = [self._advance(steps=1)["loss"]]
         first_step = time.perf_counter() - begun
         losses += [self._advance(steps=1)["loss"] for _ in range(checks - 1)]
-        self._advance(seconds=warm_up)
+        warmed_up = self._warm_up(warm_up)
         return {
             "losses": losses,
             "step_seconds": self.step_seconds,
+            "warmed_up": warmed_up,
             "compile_seconds": self.candidate.compile_seconds(first_step, self.step_seconds),
             "versions": {"python": sys.version.split()[0], **self.candidate.versions()},
+            "flags": self.candidate.flags(),
             "engine": self.candidate.engine(),
         }
+
+    def _warm_up(self, seconds: float) -> bool:
+        """Steps until they are steady, for ``seconds`` at most; whether they are."""
+        taken: list[float] = []
+        left = seconds
+        while left > 0 and not is_steady(taken):
+            part = self._advance(seconds=min(WARM_UP_BLOCK, seconds / (2 * WINDOW)))
+            taken.append(part["seconds"] / part["steps"])
+            left -= part["wall_seconds"]
+        return is_steady(taken)
 
     def run(self, seconds: float = 0.0, steps: int = 1, lead: float = 0.0) -> dict[str, Any]:
         if lead:
@@ -152,7 +172,7 @@ class _Server:
 
     def _advance(self, seconds: float = 0.0, steps: int = 1) -> dict[str, Any]:
         """At least ``steps`` steps, and steps for at least ``seconds``."""
-        total, done, loss, elapsed = self.job.total_steps, 0, 0.0, 0.0
+        total, done, loss, elapsed, begun = self.job.total_steps, 0, 0.0, 0.0, time.perf_counter()
         while done < steps or elapsed < seconds:
             left = (seconds - elapsed) / self.step_seconds if self.step_seconds else 0
             first = self.step % total
@@ -160,7 +180,9 @@ class _Server:
             loss, took = self.candidate.timed(first, count)
             self.step, done, elapsed = self.step + count, done + count, elapsed + took
             self.step_seconds = elapsed / done
-        return {"steps": done, "images": done * self.job.batch_size, "seconds": elapsed, "loss": loss}
+        wall = time.perf_counter() - begun
+        images = done * self.job.batch_size
+        return {"steps": done, "images": images, "seconds": elapsed, "wall_seconds": wall, "loss": loss}
 
 
 def _end_with_parent() -> None:

@@ -9,12 +9,14 @@ from bareconv.cli import Verbs
 VERBS = {
     "run": "How many images a second our engines train.",
     "peers": "The same beside other libraries, measured by turns.",
+    "clocks": "A whole training from cold, from warm, and at its steady rate.",
 }
 
 EPILOG = """\b
 Examples:
   bareconv bench run --model basic --budget 10
   bareconv bench peers --model basic --model small --budget 60
+  bareconv bench clocks --device cuda
 
 "bareconv bench VERB --help" shows a verb's options.
 """

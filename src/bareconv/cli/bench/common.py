@@ -10,6 +10,7 @@ import click
 
 from bareconv import host
 from bareconv.bench import results
+from bareconv.bench.estimates import noise
 from bareconv.bench.interleave import Listener, Side
 from bareconv.bench.process import REMOVED, THREADS
 from bareconv.bench.workload import LR, Workload, natural_shape
@@ -26,7 +27,6 @@ from bareconv.training.precision import ON_GPU_ONLY
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FEW = 6  # blocks
 _TICKS = 10  # parts of a second, as the bar counts
 
 
@@ -71,7 +71,7 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 metavar="SECONDS",
                 default=budget,
                 show_default=True,
-                help="Time for warming up and measuring, over all workloads; compiling comes on top.",
+                help="Time for everything: what could not be measured by then is not, and says so.",
             ),
             click.option(
                 "--threads",
@@ -164,13 +164,12 @@ def conclude(screen: Screen, options: dict[str, Any], result: dict[str, Any]) ->
     screen.finish(result)
 
 
-def too_few(title: str, sides: Sequence[Side]) -> list[str]:
-    """A note for each side whose interval is of hardly any blocks."""
+def doubts(title: str, sides: Sequence[Side]) -> list[str]:
+    """A note for each side whose blocks are too few, or differ too much, for their median to be trusted."""
     return [
-        f"{title}, {side.candidate.label}: {len(side.samples.seconds)} blocks are too few for an interval to mean "
-        "much; a larger --budget gives more."
+        f"{title}, {side.candidate.label}: unstable: {'; '.join(judged.remarks)}."
         for side in sides
-        if side.rate is not None and len(side.samples.seconds) < FEW
+        if side.rate is not None and not (judged := noise(side.samples.rates)).stable
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import our_candidate
 from bareconv.bench.steady import measure, run_record
 from bareconv.cli.bench.common import (
@@ -13,10 +14,10 @@ from bareconv.cli.bench.common import (
     bench_options,
     chosen_device,
     conclude,
+    doubts,
     interval,
     introduce,
     threads,
-    too_few,
     workloads,
 )
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
@@ -48,7 +49,7 @@ def run(screen: Screen, **options: Any) -> int:
     engines = [our_candidate(name, device.name, threads(options)) for name in dict.fromkeys(options["engines"])]
     runs: list[dict[str, Any]] = []
     failures: list[str] = []
-    few: list[str] = []
+    doubtful: list[str] = []
     for note in notes:
         screen.say(note)
     with (
@@ -56,12 +57,13 @@ def run(screen: Screen, **options: Any) -> int:
         Bar(screen) as bar,
     ):
         story = Story(screen, bar, interrupt, len(jobs))
-        for job in jobs:
+        deadline = Deadline.after(options["budget"])
+        for place, job in enumerate(jobs):
             story.begins(job.title)
-            measured = measure(job, engines, options["budget"] / len(jobs), story)
-            few += too_few(job.title, measured.sides)
+            measured = measure(job, engines, deadline.part(1 / (len(jobs) - place)), story)
+            doubtful += doubts(job.title, measured.sides)
             for side in measured.sides:
-                record = run_record(measured, side, device)
+                record = run_record(measured, side)
                 if record is not None:
                     runs.append(record)
                     _say(screen, record)
@@ -76,9 +78,9 @@ def run(screen: Screen, **options: Any) -> int:
     if stopped:
         notes.append("Stopped early by request: the runs are those that were done, the last one perhaps in part.")
     _show(screen, runs)
-    for note in few:
+    for note in doubtful:
         screen.say(note)
-    conclude(screen, options, screen.result(runs=runs, notes=[*notes, *few, *failures]))
+    conclude(screen, options, screen.result(runs=runs, notes=[*notes, *doubtful, *failures]))
     return 130 if stopped else 1 if failures else 0
 
 
