@@ -224,6 +224,8 @@ def test_a_result_of_the_first_kind_of_benchmark_still_has_a_page() -> None:
         del run["throughput"][key]
     page = Page(render(bench.result(gpu=False, runs=[run])))
     assert "Our engines" in page.headings
+    assert "Whether the blocks agree was not judged when this was measured." in page.seen
+    assert "stable:" not in page.seen
 
 
 def test_a_training_with_a_benchmark_has_both() -> None:
