@@ -232,6 +232,10 @@ def who(name: str, device: str = "cpu", precision: str = "float32", variant: str
             ["bareconv", "PyTorch tuned", "PyTorch default"],
         ),
         (
+            [who("plan"), *(who("pytorch", variant=f"nchw {mode} copy") for mode in ("eager", "graph")), who("x")],
+            ["bareconv", "PyTorch eager", "PyTorch graph", "x"],
+        ),
+        (
             [who("plan"), who("plan", "cuda:0"), who("plan", "cuda:0", "tf32")],
             ["CPU float32", "GPU float32", "GPU tf32"],
         ),

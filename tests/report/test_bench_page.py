@@ -224,16 +224,30 @@ def test_a_result_of_the_first_kind_of_benchmark_still_has_a_page() -> None:
         del run["throughput"][key]
     page = Page(render(bench.result(gpu=False, runs=[run])))
     assert "Our engines" in page.headings
+    assert "Whether the blocks agree was not judged when this was measured." in page.seen
+    assert "stable:" not in page.seen
 
 
 def test_a_training_with_a_benchmark_has_both() -> None:
-    both = bench.result(gpu=True, runs=[*samples.both()["runs"], bench.run(bench.CPU_KEYS[0])])
+    both = bench.result(
+        gpu=False, runs=[samples.run(epochs=1, operations=..., confusion=...), bench.run(bench.CPU_KEYS[0])]
+    )
     headings = Page(render(both)).headings
     assert "Our engines" in headings
     assert "Convergence" in headings
     assert is_benchmark(both)
     assert not is_benchmark(samples.both())
     assert sections(samples.both()) == []
+
+
+def test_many_notes_and_sentences_are_folded() -> None:
+    groups = [bench.peer_group(bench.CPU_KEYS[:2], size) for size in (8, 16, 32, 64, 128, 256, 512)]
+    page = render(bench.result(gpu=False, peers=groups, notes=[f"Note {i}." for i in range(7)]))
+    head = page.split("<main")[0]
+    assert "<summary>3 more notes</summary>" in head
+    assert "<summary>1 more</summary>" in head
+    assert [head.count(f"Note {i}.") for i in range(7)] == [1] * 7
+    assert head.count("<li>On these two cores") == 6
 
 
 def test_every_figure_is_also_a_file(tmp_path: Path) -> None:

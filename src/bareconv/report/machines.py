@@ -382,12 +382,16 @@ def _environment(result: Result) -> list[tuple[str, str]]:
     packages = environment.pop("packages")
     rows = environment_rows({**environment, "packages": {}})
     rows += [(f"Package {name}", version or "absent") for name, version in packages.items()]
-    rows += [("bareconv", result["bareconv"]), ("Commit", str(result.get("commit") or "unknown"))]
-    rows += [(f"Setting {name}", json.dumps(value)) for name, value in result["settings"].items()]
+    rows += [("bareconv", result["bareconv"]), ("Commit", str(result.get("commit") or "unknown")[:10])]
+    rows += [(f"Setting {name}", _shortened(json.dumps(value))) for name, value in result["settings"].items()]
     merged: dict[str, list[str]] = {}
     for name, value in rows:
         merged.setdefault(name, []).append(value)
     return [(name, "; ".join(values)) for name, values in merged.items()]
+
+
+def _shortened(text: str, longest: int = 160) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _downloads(results: Sequence[Named]) -> list[Block]:

@@ -157,6 +157,7 @@ def _energy(result: Result, images: str) -> list[str]:
 def _trust(result: Result, images: str) -> list[str]:
     """How many of the figures are stable, and what disturbed them."""
     number, whole = steadiness.figures(result)
-    lines = ["### How far to trust it", "", f"{fmt.count(whole - number)} of {fmt.count(whole)} figures are stable."]
+    stable = f"{fmt.count(whole - number)} of {fmt.count(whole)} figures are stable." if whole else ""
+    lines = ["### How far to trust it", "", stable or "Whether the figures are stable was not judged."]
     remarks = result.get("conditions", {}).get("remarks", ())
     return [*lines, "", *(f"- {remark}" for remark in [*remarks, *result.get("notes", ())]), ""]

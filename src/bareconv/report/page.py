@@ -216,7 +216,7 @@ def _notes(result: dict[str, Any], trained: dict[str, Any]) -> list[str]:
     """What the reader should know before believing anything; each once, and not the reason that the headline gives."""
     environment = result["environment"]
     missing = environment.get("cuda_missing")
-    said = [*result.get("notes", ()), *environment.get("warnings", ())]
+    said = [*environment.get("warnings", ()), *result.get("notes", ())]
     if missing:
         said = [note for note in said if missing not in note]
     names = labels(trained["runs"])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _STEPS = "▁▂▃▄▅▆▇█"
 _BAR = 24  # characters of the longest bar
 _LAYERS = 5  # shown of a step
+_SENTENCES = 5  # below the verdict; all of them are in the page
 _STYLES = {False: "blue", True: "yellow"}  # of the CPU, of a GPU
 
 Result = Mapping[str, Any]
@@ -35,7 +36,7 @@ def show_summary(screen: Screen, result: dict[str, Any], *, brief: bool = False)
         screen.say(_plain(sentence))
     if brief:
         return
-    for sentence in found.also:
+    for sentence in found.also[:_SENTENCES]:
         screen.say(f"- {_plain(sentence)}")
     for sweep in result.get("sweeps", ()):
         _sweep(screen, sweep)

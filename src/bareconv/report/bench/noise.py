@@ -42,8 +42,10 @@ def noise_section(result: Mapping[str, Any]) -> Section | None:
         )
         text += "differ too much for the median to be trusted. They are marked wherever they stand."
         blocks.append(Prose(text, "note"))
-    else:
+    elif whole:
         blocks.append(Prose(f"All {fmt.count(whole)} figures are stable: their blocks agree.", "good"))
+    else:
+        blocks.append(Prose("Whether the blocks agree was not judged when this was measured."))
     if found:
         blocks.append(Chart("noise", lambda w: noise_chart(found, width=w), lambda: noise_words(found)))
         blocks.append(noise_table(found))

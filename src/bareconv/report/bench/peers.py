@@ -142,7 +142,7 @@ def rates_table(group: Group) -> Table:
         Column("95% interval", quiet=True),
         Column(ours, figures=True),
         Column("95% interval", quiet=True),
-        *figures("Compiling", "Peak memory", "First losses differ by"),
+        *figures("Compiling", "Peak memory", "Losses differ by"),
     ]
     return Table(f"Candidates: {group_title(group)}", columns, rows)
 
