@@ -191,7 +191,7 @@ class _Server:
         return {"steps": done, "images": images, "seconds": elapsed, "wall_seconds": wall, "loss": loss}
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Be killed when the one who asks is: while this process is stopped, it could not see it. Linux only."""
     pr_set_pdeathsig = 1  # prctl(2)
     with contextlib.suppress(OSError, AttributeError):
@@ -200,7 +200,7 @@ def _end_with_parent() -> None:
 
 def serve(make: Callable[[Mapping[str, Any]], Candidate]) -> None:
     """Answer commands until "quit" or the end of standard input. Whatever else is printed goes to standard error."""
-    _end_with_parent()
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print too
     server = _Server(make)
