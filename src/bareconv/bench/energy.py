@@ -93,13 +93,14 @@ def measure_energy(
     All other sides must be stopped. The side's own samples stay as they are. ``source``: the counters, by default
     those of the device.
     """
-    record = {
+    precision = side.candidate.options.get("precision", workload.precision)
+    record: dict[str, Any] = {
         "name": side.candidate.name,
         "variant": side.candidate.variant,
         "device": device.name,
         "model": workload.model,
         "batch_size": workload.batch_size,
-        "precision": device.effective_precision(workload.precision),
+        "precision": device.effective_precision(precision),
     }
     kept, side.samples = side.samples, Samples()
     try:
