@@ -17,6 +17,7 @@ from gpu_stand_in import StandInGpu
 from nvml_stand_in import StandInNvml
 
 import bareconv
+from bareconv.bench import energy
 from bareconv.bench.counters import PackageCounter, Source, source_of
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.energy import measure_energy
@@ -159,6 +160,14 @@ def test_a_counter_that_moves_seldom_needs_a_long_window():
     assert "at least 2.00 s are needed" in measured(World(interval=0.001), window=1.5)["unavailable"]
 
 
+def test_as_long_as_the_counter_needs():
+    assert measured(World(interval=0.01), window=None)["seconds"] == pytest.approx(5.0, abs=0.02)
+    found = measured(World(interval=0.2), window=None)
+    assert found["seconds"] == pytest.approx(11.0, abs=0.3)
+    assert found["joules_per_1000_images"] == pytest.approx(1500, rel=0.03)
+    assert "2.00 s were left" in measured(World(interval=0.2), window=None, left=3.2)["unavailable"]
+
+
 def test_a_counter_that_stands_still():
     world = World(interval=1e9)
     assert measured(world)["unavailable"] == "a counter stood still for 2.00 s"
@@ -223,6 +232,56 @@ def test_stopped_by_request():
 
 
 # Counters
+
+
+# Several candidates
+
+
+def test_each_candidate_in_its_own_process(monkeypatch):
+    """With real processes: one that runs, one that cannot get ready, and none is left behind."""
+    monkeypatch.setattr(energy, "source_of", lambda device: contextlib.nullcontext(Source([], Quiet())))
+    seen = []
+
+    def measure(side, meter, load, deadline, listener, window):
+        seen.append(side.candidate.name)
+        side.run(0.05)
+        return {"images": sum(side.samples.images), "joules": deadline.left}
+
+    monkeypatch.setattr(energy, "_measure", measure)
+    candidates = [stand_in("good"), stand_in("bad", "die at prepare"), stand_in("other")]
+    good, bad, other = energy.measure_energies(WORK, candidates, get_device("cpu"), Deadline.after(30), Listener())
+    assert seen == ["good", "other"]
+    assert good["images"] == other["images"] == 100
+    assert 5 < good["joules"] < 10
+    assert bad["unavailable"].startswith("its process ended (exit code 3)")
+    for record in (good, bad, other):
+        conforms({**record, "joules": 1.0})
+
+
+def test_where_nothing_counts_nobody_is_started(monkeypatch):
+    def nothing(device):
+        raise UnavailableError("there is nothing")
+
+    monkeypatch.setattr(energy, "source_of", nothing)
+    monkeypatch.setattr(energy, "prepare", None)
+    found = energy.measure_energies(
+        WORK, [stand_in("A"), stand_in("B")], get_device("cpu"), Deadline.after(9), Listener()
+    )
+    assert [(conforms(one)["name"], one["unavailable"]) for one in found] == [
+        ("A", "there is nothing"),
+        ("B", "there is nothing"),
+    ]
+
+
+def test_stopped_while_it_gets_ready(monkeypatch):
+    class Stops(Listener):
+        def should_stop(self):
+            return True
+
+    monkeypatch.setattr(energy, "source_of", lambda device: contextlib.nullcontext(Source([], Quiet())))
+    hangs = [stand_in("A", "hang at prepare")]
+    (found,) = energy.measure_energies(WORK, hangs, get_device("cpu"), Deadline.after(30), Stops())
+    assert conforms(found)["unavailable"] == "the measurement was stopped"
 
 
 @pytest.fixture
@@ -322,7 +381,7 @@ def write_stat(root, busy, idle, own):
 
 def test_the_whole_of_it_on_a_cpu(powercap):
     """From the files of a machine to the record; 15 J a second of steps, 5 J at rest, and others that take a half."""
-    world = World(idle=5.0, busy=15.0)
+    world = World(idle=5.0, busy=15.0, interval=0.002)
     root = powercap("intel-rapl:0", "package-0", 0)
     others = 0.0
 
