@@ -55,7 +55,7 @@ def stand_in(
     return Candidate(name, command, {}, dict(os.environ), ours)
 
 
-def tiny(input_shape=(9, 8, 2), classes=10, seed=0):
+def tiny(input_shape=(9, 8, 2), classes=10, seed=0, width=1.0):
     """A model with every layer of the zoo but the global maximum, small enough for a test: with a shortcut, padding."""
     body = Sequential([Conv2d(6, 3, 2, padding=1, bias=False), BatchNorm(), ReLU(), Conv2d(6, (3, 1), padding=(1, 0))])
     shortcut = Sequential([Conv2d(6, 1, 2, bias=False), BatchNorm()])
@@ -67,6 +67,6 @@ def tiny(input_shape=(9, 8, 2), classes=10, seed=0):
     return Model(layers, input_shape, seed=seed, name="tiny")
 
 
-def averaged(input_shape=(6, 6, 1), classes=10, seed=0):
+def averaged(input_shape=(6, 6, 1), classes=10, seed=0, width=1.0):
     """A model that ends in a global average."""
     return Model([Conv2d(5), ReLU(), GlobalAvgPool(), Dense(classes)], input_shape, seed=seed, name="averaged")

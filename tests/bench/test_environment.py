@@ -143,7 +143,7 @@ def test_memory_under_version_1_groups(limit, expected, machine):
             "sys/fs/cgroup/memory/memory.limit_in_bytes": limit,
         }
     )
-    assert environment._memory(root) == expected
+    assert host.memory_bytes(root) == expected
 
 
 def test_simd_of_arm(machine):

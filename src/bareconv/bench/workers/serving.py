@@ -45,9 +45,10 @@ class UnsupportedError(Exception):
 class Job:
     """What to train, as ``bench.workload`` writes it into a folder.
 
-    images: uint8 (N, H, W, C); labels: int32 (N,); order: int64 (epochs, N), the images of each epoch in order, of
-    which every ``batch_size`` are a batch; weights: the model's state by the names of our layers, in our layouts
-    (HWIO, (in, out)). ``settings`` holds the rest: the tree of layers, the optimizer's numbers, precision, threads.
+    images: uint8 (N, H, W, C), perhaps mapped from a file; labels: int32 (N,); order: int64 (epochs, N), the images of
+    each epoch in order, of which every ``batch_size`` are a batch; weights: the model's state by the names of our
+    layers, in our layouts (HWIO, (in, out)). ``settings`` holds the rest: the tree of layers, the optimizer's numbers,
+    precision, threads.
     """
 
     settings: Mapping[str, Any]
@@ -60,7 +61,12 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """The job in that folder."""
         settings = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        images, labels, order = (np.load(folder / f"{name}.npy") for name in ("images", "labels", "order"))
+        labels, order = (np.load(folder / f"{name}.npy") for name in ("labels", "order"))
+        mapped = settings.get("mapped_images")
+        if mapped is None:
+            images = np.load(folder / "images.npy")
+        else:  # there may be more of them than memory
+            images = np.memmap(mapped["path"], np.uint8, "r", shape=tuple(mapped["shape"]))
         with np.load(folder / "weights.npz") as archive:
             weights = {name: archive[name] for name in archive.files}
         return cls(settings, images, labels, order, weights)

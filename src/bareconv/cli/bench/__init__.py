@@ -10,6 +10,7 @@ VERBS = {
     "run": "How many images a second our engines train.",
     "peers": "The same beside other libraries, measured by turns.",
     "clocks": "A whole training from cold, from warm, and at its steady rate.",
+    "sweep": "How the cost grows, and where the GPU overtakes the CPU.",
 }
 
 EPILOG = """\b
@@ -17,6 +18,7 @@ Examples:
   bareconv bench run --model basic --budget 10
   bareconv bench peers --model basic --model small --budget 60
   bareconv bench clocks --device cuda
+  bareconv bench sweep --axis width --model basic
 
 "bareconv bench VERB --help" shows a verb's options.
 """
