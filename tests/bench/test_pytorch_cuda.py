@@ -15,7 +15,7 @@ from bareconv.bench import process
 from bareconv.bench.interleave import Budget, Candidate, Limits, Listener, our_candidate, prepare
 from bareconv.bench.parity import TOLERANCE
 from bareconv.bench.peers import cuda_variants, find
-from bareconv.bench.workers.pytorch_cuda import LOCK, Alone
+from bareconv.bench.workers.lock import LOCK, Alone
 from bareconv.bench.workload import Workload
 from bareconv.nn import models
 
@@ -131,7 +131,7 @@ def test_autotuning_is_timed_alone(python, tmp_path):
     code = """
 import fcntl, sys, types
 package = types.ModuleType("bareconv"); package.__path__ = [sys.argv[1]]; sys.modules["bareconv"] = package
-from bareconv.bench.workers.pytorch_cuda import Alone
+from bareconv.bench.workers.lock import Alone
 from torch._inductor.runtime.benchmarking import benchmarker
 other = open(sys.argv[2], "a")
 def locked(*arguments):

@@ -2,14 +2,17 @@
 
 As somebody who knows JAX writes it: images, labels, the order of the batches and the number of the step live on the
 device, every step takes its batch by index and normalises it, and the old weights' memory becomes the new ones'. One
-call takes one step, or many by ``lax.scan``. As JAX comes, a call takes a batch that NumPy made, and nothing is donated.
+call takes one step, or several by ``lax.scan``: unrolled on a CPU, where XLA's convolutions in a loop take a hundred
+times as long. A max pool whose windows tile its input is a maximum over a reshaped array, because XLA's gradient of
+``reduce_window`` is slow. As JAX comes, a call takes a batch that NumPy made, nothing is donated, and the pool is
+``reduce_window``.
 
 Activations are NHWC beside HWIO weights, or NCHW beside OIHW. A flatten of NCHW runs over C, H, W, so that the rows of
 the dense layer after it come in another order than ours, over H, W, C.
 
 JAX has no call for the number of its threads on a CPU. XLA's pool is as large as the variable NPROC says when JAX is
 imported, and as the cores that the process may use where it says nothing: so it is set here, from the threads that all
-candidates get. On a GPU, float32 is strict and tf32 is JAX's own switch for both; bfloat16 is the usual mixture: weights
+candidates get. float32 is strict, also on a GPU, and tf32 is JAX's own switch; bfloat16 is the usual mixture: weights
 and batch norm's sums in float32, cast for everything else.
 """
 
@@ -17,33 +20,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bareconv import host
-from bareconv.bench.workers.serving import Candidate, Job, UnsupportedError, serve
+from bareconv.bench.workers.lock import Alone
+from bareconv.bench.workers.serving import CHUNK, Candidate, Job, UnsupportedError, in_parts, serve
 
-EVALUATED = 500  # images at once
-WEIGHTS = {"Conv2d": ("weight", "bias"), "Dense": ("weight", "bias"), "BatchNorm": ("gamma", "beta")}
+GPU_CHUNK = 8192  # steps between two waits for the GPU
 
 # (activations, weights, fresh running statistics or None outside of training) -> activations
 Function = Callable[[Any, Mapping[str, Any], dict[str, Any] | None], Any]
 
 
 class Jax(Candidate):
-    """``options``: device ("cpu", "cuda:0"), layout ("nhwc", "nchw"), steps (of a call), tuned.
+    """``options``: device ("cpu", "cuda:0"), layout ("nhwc", "nchw"), steps (of a call), xla (flags), tuned.
 
-    tuned: data on the device, donated state, precision as asked for; False: as JAX comes. pool: "window", or "reshape"
-    where the windows of a max pool tile their input: XLA's gradient of a windowed maximum is slow on a CPU.
+    tuned False: as JAX comes, in data, donation, pooling and precision; the precision of products is then XLA's choice.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
         kind, _, index = options["device"].partition(":")
         self.on_gpu = kind == "cuda"
+        if options.get("xla"):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {options['xla']}".strip()
         os.environ["NPROC"] = str(host.blas_threads())
         os.environ["JAX_PLATFORMS"] = kind
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # three quarters of a GPU would be lost to the others
@@ -58,13 +62,14 @@ class Jax(Candidate):
             raise UnsupportedError(f"JAX {jax.__version__} finds no {options['device']}: {reason}") from None
         jax.config.update("jax_default_device", self.device)
         self.compiling = 0.0
+        self.chunk = GPU_CHUNK if self.on_gpu else CHUNK
 
     def build(self, job: Job) -> None:
         jax, jnp, values, tuned = self.jax, self.jnp, job.settings, self.options["tuned"]
         self._set_precision(values["precision"])
         self.job, self.dtype = job, jnp.float64 if values["precision"] == "float64" else jnp.float32
         half = jnp.bfloat16 if values["precision"] == "bfloat16" else None
-        network = Network(jax, self.options["layout"], self.options["pool"], half)
+        network = Network(jax, self.options["layout"], tuned, half)
         model = network.sequence(values["layers"])
         weights = {name: jnp.asarray(network.arranged[name](array), self.dtype) for name, array in job.weights.items()}
         running = {name: weights.pop(name) for name in list(weights) if name.endswith((".mean", ".var"))}
@@ -102,10 +107,10 @@ class Jax(Candidate):
 
         def many(state: Any, position: Any, images: Any, labels: Any, order: Any) -> Any:
             def body(carried: Any, _: None) -> Any:
-                state, position, loss = step_at(*carried, images, labels, order)
+                state, position, loss = step_at(carried[0], carried[1], images, labels, order)
                 return (state, position), loss
 
-            carried, losses = jax.lax.scan(body, (state, position), None, self.options["steps"])
+            carried, losses = jax.lax.scan(body, (state, position), None, self.options["steps"], unroll=not self.on_gpu)
             return (*carried, losses[-1])
 
         self.one = jax.jit(step_at, donate_argnums=(0, 1)) if tuned else jax.jit(step)
@@ -114,20 +119,20 @@ class Jax(Candidate):
         self.position, self.next = jnp.int32(0), 0
         if tuned:
             self.data = tuple(jnp.asarray(array) for array in (job.images, job.labels, job.order.reshape(-1)))
-        self._compile()
+        with Alone():  # XLA measures what to compile a product or a convolution to
+            self._compile()
 
     def _set_precision(self, name: str) -> None:
         jax = self.jax
-        if not self.on_gpu and name not in ("float32", "float64"):
-            raise UnsupportedError(f"{name} on a CPU is not measured: expected float32 or float64")
+        if not self.on_gpu and name == "tf32":
+            raise UnsupportedError(f"{name} is for a GPU: on a CPU, expected float32, float64 or bfloat16")
         jax.config.update("jax_enable_x64", name == "float64")
         if self.options["tuned"] and name in ("float32", "tf32"):
             jax.config.update("jax_default_matmul_precision", {"float32": "highest", "tf32": "tensorfloat32"}[name])
 
     def _compile(self) -> None:
         """Take steps that are forgotten: what a first call takes longer than a second is compiling."""
-        counts = sorted({1, self.options["steps"]})
-        for count in counts:
+        for count in sorted({1, self.options["steps"]}):
             kept = self.jax.tree.map(lambda array: array.copy(), self.state)
             times = []
             for _ in range(2):
@@ -160,9 +165,8 @@ class Jax(Candidate):
         return float(loss)
 
     def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> float:
-        parts = range(0, len(images), EVALUATED)
-        logits = [self.logits(self.state, images[start : start + EVALUATED]) for start in parts]
-        return float((np.concatenate(logits).argmax(axis=1) == labels).mean())
+        predicted = [self.logits(self.state, part).argmax(axis=1) for part in in_parts(images)]
+        return float((np.concatenate(predicted) == labels).mean())
 
     def compile_seconds(self, first_step: float, step: float) -> float:
         return self.compiling
@@ -198,9 +202,9 @@ class Jax(Candidate):
 class Network:
     """Functions for the described layers; ``arranged``: for each array of the weights, how it is laid out here."""
 
-    def __init__(self, jax: Any, layout: str, pool: str, half: Any = None) -> None:
+    def __init__(self, jax: Any, layout: str, tuned: bool, half: Any = None) -> None:
         self.jax, self.jnp, self.lax = jax, jax.numpy, jax.lax
-        self.nchw, self.pool, self.half = layout == "nchw", pool, half
+        self.nchw, self.tuned, self.half = layout == "nchw", tuned, half
         self.arranged: dict[str, Callable[[Any], Any]] = {}
         self.flattened: list[int] | None = None  # H, W, C of what was just flattened: the next dense layer's rows
 
@@ -294,11 +298,12 @@ class Network:
         kernel, padding = _pair(layer["kernel"]), _pair(layer["padding"])
         stride = kernel if layer["stride"] is None else _pair(layer["stride"])
         H, W, C = layer["in_shape"]
-        if self.pool == "reshape" and stride == kernel and padding == (0, 0):
+        if self.tuned and stride == kernel and padding == (0, 0):
             P, Q = H // kernel[0], W // kernel[1]
             tiled = (-1, C, P, kernel[0], Q, kernel[1]) if self.nchw else (-1, P, kernel[0], Q, kernel[1], C)
-            cut = np.s_[:, :, : P * kernel[0], : Q * kernel[1]] if self.nchw else np.s_[:, : P * kernel[0], : Q * kernel[1]]
             inner = (3, 5) if self.nchw else (2, 4)
+            before = (slice(None),) * (2 if self.nchw else 1)
+            cut = (*before, slice(P * kernel[0]), slice(Q * kernel[1]))
             return lambda x, weights, fresh: x[cut].reshape(tiled).max(axis=inner)
 
         def spread(pair: Any, rest: Any) -> tuple[Any, ...]:
