@@ -184,9 +184,10 @@ class Side:
         self.samples.add(answer)
         self.step_seconds = self.samples.seconds[-1] / self.samples.steps[-1]
 
-    def advance(self, steps: int) -> None:
-        """A block of so many steps; what fails is in ``error``."""
+    def advance(self, steps: int) -> bool:
+        """A block of so many steps; False where that fails, which is in ``error``."""
         self._run(10 * steps * self.step_seconds + self.limits.answer, steps=steps)
+        return self.alive
 
     def ask_accuracy(self) -> tuple[float, float] | None:
         """(accuracy on the test images, seconds that finding it took); None where that fails, which is in ``error``."""

@@ -110,8 +110,7 @@ def _curve(
         if not side.alive or listener.should_stop() or expected > deadline.left:
             return
         if look > done:
-            side.advance(look - done)
-            if not side.alive:
+            if not side.advance(look - done):
                 return
             done, elapsed = look, elapsed + side.samples.seconds[-1]
         found = side.ask_accuracy()

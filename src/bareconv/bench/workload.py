@@ -93,8 +93,8 @@ class Workload:
     def write(self, folder: Path, file: ImageFile | None = None) -> Dataset:
         """Write all that ``workers.serving.Job`` reads into ``folder``; returns the data.
 
-        Test images are among it where the data have some: MNIST's 10,000. ``file``: where ``images`` are, or will be. Of
-        so many only one epoch's order is written: it alone may be 80 MB.
+        Test images are among it where the data have some: MNIST's 10,000. ``file``: where ``images`` are, or will be.
+        Of so many only one epoch's order is written: it alone may be 80 MB.
         """
         model, epochs, mapped = self.network(), EPOCHS, None
         if self.train_images is None:

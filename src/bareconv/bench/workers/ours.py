@@ -80,10 +80,6 @@ class Ours(Candidate):
     def versions(self) -> dict[str, str]:
         return {"bareconv": __version__, "numpy": np.__version__}
 
-    def flags(self) -> dict[str, str]:
-        engine = self.trainer.engine
-        return {"precision": engine.precision, "threads": str(engine.threads)}
-
     def memory(self) -> int:
         return self.device.memory()
 
