@@ -95,7 +95,7 @@ def test_every_part_in_order_with_its_share(made):
 def test_what_one_part_does_not_need_the_others_have(made):
     made.takes.update(layers=1.0, peers=2.0)
     _, heard, _, _ = made()
-    assert heard.parts["energy"] == pytest.approx(97.0)
+    assert heard.parts["learning"] == pytest.approx(97.0)
     assert made.clock[0] == 3.0
 
 

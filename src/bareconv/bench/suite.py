@@ -30,7 +30,7 @@ from bareconv.errors import BareconvError
 from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it.
-SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 8.0, "sweep": 5.0, "clocks": 2.0, "learning": 4.0, "energy": 1.0}
+SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 8.0, "sweep": 5.0, "clocks": 2.0, "energy": 1.0, "learning": 4.0}
 PARTS = tuple(SHARES)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 

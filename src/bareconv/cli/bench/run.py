@@ -33,7 +33,7 @@ Examples:
 """
 
 ON_CPU, ON_GPU = ("float32",), ("float32", "bfloat16")  # precisions, unless told otherwise
-PAGE_SHARE, PAGE_SECONDS = 0.05, 15.0  # of the budget, and at most: for drawing the page
+PAGE_SHARE, PAGE_SECONDS = 0.12, 20.0  # of the budget, and at most: for drawing the page
 
 TITLES = {
     "layers": "Layers and ceilings",
