@@ -159,6 +159,14 @@ def test_ours_alone() -> None:
     assert "at batch size 1,024" in found.lead[0] or "at batch size 512" in found.lead[0]
 
 
+def test_ours_alone_and_unstable() -> None:
+    run = bench.run(bench.CPU_KEYS[0], stable=False)
+    found = verdict(bench.result(gpu=False, runs=[run]))
+    assert found is not None
+    assert "bareconv trains `basic` at roughly " in found.title
+    assert UNSTABLE in found.lead
+
+
 def test_no_figure_no_sentence() -> None:
     assert verdict(bench.result(gpu=False)) is None
     broken = {**bench.batch_sweep(bench.CPU_KEYS[:1]), "curves": [], "crossovers": []}

@@ -95,7 +95,7 @@ def _sweeps(result: Result, images: str) -> list[str]:
     for name, sweep in _swept(result):
         title, _, below, _ = AXES[sweep["axis"]]
         lines += [f"### {title}, `{sweep['model']}`", "", f"![Images a second by {below}]({images}{name}.png)", ""]
-        lines += [*crossover_sentences(sweep), ""]
+        lines += [*(f"{said}\n" for said in [*crossover_sentences(sweep), *sweep.get("notes", ())])]
         lines += [table(points_table(sweep)), "", "Images a second; in brackets the 95% interval.", ""]
         if any(curve["fit"] for curve in sweep["curves"]):
             lines += [table(fit_table(sweep)), ""]

@@ -22,12 +22,21 @@ from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Prose, Se
 OPERATIONS = {
     "batch": 0.22,
     "forward": 1.0,
+<<<<<<< HEAD
     "dX": 0.66,
     "dW": 0.42,
     "dX + dW": 0.54,
     "dX + dW + update": 0.48,
     "dW + update": 0.36,
     "update": 0.28,
+=======
+    "dX": 0.68,
+    "dX + dW": 0.55,
+    "dX + dW + update": 0.5,
+    "dW": 0.42,
+    "dW + update": 0.36,
+    "update": 0.27,
+>>>>>>> 095767ca7b6523f26c8b8ff822be46a2020ca208
     "other": 0.14,
 }
 _FROM_PHASE = {"batch": "batch", "forward": "forward", "backward": "dX + dW", "update": "update"}
@@ -96,7 +105,8 @@ def workload_title(group: Sequence[tuple[Rooflines, Step]]) -> str:
 
 def operation(launch: Mapping[str, Any]) -> str:
     """What of the step a launch computes; of one that does not say, by its phase."""
-    return str(launch.get("operation") or _FROM_PHASE.get(launch["phase"], "other"))
+    name = launch.get("operation") or _FROM_PHASE.get(launch["phase"], "other")
+    return name if name in OPERATIONS else "other"
 
 
 def by_node(step: Step) -> dict[str, dict[str, float]]:
@@ -131,7 +141,7 @@ def layers_chart(group: Sequence[tuple[Rooflines, Step]], *, width: float = WIDE
         axes.set_axis_off()
     for axes, (found, step, nodes) in zip(boxes, shown, strict=False):
         _stacks(axes, found, nodes, width / columns, rows)
-        titles(axes, _panel_title(found, step, group), "of one step, each operation alone")
+        titles(axes, _panel_title(found, step, group), "of one step")
     there = [name for name in OPERATIONS if any(name in times for _, _, nodes in shown for times in nodes.values())]
     entries = [(Patch(color=LIGHT["ink"], alpha=OPERATIONS[name], linewidth=0), name) for name in there]
     legend(figure, [(patch, name) for patch, name in entries], columns=4 if width <= NARROW else 7)
@@ -195,7 +205,7 @@ def _doubts(group: Sequence[tuple[Rooflines, Step]]) -> list[str]:
     for found, step in group:
         device = device_word(found["device"])
         alone = math.fsum(launch["seconds"] for launch in step["launches"])
-        text = f"{device}: the parts one by one take {fmt.seconds(alone)}, the whole step among others "
+        text = f"{device}: the parts together take {fmt.seconds(alone)}, a whole step among others "
         text += f"{fmt.seconds(step['step_seconds'])}."
         if any(launch["beside"] for launch in step["launches"]):
             text += " Some of the parts run beside each other in a step."
@@ -203,7 +213,8 @@ def _doubts(group: Sequence[tuple[Rooflines, Step]]) -> list[str]:
         if cost is not None and cost > 0.1:
             text += f" Taking its time slowed the step down by {fmt.percent(cost, 0)}: do not trust the parts' times."
         said.append(text)
-    return [" ".join(said)]
+    notes = dict.fromkeys(note for found, _ in group for note in found.get("notes", ()))
+    return [" ".join(said), *notes]
 
 
 def nodes_table(group: Sequence[tuple[Rooflines, Step]]) -> Table:

@@ -115,7 +115,14 @@ def _panel(
     right = max([p[1] for p in points] + ridges) * 3
     bottom = min(min(p[2] for p in points) / 3, peak / 100)
     set_log(axes, "x", left, right, _tick, 5)
-    set_log(axes, "y", bottom, peak * 2.2, lambda y: short(fmt.flops(y)).removesuffix("FLOP/s").strip(), 5)
+    set_log(
+        axes,
+        "y",
+        bottom,
+        max(peak * 2.2, max(p[2] for p in points) * 1.6),
+        lambda y: short(fmt.flops(y)).removesuffix("FLOP/s").strip(),
+        5,
+    )
     taken: list[Box] = []
     to_fraction = axes.transData + axes.transAxes.inverted()
 
@@ -245,6 +252,8 @@ def roofline_words(group: Sequence[tuple[Rooflines, Step]]) -> Words:
     )
     caption += f"together reach, of the time that they need at least: {', '.join(said)}. What computes nothing is not "
     caption += "shown."
+    if any(launch["share"] > 1 for _, step in group for launch in step["launches"]):
+        caption += " What lies above the roof does with less than the formula needs."
     return Words(f"Roofline charts. {'; '.join(told)}.", caption)
 
 

@@ -61,6 +61,7 @@ def _blocks(sweep: Sweep, place: int) -> list[Block]:
         Chart(f"sweep-{place}", lambda w: throughput_chart(sweep, width=w), lambda: throughput_words(sweep))
     ]
     blocks += [Prose(text) for text in crossover_sentences(sweep)]
+    blocks += [Prose(note, "aside") for note in sweep.get("notes", ())]
     blocks.append(Fold("Every point as numbers", [points_table(sweep)]))
     if any(curve["fit"] for curve in sweep["curves"]) or sweep["axis"] == "batch_size":
         blocks.append(Chart(f"sweep-{place}-step", lambda w: step_chart(sweep, width=w), lambda: step_words(sweep)))
