@@ -22,21 +22,12 @@ from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Prose, Se
 OPERATIONS = {
     "batch": 0.22,
     "forward": 1.0,
-<<<<<<< HEAD
-    "dX": 0.66,
-    "dW": 0.42,
-    "dX + dW": 0.54,
-    "dX + dW + update": 0.48,
-    "dW + update": 0.36,
-    "update": 0.28,
-=======
     "dX": 0.68,
     "dX + dW": 0.55,
     "dX + dW + update": 0.5,
     "dW": 0.42,
     "dW + update": 0.36,
     "update": 0.27,
->>>>>>> 095767ca7b6523f26c8b8ff822be46a2020ca208
     "other": 0.14,
 }
 _FROM_PHASE = {"batch": "batch", "forward": "forward", "backward": "dX + dW", "update": "update"}
