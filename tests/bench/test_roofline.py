@@ -10,7 +10,6 @@ from cuda_host import needs_compiler
 from cuda_stand_in import StandIn
 
 from bareconv.bench import results, roofline
-from bareconv.bench.deadline import Deadline
 from bareconv.bench.roofline import Ceiling, cuda
 from bareconv.bench.roofline.cuda import CACHE, Effort
 from bareconv.bench.roofline.records import LAUNCH, MEMORY

@@ -80,7 +80,10 @@ BAD_USAGE = [
     (["bench", "sweep", "--values", "1,two"], "batch size 'two': expected numbers with commas between them"),
     (["bench", "sweep", "--values", "0,4"], "batch size 0: expected a whole number of at least 1"),
     (["bench", "sweep", "--axis", "threads", "--values", "1,99999"], "--values 99999: this process may use .* cores"),
-    (["bench", "sweep", "--engine", "reference", "--precision", "tf32", "--device", "tpu"], "device 'tpu': expected cpu"),
+    (
+        ["bench", "sweep", "--engine", "reference", "--precision", "tf32", "--device", "tpu"],
+        "device 'tpu': expected cpu",
+    ),
     (["bench", "sweep", "--folder", "nowhere"], "'--folder'.*'nowhere' does not exist"),
     (["bench", "peers", "--peer", "abacus"], "'--peer'.*pytorch.*dezero"),
     (["bench", "peers", "--python", "nowhere"], "--python nowhere: that is no Python"),
@@ -277,8 +280,8 @@ def test_json_also_where_there_is_nothing_to_report(
         raise error
 
     first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
-    first |= {"bench run": "chosen_device", "bench peers": "chosen_device", "bench sweep": "_devices"}
-    first |= {"bench run": "chosen_device", "bench peers": "chosen_device", "report": "check_writable"}
+    first |= {"bench run": "all_devices", "bench peers": "chosen_device", "bench sweep": "_devices"}
+    first |= {"report": "check_writable"}
     monkeypatch.setattr(f"bareconv.cli.{verb.replace(' ', '.')}.{first.get(verb, 'get_device')}", fail)
     more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
     more = ["result.json"] if verb == "report" else more

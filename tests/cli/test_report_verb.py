@@ -12,7 +12,10 @@ import report_samples as samples
 @pytest.fixture
 def files(here):
     """Files of results in the working folder."""
-    made = {"cpu.json": bench.throughput_only(), "gpu.json": bench.result(gpu=True, runs=[bench.run(bench.GPU_KEYS[0])])}
+    made = {
+        "cpu.json": bench.throughput_only(),
+        "gpu.json": bench.result(gpu=True, runs=[bench.run(bench.GPU_KEYS[0])]),
+    }
     for name, result in made.items():
         (here / name).write_text(json.dumps(result), encoding="utf-8")
     return here
@@ -72,4 +75,6 @@ def test_bad_input_is_one_line(run, files, arguments, said):
     assert outcome.code == 2
     assert said in outcome.complaint()
     assert not (files / "report.html").exists()
-    assert json.loads((files / "cpu.json").read_text(encoding="utf-8")) == json.loads(json.dumps(bench.throughput_only()))
+    assert json.loads((files / "cpu.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps(bench.throughput_only())
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,9 @@ def crossing(one: Key, other: Key) -> float:
     return (c - a) / (b - d)
 
 
-def batch_sweep(keys: Sequence[Key], *, model: str = "basic", unstable: tuple[int, int] | None = None) -> dict[str, Any]:
+def batch_sweep(
+    keys: Sequence[Key], *, model: str = "basic", unstable: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """A sweep over the batch size. ``unstable``: (curve, batch) of a point that is."""
     sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
     curves = []
@@ -132,12 +134,13 @@ def batch_sweep(keys: Sequence[Key], *, model: str = "basic", unstable: tuple[in
 
 def other_sweep(axis: str, keys: Sequence[Key]) -> dict[str, Any]:
     """A sweep along another axis, batches of 64."""
-    values, growth = {
+    axes: dict[str, tuple[list[float], Callable[[float], float]]] = {
         "image_size": ([16, 20, 28, 40, 56, 80], lambda x: (x / 28) ** 2),
         "width": ([0.5, 1, 1.5, 2, 3], lambda x: x**1.8),
         "images": ([1e3, 1e4, 1e5, 1e6], lambda x: 1 + 0.03 * math.log10(x / 1e3)),
         "threads": ([1, 2], lambda x: 1.92 / x),
-    }[axis]
+    }
+    values, growth = axes[axis]
     curves = []
     for number, key in enumerate(keys):
         fixed, each = COSTS[key]
@@ -302,7 +305,10 @@ NODES: list[tuple[str, list[tuple[str, str, str, float, float, float]]]] = [
             ("update", "update", "update", 1.2e6, 1.9e5, 0.31e-3),
         ],
     ),
-    ("dense2 + loss", [("forward", "forward", "head", 4e3, 2e3, 0.03e-3), ("backward", "dX + dW", "head", 8e3, 3e3, 0.04e-3)]),
+    (
+        "dense2 + loss",
+        [("forward", "forward", "head", 4e3, 2e3, 0.03e-3), ("backward", "dX + dW", "head", 8e3, 3e3, 0.04e-3)],
+    ),
     ("batch", [("batch", "batch", "gather", 0.0, 4e3, 0.05e-3)]),
 ]
 
@@ -325,7 +331,7 @@ def rooflines(device: str, *, speed: float = 1.0) -> dict[str, Any]:
         ]
     )
     peak, memory = ceilings[0], ceilings[1]
-    launches = []
+    launches: list[dict[str, Any]] = []
     for node, parts in NODES:
         for phase, operation, kernel, flops, size, seconds in parts:
             taken = max(seconds / speed, 3e-6) if gpu else seconds
@@ -399,6 +405,7 @@ def clocks(device: str) -> dict[str, Any]:
             "whole_seconds": whole,
             "phases": [{"name": name, "seconds": seconds} for name, seconds in phases.items() if seconds],
             "unexplained": 1 - sum(phases.values()) / whole,
+            "compiled": 14 if phases["compile"] > 1 else 0,
         }
 
     return {
@@ -426,7 +433,8 @@ def learning(device: str, keys: Sequence[Key], *, target: float = 0.98) -> dict[
         fixed, each = COSTS[key]
         rng = np.random.default_rng(number)
         accuracy = [
-            float(0.1 if n == 0 else min(0.9899, 1 - 0.9 * math.exp(-(n**0.5) / 5.6) - 0.006 * rng.random())) for n in steps
+            float(0.1 if n == 0 else min(0.9899, 1 - 0.9 * math.exp(-(n**0.5) / 5.6) - 0.006 * rng.random()))
+            for n in steps
         ]
         reached = next((i for i, a in enumerate(accuracy) if a >= target), len(steps) - 1)
         candidates.append(
@@ -497,6 +505,8 @@ def conditions(*, gpu: bool, remarks: Sequence[str] = ()) -> dict[str, Any]:
         "remarks": list(remarks),
         "cpu": {
             "steal_share": 0.004,
+            "others_share": 0.011,
+            "heat_events": None,
             "throttled_share": 0.0,
             "frequency_hz": [float(x) for x in 2.7e9 * (1 + 0.01 * rng.standard_normal(60))],
             "temperature_celsius": [],
@@ -510,7 +520,9 @@ def conditions(*, gpu: bool, remarks: Sequence[str] = ()) -> dict[str, Any]:
                 "memory_clock_hz": [5.0e9] * 60,
                 "temperature_celsius": [float(x) for x in 44 + 20 * (1 - np.exp(-np.arange(60) / 20))],
                 "watts": [float(x) for x in 62 + 4 * rng.standard_normal(60)],
-                "throttle_reasons": [],
+                "throttle_reasons": ["power"],
+                "throttled_shares": [0.5],
+                "other_processes": 0,
             }
         ]
     return made
@@ -559,14 +571,20 @@ def with_gpu(**changes: Any) -> dict[str, Any]:
         "runs": [run(CPU_KEYS[0]), run(GPU_KEYS[0], seed=1), run(("plan", "", GPU, "tf32"), seed=2)],
         "peers": [peer_group(CPU_KEYS), peer_group(GPU_KEYS)],
         "sweeps": [
-            batch_sweep([CPU_KEYS[0], GPU_KEYS[0], ("plan", "", GPU, "tf32"), CPU_KEYS[1], GPU_KEYS[1]], unstable=(3, 16)),
+            batch_sweep(
+                [CPU_KEYS[0], GPU_KEYS[0], ("plan", "", GPU, "tf32"), CPU_KEYS[1], GPU_KEYS[1]], unstable=(3, 16)
+            ),
             other_sweep("image_size", [CPU_KEYS[0], GPU_KEYS[0]]),
             other_sweep("images", [CPU_KEYS[0], GPU_KEYS[0]]),
         ],
         "learning": [learning(CPU, CPU_KEYS[:3]), learning(GPU, GPU_KEYS)],
         "rooflines": [rooflines(CPU), rooflines(GPU, speed=40.0)],
         "clocks": [clocks(CPU), clocks(GPU)],
-        "energy": [energy(CPU_KEYS[0], joules=None), energy(GPU_KEYS[0], joules=372.0), energy(GPU_KEYS[1], joules=431.0)],
+        "energy": [
+            energy(CPU_KEYS[0], joules=None),
+            energy(GPU_KEYS[0], joules=372.0),
+            energy(GPU_KEYS[1], joules=431.0),
+        ],
         "conditions": conditions(gpu=True, remarks=["The GPU lowered its clock by 20 MHz while it was measured."]),
         "notes": ["Batch 1,024 of dezero was not ready when the time was up."],
     }

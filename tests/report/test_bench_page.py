@@ -106,7 +106,7 @@ def test_what_is_unstable_is_marked_beside_its_number(pages: dict[str, str]) -> 
     marked = re.findall(r"([\d,]+/s) <strong class=\"mark\">unstable</strong>", pages["peers"])
     rate = bench.with_peers()["peers"][1]["candidates"][1]["throughput"]["images_per_second"]
     assert fmt.rate(rate) in marked
-    assert "<strong class=\"mark\">" not in render(bench.throughput_only())
+    assert '<strong class="mark">' not in render(bench.throughput_only())
 
 
 def test_the_result_is_within_its_page(pages: dict[str, str]) -> None:
@@ -202,7 +202,9 @@ def section(result: dict[str, Any], anchor: str) -> Section:
 def test_doubts_are_said() -> None:
     found = bench.rooflines("cpu")
     found["steps"][0]["marks_cost"] = 0.31
-    said = [b.text for b in section(bench.result(gpu=False, rooflines=[found]), "layers").blocks if isinstance(b, Prose)]
+    said = [
+        b.text for b in section(bench.result(gpu=False, rooflines=[found]), "layers").blocks if isinstance(b, Prose)
+    ]
     assert any("slowed the step down by 31%" in text for text in said)
     clocks = bench.clocks("cpu")
     clocks["warm"]["unexplained"] = 0.2
@@ -222,16 +224,30 @@ def test_a_result_of_the_first_kind_of_benchmark_still_has_a_page() -> None:
         del run["throughput"][key]
     page = Page(render(bench.result(gpu=False, runs=[run])))
     assert "Our engines" in page.headings
+    assert "Whether the blocks agree was not judged when this was measured." in page.seen
+    assert "stable:" not in page.seen
 
 
 def test_a_training_with_a_benchmark_has_both() -> None:
-    both = bench.result(gpu=True, runs=[*samples.both()["runs"], bench.run(bench.CPU_KEYS[0])])
+    both = bench.result(
+        gpu=False, runs=[samples.run(epochs=1, operations=..., confusion=...), bench.run(bench.CPU_KEYS[0])]
+    )
     headings = Page(render(both)).headings
     assert "Our engines" in headings
     assert "Convergence" in headings
     assert is_benchmark(both)
     assert not is_benchmark(samples.both())
     assert sections(samples.both()) == []
+
+
+def test_many_notes_and_sentences_are_folded() -> None:
+    groups = [bench.peer_group(bench.CPU_KEYS[:2], size) for size in (8, 16, 32, 64, 128, 256, 512)]
+    page = render(bench.result(gpu=False, peers=groups, notes=[f"Note {i}." for i in range(7)]))
+    head = page.split("<main")[0]
+    assert "<summary>3 more notes</summary>" in head
+    assert "<summary>1 more</summary>" in head
+    assert [head.count(f"Note {i}.") for i in range(7)] == [1] * 7
+    assert head.count("<li>On these two cores") == 6
 
 
 def test_every_figure_is_also_a_file(tmp_path: Path) -> None:

@@ -50,19 +50,24 @@ def test_a_page_is_seen_and_nothing_is_wrong_with_it(
     assert 0.01 < ink.mean() < 0.6
     # Of each chart the drawing for this width is there, and takes room.
     kind, other = ("wide", "narrow") if width > 736 else ("narrow", "wide")
-    shown = f"[...document.querySelectorAll('figure .{kind} svg')].filter(s => s.getBoundingClientRect().height > 60).length"
-    assert browser.evaluate(shown) == browser.evaluate("document.querySelectorAll('figure').length") > 0
+    drawn = f"[...document.querySelectorAll('figure .{kind} svg')]"
+    seen = f"{drawn}.filter(s => s.getBoundingClientRect().height > 60).length"
+    assert browser.evaluate(seen) == browser.evaluate("document.querySelectorAll('figure').length") > 0
     assert browser.evaluate(f"document.querySelector('figure .{other}').getBoundingClientRect().height") == 0
 
 
 def test_links_within_a_page_lead_to_something_seen(browser: Browser, bench_folders: dict[str, Path]) -> None:
     browser.open(bench_folders["gpu"] / "report.html", width=1200)
-    lost = "[...document.querySelectorAll('a[href^=\"#\"]')].filter(a => !document.querySelector(a.getAttribute('href')))"
+    lost = (
+        "[...document.querySelectorAll('a[href^=\"#\"]')].filter(a => !document.querySelector(a.getAttribute('href')))"
+    )
     assert browser.evaluate(f"{lost}.length") == 0
     assert browser.evaluate("document.querySelectorAll('nav a').length") > 10
 
 
-def test_on_paper_what_is_folded_is_open_but_for_the_raw_numbers(browser: Browser, bench_folders: dict[str, Path]) -> None:
+def test_on_paper_what_is_folded_is_open_but_for_the_raw_numbers(
+    browser: Browser, bench_folders: dict[str, Path]
+) -> None:
     browser.open(bench_folders["peers"] / "report.html", width=800)
     seen = "[...document.querySelectorAll('{}')].map(t => t.checkVisibility())"
     folded, raw = seen.format("details:not(.raw) table"), seen.format("details.raw table")
@@ -90,7 +95,9 @@ def test_an_error_would_be_found(browser: Browser, tmp_path: Path, what: str) ->
 
 def test_a_request_and_a_wide_page_would_be_found(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "wrong.html"
-    page.write_text('<!DOCTYPE html><title>wrong</title><img src="http://127.0.0.1:9/x.png"><div style="width: 500px">x')
+    page.write_text(
+        '<!DOCTYPE html><title>wrong</title><img src="http://127.0.0.1:9/x.png"><div style="width: 500px">x'
+    )
     browser.open(page, width=400)
     assert "http://127.0.0.1:9/x.png" in browser.requests()
     assert browser.evaluate("document.documentElement.scrollWidth") > 400

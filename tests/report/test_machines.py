@@ -14,7 +14,9 @@ from bareconv.report.page import render_machines
 from bareconv.report.sections import Table
 
 
-def lone(key: bench.Key, rate: float, *, gpu: str | None = None, cpu: str = "Some CPU", batch: int = 64) -> dict[str, Any]:
+def lone(
+    key: bench.Key, rate: float, *, gpu: str | None = None, cpu: str = "Some CPU", batch: int = 64
+) -> dict[str, Any]:
     """A result of one run, at this rate give or take a hundredth."""
     run = bench.run(key, batch)
     run["throughput"] |= {"images_per_second": rate, "interval": {"low": 0.99 * rate, "high": 1.01 * rate}}

@@ -59,8 +59,10 @@ def test_where_the_advantage_settles_and_below_what_the_cpu_wins() -> None:
 
 
 def test_an_advantage_everywhere() -> None:
-    found = swept(curve("cpu", CPU), curve("cuda:0", {size: 2000.0 for size in CPU}))
-    assert found.title.endswith("trains `basic` 20 times as fast as two tuned CPU cores at every batch size from 1 to 512")
+    found = swept(curve("cpu", CPU), curve("cuda:0", dict.fromkeys(CPU, 2000.0)))
+    assert found.title.endswith(
+        "trains `basic` 20 times as fast as two tuned CPU cores at every batch size from 1 to 512"
+    )
     assert "ahead at every batch size that was measured" in found.lead[0]
 
 
@@ -75,20 +77,20 @@ def test_the_largest_batch_alone() -> None:
 
 
 def test_an_interval_that_holds_one_is_no_advantage() -> None:
-    found = swept(curve("cpu", CPU, wide=0.05), curve("cuda:0", {size: 104.0 for size in CPU}, wide=0.05))
+    found = swept(curve("cpu", CPU, wide=0.05), curve("cuda:0", dict.fromkeys(CPU, 104.0), wide=0.05))
     assert found.title == "On this machine the GPU trains `basic` about as fast as two tuned CPU cores, at batch 512"
 
 
 def test_a_slower_gpu_is_said_to_be_slower() -> None:
-    found = swept(curve("cpu", CPU), curve("cuda:0", {size: 25.0 for size in CPU}))
+    found = swept(curve("cpu", CPU), curve("cuda:0", dict.fromkeys(CPU, 25.0)))
     assert found.title == "On this machine two tuned CPU cores train `basic` 4.0 times as fast as the GPU, at batch 512"
 
 
 def test_unstable_figures_make_it_rough() -> None:
-    found = swept(curve("cpu", CPU), curve("cuda:0", {size: 2000.0 for size in CPU}, stable=False))
+    found = swept(curve("cpu", CPU), curve("cuda:0", dict.fromkeys(CPU, 2000.0), stable=False))
     assert "roughly 20 times as fast as" in found.title
     assert UNSTABLE in found.lead
-    steady = swept(curve("cpu", CPU), curve("cuda:0", {size: 2000.0 for size in CPU}))
+    steady = swept(curve("cpu", CPU), curve("cuda:0", dict.fromkeys(CPU, 2000.0)))
     assert "roughly" not in steady.title
     assert UNSTABLE not in steady.lead
 
@@ -115,7 +117,9 @@ def test_without_a_sweep_the_runs_are_compared() -> None:
 def test_a_cpu_with_peers() -> None:
     found = verdict(bench.with_peers())
     assert found is not None
-    assert found.title.startswith("On these two cores bareconv trains `basic` 3.08 times as fast as PyTorch at its best (")
+    assert found.title.startswith(
+        "On these two cores bareconv trains `basic` 3.08 times as fast as PyTorch at its best ("
+    )
     ratio = bench.with_peers()["peers"][0]["candidates"][1]["ratio"]
     assert f"({ratio['low']:.2f} to {ratio['high']:.2f})" in found.title
     assert "No GPU was measured: no NVIDIA driver was found" in found.lead[-1]
@@ -153,6 +157,14 @@ def test_ours_alone() -> None:
     found = verdict(bench.result(gpu=False, sweeps=[sweep]))
     assert found is not None
     assert "at batch size 1,024" in found.lead[0] or "at batch size 512" in found.lead[0]
+
+
+def test_ours_alone_and_unstable() -> None:
+    run = bench.run(bench.CPU_KEYS[0], stable=False)
+    found = verdict(bench.result(gpu=False, runs=[run]))
+    assert found is not None
+    assert "bareconv trains `basic` at roughly " in found.title
+    assert UNSTABLE in found.lead
 
 
 def test_no_figure_no_sentence() -> None:

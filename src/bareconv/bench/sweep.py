@@ -34,6 +34,7 @@ from bareconv.report.format import bytes_, count
 POINT_SHARE = 3.0  # times its share of the time that is left, a point may take
 READY = 0.75  # of that, for getting ready
 LEAST_SECONDS = 10.0  # for a point, where there are so many: processes take their time to start
+LEAST_READY = 2.0  # times what getting ready took at an earlier point, likewise
 LEAST_MEASURING = 0.5  # seconds, for each candidate
 
 TIME_WAS_UP = "the time was up"  # which is no failure: the curves are coarser
@@ -96,8 +97,7 @@ class _Sweep:
 
     def point(self, value: float, left: int) -> None:
         """Measure all candidates at a value, the first of ``left`` that are to come."""
-        share = POINT_SHARE / (left + POINT_SHARE - 1)
-        end = self.deadline.part(min(1.0, max(share, LEAST_SECONDS / max(self.deadline.left, 1e-9))))
+        end = self._end(left)
         folder = self.folder / "point"
         sides: list[Side] = []
         error: str | None = None
@@ -119,6 +119,13 @@ class _Sweep:
         for place, side in enumerate(sides):
             if side.rate is not None:
                 self.sides[place] = side
+
+    def _end(self, left: int) -> Deadline:
+        """The end of the next of ``left`` points, all in all: rather few points than many that are not ready."""
+        fair = POINT_SHARE / (left + POINT_SHARE - 1) * self.deadline.left
+        least = max(LEAST_SECONDS, LEAST_READY * max(self.getting_ready, default=0.0))
+        clock = self.deadline.clock
+        return Deadline(min(clock() + max(fair, least), self.deadline.at), clock)
 
     def _measured(self, value: float, left: int, folder: Path, end: Deadline, sides: list[Side]) -> str | None:
         """Fill ``sides``; returns why there are no more of them, or no samples of some, None where there are."""

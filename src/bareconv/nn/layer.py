@@ -60,7 +60,8 @@ class Layer:
     _saved: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
 
     def __init_subclass__(cls) -> None:
-        Layer.types[cls.__name__] = cls
+        if not cls.__name__.startswith("_"):  # what layers are made from is none
+            Layer.types[cls.__name__] = cls
 
     # What a layer defines
 

@@ -61,7 +61,7 @@ def pretty(name: str) -> str:
 
 
 def who(entry: Mapping[str, Any], group: Mapping[str, Any] | None = None) -> Who:
-    """Of a curve, a candidate of ``peers`` or ``learning`` (then ``group`` is what it is in), an entry of ``energy``."""
+    """Of a curve, a candidate of ``peers`` or ``learning`` (``group`` is what it is in), an entry of ``energy``."""
     at = group if group is not None else entry
     return Who(
         name=entry["name"],
@@ -114,15 +114,25 @@ def names(everyone: Sequence[Who]) -> list[str]:
 
 
 def _variants(everyone: Sequence[Who]) -> list[str]:
-    """The variants, "tuned" for one that has nobody but the default beside it, which says more and is shorter."""
+    """The variants, without the words that all of one library have but the default.
+
+    One that has nobody but the default beside it is "tuned", which says more and is shorter.
+    """
     of: dict[tuple[str, str, str], set[str]] = {}
     for one in everyone:
         of.setdefault((one.device, one.name, one.precision), set()).add(one.variant)
-    return [
-        "tuned" if len(all_ := of[one.device, one.name, one.precision]) == 2 and all_ - {one.variant} == {"default"}
-        else one.variant
-        for one in everyone
-    ]
+    said = []
+    for one in everyone:
+        own = one.variant.split()
+        others = of[one.device, one.name, one.precision] - {"default"}
+        if one.variant == "default" or not own:
+            said.append(one.variant)
+        elif len(others) == 1:
+            said.append("tuned" if "default" in of[one.device, one.name, one.precision] else one.variant)
+        else:
+            shared = set.intersection(*(set(variant.split()) for variant in others))
+            said.append(" ".join(word for word in own if word not in shared) or one.variant)
+    return said
 
 
 def device_word(device: str, several: bool = False) -> str:

@@ -166,8 +166,8 @@ def headline(results: Sequence[Named]) -> Headline:
     subject = f"The {subject}" if first.one.gpu else subject[:1].upper() + subject[1:]
     title = f"{subject} {verb} `{model}` {times(ratios[0])} {called(others[0])}, at batch {fmt.count(batch)}"
     lead = [
-        f"{ratios[0]} times, from intervals of 95% each. They were not measured by turns, and the interval is wider for "
-        "it" + (f"; all in {first.one.precision}." if not mixed else ".")
+        f"{ratios[0]} times, from intervals of 95% each. They were not measured by turns, and the interval is wider "
+        "for it" + (f"; all in {first.one.precision}." if not mixed else ".")
     ]
     lead += [
         f"{times(ratio).capitalize()} {called(side)} ({ratio.interval()})."
@@ -382,12 +382,16 @@ def _environment(result: Result) -> list[tuple[str, str]]:
     packages = environment.pop("packages")
     rows = environment_rows({**environment, "packages": {}})
     rows += [(f"Package {name}", version or "absent") for name, version in packages.items()]
-    rows += [("bareconv", result["bareconv"]), ("Commit", str(result.get("commit") or "unknown"))]
-    rows += [(f"Setting {name}", json.dumps(value)) for name, value in result["settings"].items()]
+    rows += [("bareconv", result["bareconv"]), ("Commit", str(result.get("commit") or "unknown")[:10])]
+    rows += [(f"Setting {name}", _shortened(json.dumps(value))) for name, value in result["settings"].items()]
     merged: dict[str, list[str]] = {}
     for name, value in rows:
         merged.setdefault(name, []).append(value)
     return [(name, "; ".join(values)) for name, values in merged.items()]
+
+
+def _shortened(text: str, longest: int = 160) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _downloads(results: Sequence[Named]) -> list[Block]:
@@ -399,6 +403,8 @@ def _downloads(results: Sequence[Named]) -> list[Block]:
             Heading(called),
             *([Prose(f"{found.title}.")] if found is not None else []),
             Prose(result["command"], "aside"),
-            Download(PurePath(name).name, "application/json", content.encode("utf-8", "replace"), "The whole result, JSON"),
+            Download(
+                PurePath(name).name, "application/json", content.encode("utf-8", "replace"), "The whole result, JSON"
+            ),
         ]
     return blocks

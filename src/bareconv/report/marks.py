@@ -121,7 +121,10 @@ def set_linear(axes: Axes, which: str, high: float, text: Callable[[float], str]
 
 
 def set_bytes(axes: Axes, high: float, most: int = 6) -> None:
-    """Make the horizontal axis one of bytes from 0 to ``high``, with ``most`` ticks or so at round numbers of its unit: 256 MiB, not 244 MiB for 256,000,000 bytes."""
+    """Make the horizontal axis one of bytes from 0 to ``high``, with ``most`` ticks or so at round numbers of its unit.
+
+    So it is 256 MiB, not 244 MiB for 256,000,000 bytes.
+    """
     unit = 1024 ** int(math.log(max(high, 1), 1024))
     units = high / unit
     step = next((s for s in (0.1, 0.2, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if units / s <= most), 512)

@@ -58,8 +58,8 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` into ``folder``, beside it every figure as PNG; returns the page's path.
 
-    ``result`` has passed ``bench/result.schema.json``; ``name`` is its file's. What it, or the gallery, does not have is
-    left out. The same result and gallery give the same bytes.
+    ``result`` has passed ``bench/result.schema.json``; ``name`` is its file's. What it, or the gallery, does not have
+    is left out. The same result and gallery give the same bytes.
     """
     folder = Path(folder)
 
@@ -108,7 +108,9 @@ def render_machines(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return _environment().get_template("report.html").render(context)
 
 
-def _picture(name: str, draw: Callable[[float], Figure], words: Callable[[], Words], keep: Keep | None) -> Picture | None:
+def _picture(
+    name: str, draw: Callable[[float], Figure], words: Callable[[], Words], keep: Keep | None
+) -> Picture | None:
     """A figure at both widths; None where there is nothing to show."""
     from bareconv.report.canvas import NARROW, WIDE, NothingToShow, svg
 
@@ -214,7 +216,7 @@ def _notes(result: dict[str, Any], trained: dict[str, Any]) -> list[str]:
     """What the reader should know before believing anything; each once, and not the reason that the headline gives."""
     environment = result["environment"]
     missing = environment.get("cuda_missing")
-    said = [*result.get("notes", ()), *environment.get("warnings", ())]
+    said = [*environment.get("warnings", ()), *result.get("notes", ())]
     if missing:
         said = [note for note in said if missing not in note]
     names = labels(trained["runs"])
@@ -274,7 +276,7 @@ def _code(text: str) -> Markup:
     """Escaped, with what stands between backticks as code."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  it was escaped
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _plain(text: str) -> str:

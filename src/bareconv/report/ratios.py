@@ -86,7 +86,7 @@ def over(above: Measured, below: Measured) -> Ratio:
 
 
 def times(r: Ratio) -> str:
-    """In words: "61 times as fast as", "about as fast as", "roughly 3.1 times as fast as"; of a slower side as it is."""
+    """In words: "61 times as fast as", "about as fast as", "roughly 3.1 times as fast as"; "0.5 times" where slower."""
     if r.ahead == 0 or abs(r.value - 1) < 0.005:
         return "about as fast as"
     roughly = "" if r.stable else "roughly "

@@ -1,4 +1,4 @@
-"""What a page consists of, before it is HTML, Markdown or lines on a terminal: sections of charts, tables, sentences."""
+"""What a page consists of, before it is HTML or Markdown: sections of charts, tables and sentences."""
 
 from __future__ import annotations
 

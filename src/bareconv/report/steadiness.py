@@ -1,4 +1,4 @@
-"""Which figures of a result are to be trusted: every throughput with its judgement, and the points that are unstable."""
+"""Which figures of a result are to be trusted: every throughput with its judgement, the points that are unstable."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def _workload(entry: Mapping[str, Any]) -> str:
 
 
 def unsteady_points(result: Mapping[str, Any]) -> list[str]:
+    """The points of sweeps that are unstable, in words."""
     said = []
     for sweep in result.get("sweeps", ()):
         called = names([who(curve) for curve in sweep["curves"]])
@@ -62,7 +63,8 @@ def unsteady_points(result: Mapping[str, Any]) -> list[str]:
 
 
 def figures(result: Mapping[str, Any]) -> tuple[int, int]:
-    """How many figures are unstable, and how many there are."""
-    every, unsteady = measurements(result), unsteady_points(result)
-    whole = len(every) + sum(len(points(c)) for sweep in result.get("sweeps", ()) for c in sweep["curves"])
-    return sum(not m.stable for m in every) + len(unsteady), whole
+    """How many figures are unstable, and how many were judged at all."""
+    judged = [m for m in measurements(result) if "noise" in m.steady]
+    swept = [p for sweep in result.get("sweeps", ()) for c in sweep["curves"] for p in points(c) if "stable" in p]
+    unstable = sum(not m.stable for m in judged) + sum(not p["stable"] for p in swept)
+    return unstable, len(judged) + len(swept)

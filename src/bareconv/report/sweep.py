@@ -35,10 +35,11 @@ def curve_names(sweep: Sweep) -> list[str]:
 
 def main_crossover(sweep: Sweep) -> Mapping[str, Any] | None:
     """Where the GPU overtakes the CPU, of the curves that a verdict speaks of; else the first that there is."""
-    pair = best_pair(dict(sweep))
-    wanted = None if pair is None else {pair[0], pair[1]}
     known = [c for c in sweep["crossovers"] if c["value"] is not None]
-    return next((c for c in known if {c["ahead_below"], c["ahead_above"]} == wanted), None if wanted else (known or [None])[0])
+    pair = best_pair(sweep)
+    if pair is None:
+        return known[0] if known else None
+    return next((c for c in known if {c["ahead_below"], c["ahead_above"]} == {pair[0], pair[1]}), None)
 
 
 def crossover_sentences(sweep: Sweep) -> list[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _STEPS = "▁▂▃▄▅▆▇█"
 _BAR = 24  # characters of the longest bar
 _LAYERS = 5  # shown of a step
+_SENTENCES = 5  # below the verdict; all of them are in the page
 _STYLES = {False: "blue", True: "yellow"}  # of the CPU, of a GPU
 
 Result = Mapping[str, Any]
@@ -35,7 +36,7 @@ def show_summary(screen: Screen, result: dict[str, Any], *, brief: bool = False)
         screen.say(_plain(sentence))
     if brief:
         return
-    for sentence in found.also:
+    for sentence in found.also[:_SENTENCES]:
         screen.say(f"- {_plain(sentence)}")
     for sweep in result.get("sweeps", ()):
         _sweep(screen, sweep)
@@ -73,10 +74,14 @@ def _sweep(screen: Screen, sweep: Sweep) -> None:
     if not shown:
         return
     values = sorted({p["value"] for _, _, found in shown for p in found})
-    rates = [p["images_per_second"]["value"] for _, _, found in shown for p in found if p["images_per_second"]["value"] > 0]
+    rates = [
+        p["images_per_second"]["value"] for _, _, found in shown for p in found if p["images_per_second"]["value"] > 0
+    ]
     title, _, below, short = AXES[sweep["axis"]]
     first, last = (f"at {short} {fmt.count(value)}" for value in (values[0], values[-1]))
-    table = screen.table(f"{title}: {sweep['model']}", f"{fmt.count(values[0])} to {fmt.count(values[-1])}", first, last)
+    table = screen.table(
+        f"{title}: {sweep['model']}", f"{fmt.count(values[0])} to {fmt.count(values[-1])}", first, last
+    )
     for one, name, found in shown:
         by_value = {p["value"]: p for p in found}
         every = [by_value[v]["images_per_second"]["value"] if v in by_value else None for v in values]
@@ -113,7 +118,9 @@ def _peers(screen: Screen, group: Mapping[str, Any]) -> None:
             name,
             fmt.rate(steady["images_per_second"]).removesuffix("/s") + ("" if stable else f" {UNSTABLE}"),
             fmt.between(interval["low"], interval["high"], lambda x: fmt.rate(x).removesuffix("/s")),
-            f"{fmt.ratio(ratio['value'])} ({fmt.between(ratio['low'], ratio['high'], fmt.significant)})" if ratio else "",
+            f"{fmt.ratio(ratio['value'])} ({fmt.between(ratio['low'], ratio['high'], fmt.significant)})"
+            if ratio
+            else "",
             Text(bar(steady["images_per_second"], most), _STYLES[one.gpu]),
         )
     screen.say()
@@ -189,6 +196,8 @@ def _trust(screen: Screen, result: Result) -> None:
     """What is unstable, and what disturbed the measurement."""
     number, whole = steadiness.figures(result)
     if number:
-        screen.warn(f"{number} of {whole} figures {'are' if number > 1 else 'is'} unstable: their blocks differ too much")
+        screen.warn(
+            f"{number} of {whole} figures {'are' if number > 1 else 'is'} unstable: their blocks differ too much"
+        )
     for remark in result.get("conditions", {}).get("remarks", ()):
         screen.warn(remark)

@@ -19,7 +19,7 @@ from bareconv.report.ratios import Along, Measured, Ratio, along, measured, over
 
 UNSTABLE = "Some of the blocks that it rests on differ too much to be trusted: they are marked unstable below."
 
-Part = dict[str, Any]
+Part = Mapping[str, Any]
 
 
 def verdict(result: Mapping[str, Any]) -> Headline | None:
@@ -349,7 +349,7 @@ def _alone(result: Mapping[str, Any]) -> Headline | None:
         run, fastest = max(runs, key=lambda one: one[1].value)
         one = who_ran(run | {"threads": run["throughput"]["threads"]})
         return Headline(
-            f"{_here(result, one)} bareconv trains `{run['model']}` at {fmt.rate(fastest.value, 'images')}",
+            f"{_here(result, one)} bareconv trains `{run['model']}` at {_roughly(fastest)}",
             [
                 f"{fmt.between(fastest.low, fastest.high, _plain)} images/s with a 95% interval; batches of "
                 f"{fmt.count(run['batch_size'])}, {run['precision']}.",
@@ -368,13 +368,17 @@ def _alone(result: Mapping[str, Any]) -> Headline | None:
         if points:
             one, point, fastest = max(points, key=lambda found: found[2].value)
             at = f"{fmt.between(fastest.low, fastest.high, _plain)} images/s with a 95% interval, at "
-            at += f"{sweep['axis'].replace('_', ' ')} {fmt.count(point['value'])}."
+            at += f"{sweep['axis'].replace('_', ' ')} {fmt.count(point['value'])}, {one.precision}."
             return Headline(
-                f"{_here(result, one)} bareconv trains `{sweep['model']}` at {fmt.rate(fastest.value, 'images')}",
+                f"{_here(result, one)} bareconv trains `{sweep['model']}` at {_roughly(fastest)}",
                 [at, *([] if fastest.stable else [UNSTABLE])],
                 basis=[Basis(f"the sweep over {sweep['axis'].replace('_', ' ')}", f"sweep-{place}")],
             )
     return None
+
+
+def _roughly(found: Measured) -> str:
+    return ("" if found.stable else "roughly ") + fmt.rate(found.value, "images")
 
 
 def _learning(result: Mapping[str, Any]) -> list[str]:

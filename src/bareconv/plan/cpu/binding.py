@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cpu.jit import compile_kernels
 from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.plane import Plane
@@ -21,8 +21,6 @@ from bareconv.plan.cpu.lowering import Lowered
 from bareconv.plan.cpu.memory import Buffer, allocate, lay_out
 from bareconv.plan.cpu.record import Recorded, RecordedStage
 from bareconv.plan.explain import Row
-
-OnCompile = Callable[[int, int], None]
 
 
 class Bound:

@@ -47,10 +47,11 @@ def clocks_section(result: Mapping[str, Any]) -> Section | None:
         phases_table(clocks),
         Prose(
             "The whole is seen from outside, from the start of the process to its end; the phases are what the process "
-            "itself saw. Cold: with an empty cache of kernels. Warm: with the cache that the cold one left. Steady: the "
-            "same steps at the rate of the benchmark.",
+            "itself saw. Cold: with an empty cache of kernels. Warm: with the cache that the cold one left. Steady: "
+            "the same steps at the rate of the benchmark.",
             "aside",
         ),
+        *(Prose(note, "note") for one in clocks for note in one.get("notes", ())),
     ]
     return Section("clocks", "From the start of a process to a trained model", "Whole training", blocks)
 
@@ -177,6 +178,8 @@ def phases_table(clocks: Sequence[Clocks]) -> Table:
         taken = [_seconds(journey, phase) for journey in journeys]
         if any(seconds is not None for seconds in taken):
             rows.append(cells(phase.capitalize(), *(fmt.seconds(seconds) for seconds in taken)))
+    if any("compiled" in journey for journey in journeys):
+        rows.append(cells("Kernels compiled", *(fmt.count(journey.get("compiled")) for journey in journeys)))
     rows.append(
         [
             Cell("Not accounted for"),

@@ -74,7 +74,7 @@ def conditions_chart(found: Mapping[str, Any], *, width: float = WIDE) -> Figure
         axes.set_ylim(low - room, high + room)
         axes.set_xlim(0, max(found["seconds"], 1e-9))
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _, text=text: short(text(y))))  # type: ignore[misc]
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _, text=text: short(text(y))))
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick_seconds(x) if x else "0"))
         titles(axes, label(name))
@@ -94,15 +94,26 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Shares of time that were lost, and the range of what was recorded."""
     cpu = found.get("cpu", {})
     rows = [("Watched for", fmt.seconds(found["seconds"]))]
-    if "steal_share" in cpu:
-        stolen = cpu["steal_share"]
-        rows.append(("Taken by other machines", fmt.percent(stolen, 1) if stolen is not None else "unknown"))
-    if "throttled_share" in cpu:
-        throttled = cpu["throttled_share"]
-        text = f"{fmt.percent(throttled, 1)} of the periods" if throttled is not None else "there is no quota"
-        rows.append(("Container's quota used up", text))
+    for key, name, unknown in (
+        ("steal_share", "Taken by other machines", "unknown"),
+        ("others_share", "Taken by other programs", "unknown"),
+        ("throttled_share", "Periods in which the container's quota was used up", "there is no quota"),
+    ):
+        if key in cpu:
+            rows.append((name, fmt.percent(cpu[key], 1) if cpu[key] is not None else unknown))
+    if cpu.get("heat_events") is not None:
+        rows.append(("CPU slowed down by heat", f"{fmt.count(cpu['heat_events'])} times"))
     rows += [(name, f"{fmt.between(min(samples), max(samples), text)}") for name, _, samples, text in series(found)]
     for gpu in found.get("gpus", ()):
         if "throttle_reasons" in gpu:
-            rows.append((f"{gpu['name']} slowed down by", ", ".join(gpu["throttle_reasons"]) or "nothing"))
+            rows.append((f"{gpu['name']} slowed down by", _reasons(gpu)))
+        if "other_processes" in gpu:
+            rows.append((f"Other programs on {gpu['name']}", fmt.count(gpu["other_processes"])))
     return rows
+
+
+def _reasons(gpu: Mapping[str, Any]) -> str:
+    reasons, shares = gpu["throttle_reasons"], gpu.get("throttled_shares", ())
+    if len(shares) == len(reasons):
+        reasons = [f"{reason} ({fmt.percent(share, 0)})" for reason, share in zip(reasons, shares, strict=True)]
+    return ", ".join(reasons) or "nothing"

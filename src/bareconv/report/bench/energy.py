@@ -91,9 +91,7 @@ def energy_chart(entries: Sequence[Entry], *, width: float = WIDE) -> Figure:
 
 def energy_words(entries: Sequence[Entry]) -> Words:
     """Each figure."""
-    said = [
-        f"{name} {fmt.metric(e['joules_per_1000_images'], 'J')}" for _, name, e in everyone(entries) if _known(e)
-    ]
+    said = [f"{name} {fmt.metric(e['joules_per_1000_images'], 'J')}" for _, name, e in everyone(entries) if _known(e)]
     counters = "; ".join(dict.fromkeys(e["counter"] for e in entries if e.get("counter")))
     return Words(
         f"Bar chart of the energy for 1,000 images: {', '.join(said)}.",

@@ -22,12 +22,12 @@ from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Prose, Se
 OPERATIONS = {
     "batch": 0.22,
     "forward": 1.0,
-    "dX": 0.66,
+    "dX": 0.68,
+    "dX + dW": 0.55,
+    "dX + dW + update": 0.5,
     "dW": 0.42,
-    "dX + dW": 0.54,
-    "dX + dW + update": 0.48,
     "dW + update": 0.36,
-    "update": 0.28,
+    "update": 0.27,
     "other": 0.14,
 }
 _FROM_PHASE = {"batch": "batch", "forward": "forward", "backward": "dX + dW", "update": "update"}
@@ -55,6 +55,7 @@ def layers_section(result: Mapping[str, Any]) -> Section | None:
                 )
             )
         blocks += [Prose(text, "aside") for text in _doubts(group)]
+        blocks.append(nodes_table(group))
         tables = [operations_table(found, step) for found, step in group]
         blocks.append(Fold(f"Every operation as numbers: {workload_title(group)}", tables))
     return Section("layers", "Where a step's time goes", "Layers", blocks)
@@ -95,7 +96,8 @@ def workload_title(group: Sequence[tuple[Rooflines, Step]]) -> str:
 
 def operation(launch: Mapping[str, Any]) -> str:
     """What of the step a launch computes; of one that does not say, by its phase."""
-    return str(launch.get("operation") or _FROM_PHASE.get(launch["phase"], "other"))
+    name = launch.get("operation") or _FROM_PHASE.get(launch["phase"], "other")
+    return name if name in OPERATIONS else "other"
 
 
 def by_node(step: Step) -> dict[str, dict[str, float]]:
@@ -130,7 +132,7 @@ def layers_chart(group: Sequence[tuple[Rooflines, Step]], *, width: float = WIDE
         axes.set_axis_off()
     for axes, (found, step, nodes) in zip(boxes, shown, strict=False):
         _stacks(axes, found, nodes, width / columns, rows)
-        titles(axes, _panel_title(found, step, group), "of one step, each operation alone")
+        titles(axes, _panel_title(found, step, group), "of one step")
     there = [name for name in OPERATIONS if any(name in times for _, _, nodes in shown for times in nodes.values())]
     entries = [(Patch(color=LIGHT["ink"], alpha=OPERATIONS[name], linewidth=0), name) for name in there]
     legend(figure, [(patch, name) for patch, name in entries], columns=4 if width <= NARROW else 7)
@@ -194,7 +196,7 @@ def _doubts(group: Sequence[tuple[Rooflines, Step]]) -> list[str]:
     for found, step in group:
         device = device_word(found["device"])
         alone = math.fsum(launch["seconds"] for launch in step["launches"])
-        text = f"{device}: the parts one by one take {fmt.seconds(alone)}, the whole step among others "
+        text = f"{device}: the parts together take {fmt.seconds(alone)}, a whole step among others "
         text += f"{fmt.seconds(step['step_seconds'])}."
         if any(launch["beside"] for launch in step["launches"]):
             text += " Some of the parts run beside each other in a step."
@@ -202,7 +204,30 @@ def _doubts(group: Sequence[tuple[Rooflines, Step]]) -> list[str]:
         if cost is not None and cost > 0.1:
             text += f" Taking its time slowed the step down by {fmt.percent(cost, 0)}: do not trust the parts' times."
         said.append(text)
-    return [" ".join(said)]
+    notes = dict.fromkeys(note for found, _ in group for note in found.get("notes", ()))
+    return [" ".join(said), *notes]
+
+
+def nodes_table(group: Sequence[tuple[Rooflines, Step]]) -> Table:
+    """A row for each layer of each device, a column for each operation."""
+    shown = [(found, by_node(step)) for found, step in group]
+    there = [name for name in OPERATIONS if any(name in times for _, nodes in shown for times in nodes.values())]
+    rows = []
+    for found, nodes in shown:
+        whole = math.fsum(s for times in nodes.values() for s in times.values()) or 1.0
+        for node, times in nodes.items():
+            total = math.fsum(times.values())
+            rows.append(
+                [
+                    Cell(node, device="cpu" if found["device"] == "cpu" else "gpu"),
+                    Cell(device_word(found["device"])),
+                    *(Cell(fmt.seconds(times.get(name))) for name in there),
+                    Cell(fmt.seconds(total), strong=True),
+                    Cell(fmt.percent(total / whole, 0)),
+                ]
+            )
+    columns = [Column("Layer"), Column("Device"), *figures(*there, "Together", "Of the step")]
+    return Table(f"Layers of a step: {workload_title(group)}", columns, rows)
 
 
 def operations_table(found: Rooflines, step: Step) -> Table:

@@ -41,9 +41,9 @@ def learning_section(result: Mapping[str, Any]) -> Section | None:
         blocks.append(learning_table(entries))
         blocks.append(
             Prose(
-                f"{first['model']}, batches of {fmt.count(first['batch_size'])}, {_precisions(entries)}: all begin with "
-                "the same weights and take the same batches in the same order. The time is of the training steps alone; "
-                f"the accuracy is of {fmt.count(first['test_images'])} test images.",
+                f"{first['model']}, batches of {fmt.count(first['batch_size'])}, {_precisions(entries)}: all begin "
+                "with the same weights and take the same batches in the same order. The time is of the training steps "
+                f"alone; the accuracy is of {fmt.count(first['test_images'])} test images.",
                 "aside",
             )
         )
@@ -139,8 +139,8 @@ def learning_words(entries: Sequence[Entry]) -> Words:
         text = f"{name} reached {fmt.percent(record['accuracy'][-1])} after {fmt.seconds(record['seconds'][-1])}"
         said.append(text)
     caption = (
-        "Each gridline up halves the errors, or nearly. Time is logarithmic: the distance between two lines is how many "
-        "times as fast one is."
+        "Each gridline up halves the errors, or nearly. Time is logarithmic: the distance between two lines is how "
+        "many times as fast one is."
     )
     if any("target" in entry for entry in entries):
         caption += " Beside the names: when the target was reached."

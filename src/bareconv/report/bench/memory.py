@@ -66,7 +66,9 @@ def memory_chart(steps: Sequence[tuple[Rooflines, Step]], *, width: float = WIDE
         bar_rows(axes, parts, series, fmt.bytes_)
         set_bytes(axes, most / (1 - room_for_values(width / columns - 1.2)), 4)
         titles(axes, step_name(found, step))
-    neutral = [Look(name, LIGHT["ink"], alpha, (), False, False) for name, alpha in (("predicted", 0.45), ("measured", 1.0))]
+    neutral = [
+        Look(name, LIGHT["ink"], alpha, (), False, False) for name, alpha in (("predicted", 0.45), ("measured", 1.0))
+    ]
     legend(figure, swatches(neutral))
     return figure
 

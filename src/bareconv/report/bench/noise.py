@@ -37,11 +37,15 @@ def noise_section(result: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = []
     number, whole = steadiness.figures(result)
     if number:
-        text = f"{fmt.count(number)} of {fmt.count(whole)} figures {'are' if number > 1 else 'is'} unstable: their blocks "
+        text = (
+            f"{fmt.count(number)} of {fmt.count(whole)} figures {'are' if number > 1 else 'is'} unstable: their blocks "
+        )
         text += "differ too much for the median to be trusted. They are marked wherever they stand."
         blocks.append(Prose(text, "note"))
-    else:
+    elif whole:
         blocks.append(Prose(f"All {fmt.count(whole)} figures are stable: their blocks agree.", "good"))
+    else:
+        blocks.append(Prose("Whether the blocks agree was not judged when this was measured."))
     if found:
         blocks.append(Chart("noise", lambda w: noise_chart(found, width=w), lambda: noise_words(found)))
         blocks.append(noise_table(found))
@@ -79,8 +83,15 @@ def noise_chart(found: Sequence[Measurement], *, width: float = WIDE) -> Figure:
         places = y + np.linspace(-0.27, 0.27, len(x))
         face = look.colour if m.stable else LIGHT["paper"]
         axes.plot(
-            x, places, linestyle="", marker="o", markersize=3.4, markerfacecolor=face, markeredgecolor=look.colour,
-            markeredgewidth=0 if m.stable else 1.0, alpha=0.85,
+            x,
+            places,
+            linestyle="",
+            marker="o",
+            markersize=3.4,
+            markerfacecolor=face,
+            markeredgecolor=look.colour,
+            markeredgewidth=0 if m.stable else 1.0,
+            alpha=0.85,
         )
     axes.set_xlim(-reach, reach)
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -97,7 +108,9 @@ def noise_chart(found: Sequence[Measurement], *, width: float = WIDE) -> Figure:
 def noise_words(found: Sequence[Measurement]) -> Words:
     """What is seen in it."""
     said = [f"{m.name}, {m.workload}: {'stable' if m.stable else 'unstable'}" for m in found]
-    caption = "A dot for each block, from top to bottom in the order they were taken: a slant is a drift. The bar behind "
+    caption = (
+        "A dot for each block, from top to bottom in the order they were taken: a slant is a drift. The bar behind "
+    )
     caption += "them is the median's 95% interval."
     if any(not m.stable for m in found):
         caption += " Hollow: unstable."

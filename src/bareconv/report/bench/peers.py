@@ -30,7 +30,10 @@ def peers_section(result: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = [Chart("peers", lambda w: peers_chart(groups, width=w), lambda: peers_words(groups))]
     for place, group in enumerate(groups):
         blocks += [Heading(group_title(group), f"peers-{place}"), rates_table(group)]
-        folds = [settings_table(group), *([tries_table(group)] if any(c.get("tries") for c in group["candidates"]) else [])]
+        folds = [
+            settings_table(group),
+            *([tries_table(group)] if any(c.get("tries") for c in group["candidates"]) else []),
+        ]
         blocks.append(Fold("Settings, effective flags and versions; what was tried", folds))
         failed = [f"{name}: {one['error']}." for _, name, one in everyone(group) if one["error"]]
         failed += [f"{pretty(name)} is absent: {reason}." for name, reason in group["absent"].items()]
@@ -139,7 +142,7 @@ def rates_table(group: Group) -> Table:
         Column("95% interval", quiet=True),
         Column(ours, figures=True),
         Column("95% interval", quiet=True),
-        *figures("Compiling", "Peak memory", "First losses differ by"),
+        *figures("Compiling", "Peak memory", "Losses differ by"),
     ]
     return Table(f"Candidates: {group_title(group)}", columns, rows)
 

@@ -24,7 +24,18 @@ from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Section, Table, Words, figures
 
 _NAMED = 12  # points with a name; all are in the table of operations
-_WAYS = ((1, 0), (-1, 0), (0.7, -0.7), (-0.7, -0.7), (0.7, 0.7), (-0.7, 0.7), (0, -1), (0, 1), (0.9, -0.4), (-0.9, -0.4))
+_WAYS = (
+    (1, 0),
+    (-1, 0),
+    (0.7, -0.7),
+    (-0.7, -0.7),
+    (0.7, 0.7),
+    (-0.7, 0.7),
+    (0, -1),
+    (0, 1),
+    (0.9, -0.4),
+    (-0.9, -0.4),
+)
 _LETTER = 4.7 * POINT  # inches that a letter of 7.5 points takes, about
 
 Rooflines = Mapping[str, Any]
@@ -68,12 +79,14 @@ def roofline_chart(group: Sequence[tuple[Rooflines, Step]], *, width: float = WI
         _panel(axes, found, points, (width / columns - 0.75, height - 0.75))
         several = len({s["precision"] for _, s in group}) > 1
         precision = f", {step['precision']}" if several else ""
-        titles(axes, f"{device_word(found['device'])}{precision}: FLOP a second", "FLOP for each byte that must be moved")
+        titles(
+            axes, f"{device_word(found['device'])}{precision}: FLOP a second", "FLOP for each byte that must be moved"
+        )
     return figure
 
 
 def operations(step: Step) -> list[tuple[str, float, float, float]]:
-    """(name, FLOP per byte, FLOP/s, share of the time) of every operation of a node that computes and moves anything."""
+    """(name, FLOP per byte, FLOP/s, share of the time) of every operation that computes and moves anything."""
     sums: dict[tuple[str, str], list[float]] = {}
     for launch in step["launches"]:
         total = sums.setdefault((launch["node"], operation(launch)), [0.0, 0.0, 0.0])
@@ -102,7 +115,14 @@ def _panel(
     right = max([p[1] for p in points] + ridges) * 3
     bottom = min(min(p[2] for p in points) / 3, peak / 100)
     set_log(axes, "x", left, right, _tick, 5)
-    set_log(axes, "y", bottom, peak * 2.2, lambda y: short(fmt.flops(y)).removesuffix("FLOP/s").strip(), 5)
+    set_log(
+        axes,
+        "y",
+        bottom,
+        max(peak * 2.2, max(p[2] for p in points) * 1.6),
+        lambda y: short(fmt.flops(y)).removesuffix("FLOP/s").strip(),
+        5,
+    )
     taken: list[Box] = []
     to_fraction = axes.transData + axes.transAxes.inverted()
 
@@ -171,7 +191,7 @@ def _name(
     names: list[Box],
     inches: tuple[float, float],
 ) -> None:
-    """A name beside its disc, or further off with a line to it, where nothing else lies; none where there is no room."""
+    """A name beside its disc, or further off with a line to it, where nothing else lies; none without room."""
     text = label(name, 26)
     long, high = len(text) * _LETTER, 0.13
     for reach in (0.0, 0.16, 0.34, 0.54, 0.76, 1.0):
@@ -227,9 +247,13 @@ def roofline_words(group: Sequence[tuple[Rooflines, Step]]) -> Words:
             for name, intensity, speed, _ in operations(step)[:12]
         ]
     caption = f"{workload_title(group)}. Both axes are logarithmic; a disc's area is its share of the step's time. "
-    caption += "Under the slope the memory is what bounds an operation, under a level line the arithmetic. All operations "
+    caption += (
+        "Under the slope the memory is what bounds an operation, under a level line the arithmetic. All operations "
+    )
     caption += f"together reach, of the time that they need at least: {', '.join(said)}. What computes nothing is not "
     caption += "shown."
+    if any(launch["share"] > 1 for _, step in group for launch in step["launches"]):
+        caption += " What lies above the roof does with less than the formula needs."
     return Words(f"Roofline charts. {'; '.join(told)}.", caption)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from bareconv.report import format as fmt
 from bareconv.report.bench.lines import End, candidate_looks, draw_line, end_labels, set_ticks
 from bareconv.report.candidates import Who, colour, who
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
-from bareconv.report.marks import Look, set_log, short, tick_seconds, titles
+from bareconv.report.marks import Look, set_log, short, titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import (
     Block,
@@ -39,6 +40,7 @@ from bareconv.report.sweep import (
     points,
 )
 
+
 def sweep_sections(result: Mapping[str, Any]) -> list[Section]:
     """A section for each sweep that has a figure."""
     sweeps = result.get("sweeps", [])
@@ -59,6 +61,7 @@ def _blocks(sweep: Sweep, place: int) -> list[Block]:
         Chart(f"sweep-{place}", lambda w: throughput_chart(sweep, width=w), lambda: throughput_words(sweep))
     ]
     blocks += [Prose(text) for text in crossover_sentences(sweep)]
+    blocks += [Prose(note, "aside") for note in sweep.get("notes", ())]
     blocks.append(Fold("Every point as numbers", [points_table(sweep)]))
     if any(curve["fit"] for curve in sweep["curves"]) or sweep["axis"] == "batch_size":
         blocks.append(Chart(f"sweep-{place}-step", lambda w: step_chart(sweep, width=w), lambda: step_words(sweep)))
@@ -209,7 +212,7 @@ def _mark_crossover(axes: Axes, sweep: Sweep) -> None:
 def _rate_at(curve: Curve, value: float) -> float | None:
     """Images a second between two points, by a straight line through the logarithms."""
     found = points(curve)
-    for a, b in zip(found, found[1:], strict=False):
+    for a, b in itertools.pairwise(found):
         if a["value"] <= value <= b["value"]:
             t = math.log(value / a["value"]) / math.log(b["value"] / a["value"])
             rates = a["images_per_second"]["value"], b["images_per_second"]["value"]
@@ -228,7 +231,9 @@ def throughput_words(sweep: Sweep) -> Words:
                 f"{name} from {fmt.rate(first['images_per_second']['value'], 'images')} at {fmt.count(first['value'])} "
                 f"to {fmt.rate(last['images_per_second']['value'], 'images')} at {fmt.count(last['value'])}"
             )
-    caption = f"{sweep['model']}. The band around a line is its 95% interval; where none is seen it is narrower than the "
+    caption = (
+        f"{sweep['model']}. The band around a line is its 95% interval; where none is seen it is narrower than the "
+    )
     caption += "line."
     if any(not p.get("stable", True) for curve in sweep["curves"] for p in points(curve)):
         caption += " Hollow: the blocks of that point differ too much to be trusted."
