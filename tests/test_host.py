@@ -165,6 +165,26 @@ def test_blas_threads_are_the_fewer_of_cores_and_wish(monkeypatch):
         assert host.blas_threads() == threads
 
 
+def test_caches(tmp_path, monkeypatch):
+    """Data and unified ones of the first core that this process may use, the nearest first."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    folder = "sys/devices/system/cpu/cpu3/cache/index"
+    given = [("Unified", 3, "32M", "0-7,16"), ("Data", 1, "48K", "3"), ("Instruction", 1, "32K", "3")]
+    given += [("Unified", 2, "2048K", "2-3"), ("Unified", 4, "much", "0-7")]
+    for number, (kind, level, size, cores) in enumerate(given):
+        files = {"type": kind, "level": level, "size": size, "shared_cpu_list": cores}
+        make(tmp_path, {f"{folder}{number}/{name}": f"{text}\n" for name, text in files.items()})
+    expected = [host.Cache(1, 48 << 10, 1), host.Cache(2, 2 << 20, 2), host.Cache(3, 32 << 20, 9)]
+    assert host.caches(tmp_path) == expected
+    assert host.caches(tmp_path / "nothing") == []
+
+
+def test_available_memory(tmp_path):
+    make(tmp_path, {"proc/meminfo": "MemTotal:       16000 kB\nMemAvailable:   12000 kB\n"})
+    assert host.available_memory(tmp_path) == 12000 * 1024
+    assert host.available_memory(tmp_path / "nothing") is None
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak can be reset on Linux only")
 def test_peak_memory_is_of_what_was_used_since_the_reset():
     host.reset_peak_resident_memory()

@@ -6,18 +6,26 @@ import json
 from dataclasses import replace
 
 import pytest
+from bench_stand_ins import tiny
 from cuda_host import needs_compiler
 from cuda_stand_in import StandIn
+from gpu_stand_in import StandInGpu
 
 from bareconv.bench import results, roofline
-from bareconv.bench.roofline import Ceiling, cuda
+from bareconv.bench.deadline import Deadline
+from bareconv.bench.roofline import Ceiling, cuda, steps
 from bareconv.bench.roofline.cuda import CACHE, Effort
 from bareconv.bench.roofline.records import LAUNCH, MEMORY
 from bareconv.bench.workload import Workload
 from bareconv.device import get_device
 from bareconv.errors import UsageError
+from bareconv.kernels.cuda import driver
 from bareconv.kernels.cuda.kernel import Kernel
 from bareconv.kernels.cuda.limits import GENERATIONS, H100, Limits
+from bareconv.nn import models
+from bareconv.optim import SGD
+from bareconv.plan.cuda.plan import CudaPlan
+from bareconv.plan.cuda.record import Recorded
 
 SMALL = Limits("sm_90", 1, 232448, 1 << 18)
 LITTLE = Effort(iterations=1, memory_bytes=1 << 16, passes=2, launches=4, warm_up=0.0)
@@ -72,6 +80,14 @@ def test_a_step(precision):
     assert (step["model"], step["batch_size"], step["precision"]) == ("small", 4, precision)
     assert step["step_seconds"] > 0
     every = step["launches"]
+    operations = {one["operation"] for one in every}
+    assert operations >= {"forward", "update"}
+    assert any("dX" in what for what in operations)
+    assert any("dW" in what for what in operations)
+    known, found = step["memory"]["predicted"], step["memory"]["measured"]
+    assert {name: found[name] for name in known} == known
+    assert known["parameters"] == known["optimizer"] == 4 * workload.network().body.parameter_count()
+    assert known["data"] == 2048 * (64 + 4)
     assert {one["phase"] for one in every} == {"forward", "backward", "update"}
     for one in every:
         assert one["share"] == pytest.approx(one["least_seconds"] / one["seconds"])
@@ -89,6 +105,64 @@ def test_a_step(precision):
     assert f"small, batch 4, {precision}: " in text
     assert "memory 1.00 GB/s" in text
     assert len(text.splitlines()) == 2 + len(made)
+
+
+@needs_compiler
+def test_a_step_by_a_deadline():
+    """When it has passed, as few steps and launches as there can be."""
+    timed = []
+
+    class Counting(StandIn):
+        def time(self, launch, repeats):
+            timed.append(repeats)
+            return super().time(launch, repeats)
+
+    runtime = Counting(SMALL)
+    passed = Deadline(0.0, lambda: 1.0)
+    step = cuda.measure_step(Workload("mlp", (4, 4, 1), 4), get_device("cpu"), GIVEN, runtime, deadline=passed)
+    assert set(timed) == {2}
+    assert step["step_seconds"] > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [models.mlp, models.lenet5, models.basic, tiny])
+def test_what_launches_are_for(make, precision):
+    """Of every weight there is a gradient; whatever makes a gradient of its input is dX; nothing is other."""
+    optimizer = SGD(0.01, momentum=0.9)
+    plan = CudaPlan(make(), optimizer, 64, precision=precision, runtime=StandIn(H100))
+    items = [item for item in plan._lowered(64, True).record.items if isinstance(item, Recorded)]
+    found = {cuda.operation_of(item) for item in items}
+    assert found >= {"forward", "update"}
+    assert "other" not in found
+    for item in items:
+        written = [name for name, place in item.operands.items() if place is not None]
+        what = cuda.operation_of(item)
+        if item.phase == "backward":
+            passed_on = item.kernel.name in ("stem_backward_a", "copy", "add")
+            assert ("dX" in what) == (passed_on or "dx" in written), item.kernel.name
+            weights = [name for name in written if "partial" in name or name in ("parts", "dgamma") or "state1" in name]
+            assert ("dW" in what) == bool(weights), item.kernel.name
+
+
+def test_the_reference_on_a_gpu(monkeypatch):
+    """Layer by layer through the device's marks, beside what a GPU's units do; a stand-in computes."""
+    device = StandInGpu()
+    monkeypatch.setattr(driver, "device_limits", lambda index: H100)
+    ceilings = [*GIVEN.values(), Ceiling("DGEMM", 5e11, "FLOP", "")]
+    workload = Workload("lenet5", (28, 28, 1), 8)
+    step = steps.measure_step(workload, "reference", device, ceilings, Deadline(0.0, lambda: 1.0), least=1)
+    assert (step["engine"], step["precision"]) == ("reference", "float32")
+    parts = {(one["node"], one["operation"]): one for one in step["launches"]}
+    # 31 MFLOP at 1 TFLOP/s take less than 0.2 MB at 2 GB/s, which half of the cache holds.
+    assert parts["conv2", "dW"]["ceiling"] == CACHE
+    assert parts["conv2", "dW"]["least_seconds"] == parts["conv2", "dW"]["bytes"] / 2e9
+    assert {one["ceiling"] for one in step["launches"]} <= {"FFMA", CACHE, "none"}
+    assert sum(one["flops"] for one in step["launches"]) == 8 * workload.network().flops()
+    double = steps.measure_step(
+        Workload("lenet5", (28, 28, 1), 8, "float64"), "reference", device, ceilings, Deadline(0.0, lambda: 1.0), 1
+    )
+    assert cuda.roof({one.name: one for one in ceilings}, H100).bound("float64", 5e11, 0) == ("DGEMM", 1.0)
+    assert double["precision"] == "float64"
 
 
 @needs_compiler

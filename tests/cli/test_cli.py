@@ -68,7 +68,7 @@ BAD_USAGE = [
     (["compare", "--preset", "modern"], "'--preset'.*original"),
     (["compare", "--parity-steps", "-1"], "'--parity-steps': -1 is not in the range"),
     (["info", "--verbose"], "--verbose"),
-    (["bench", "jump"], "there is no verb 'jump'; expected one of run, peers, sweep.*see bareconv bench --help"),
+    (["bench", "jump"], "there is no verb 'jump'; expected one of run, peers.*see bareconv bench --help"),
     (["bench", "run", "--model", "gpt"], "'--model'.*mlp.*resnet18.*see bareconv bench run --help"),
     (["bench", "run", "--engine", "steam"], "'--engine'.*reference"),
     (["bench", "run", "--budget", "0"], "'--budget': 0.0 is not in the range"),
@@ -281,7 +281,7 @@ def test_json_also_where_there_is_nothing_to_report(
 
     first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
     first |= {"bench run": "all_devices", "bench peers": "chosen_device", "bench sweep": "_devices"}
-    first |= {"report": "check_writable"}
+    first |= {"bench clocks": "chosen_device", "bench layers": "chosen_device", "report": "check_writable"}
     monkeypatch.setattr(f"bareconv.cli.{verb.replace(' ', '.')}.{first.get(verb, 'get_device')}", fail)
     more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
     more = ["result.json"] if verb == "report" else more

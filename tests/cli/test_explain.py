@@ -20,7 +20,7 @@ def test_the_table(run, here, listing):
     assert re.fullmatch(r"lenet5: \S+, float32, 1 threads?, batches of up to 8", lines[0])
     assert re.fullmatch(r"phase +layers +kernel +how +FLOPs/image +bytes/image +time +FLOP/s +bytes/s", lines[1])
     (conv,) = [line for line in lines if line.startswith("forward") and "conv1 + relu1 + pool1" in line]
-    # 2 x 28 x 28 x 6 x 25 operations; pixels, the pooled output with a byte beside each number, an eighth of the weights.
+    # 2 x 28 x 28 x 6 x 25 operations; pixels, the pooled output with a byte for each, an eighth of the weights.
     moved = 4 * 28 * 28 + 5 * 14 * 14 * 6 + 4 * (150 + 6) / 8
     assert re.search(rf" 235,200 +{moved:,.0f} +[\d.]+% +[\d.]+ [MG]FLOP/s +[\d.]+ [MG]iB/s$", conv)
     assert re.search(r"^ +waiting +for other threads +<?[\d.]+%$", outcome.out, re.MULTILINE)

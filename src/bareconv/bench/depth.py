@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bareconv.bench.workload import Workload
 from bareconv.device import CudaDevice, Device, get_device
 from bareconv.report.format import count
 from bareconv.training import why_no_plan
+from bareconv.training.precision import stored
 
 UNREADY = "was not ready when the time was up"
 _SHARE = 0.8  # of the time of a part, that its measuring may take: the rest is for compiling, data, the way to and fro
@@ -60,8 +61,9 @@ def measure_depth(
     """A ``rooflines`` entry of a result: the device's ceilings, and a step of each engine on each workload.
 
     On a CPU steps are taken on ``threads``, and the ceilings are those of that many, of one, and of the powers of two
-    between. Ends by the deadline, or when the listener says so after what is under way, with what there is by then;
-    its "notes" say what is missing.
+    between. Engines that do not compute in a plan's own precision are left out of it where the workload is there in
+    float32 as well. Ends by the deadline, or at once when the listener says so, with what there is by then; its "notes"
+    say what is missing.
     """
     device, effort = get_device(device_name), effort or Effort()
     found = _Found()
@@ -69,7 +71,12 @@ def measure_depth(
         try:
             part = deadline.part(effort.ceilings) if workloads else deadline
             _ceilings(asked, found, workloads, part, deadline, listener, effort)
-            jobs = [(workload, engine) for workload in workloads for engine in dict.fromkeys(engines)]
+            jobs = [
+                (workload, engine)
+                for workload in workloads
+                for engine in dict.fromkeys(engines)
+                if engine == "plan" or not _is_there_as_stored(workload, workloads)
+            ]
             for place, (workload, engine) in enumerate(jobs):
                 share = deadline.part(_SHARE / (len(jobs) - place))
                 _step(asked, found, workload, engine, share, deadline, listener, effort)
@@ -77,6 +84,12 @@ def measure_depth(
             found.notes.append("Stopped early by request: what was not measured by then is missing.")
     of_steps = None if isinstance(device, CudaDevice) else threads
     return record(device, found.ceilings, found.steps, threads=of_steps, notes=found.notes)
+
+
+def _is_there_as_stored(workload: Workload, workloads: Sequence[Workload]) -> bool:
+    """Whether it is in a plan's precision alone, and among the workloads in that of the model's arrays as well."""
+    precision = stored(workload.precision)
+    return precision != workload.precision and replace(workload, precision=precision) in workloads
 
 
 class _Asked:
@@ -101,19 +114,14 @@ class _Asked:
             raise WorkerError(UNREADY)
         if listener.should_stop():
             raise StoppedError
-        seconds = max(part.left, _LEAST)
+        given: dict[str, Any] = {"device": self.device.name, **message}
         try:
             if self._worker is None:
                 variables = process.with_this_package(process.environment(self.threads))
                 self._worker = Worker(process.our_command("bareconv.bench.workers.depth"), variables, self.folder)
-            return self._worker.ask(
-                do,
-                max(deadline.left - _LATE, _LEAST),
-                listener.should_stop,
-                device=self.device.name,
-                seconds=seconds,
-                **message,
-            )
+                self._worker.ask("begin", self._patience(deadline), listener.should_stop)
+            given["seconds"] = max(part.left, _LEAST)
+            return self._worker.ask(do, self._patience(deadline), listener.should_stop, **given)
         except (WorkerError, StoppedError) as error:
             ended = self._worker is None or self._worker.process.poll() is not None
             if ended:
@@ -121,6 +129,9 @@ class _Asked:
             if isinstance(error, WorkerError) and ended and deadline.left <= _LATE:
                 raise WorkerError(UNREADY) from None
             raise
+
+    def _patience(self, deadline: Deadline) -> float:
+        return max(deadline.left - _LATE, _LEAST)
 
     def _close(self) -> None:
         if self._worker is not None:
@@ -150,7 +161,7 @@ def _ceilings(
             found.notes.append(f"{what}: {UNREADY}.")
             continue
         listener.stage(what)
-        share = part.part(max(_FIRST if place == 0 else 0.0, 1 / (len(counts) - place)))
+        share = part.part(_SHARE * max(_FIRST if place == 0 else 0.0, 1 / (len(counts) - place)))
         message = {"threads": threads, "precisions": precisions, "memory_bytes": effort.memory_bytes}
         try:
             answer = asked.ask("ceilings", share, deadline, listener, **message)

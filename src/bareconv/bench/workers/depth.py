@@ -1,5 +1,6 @@
 """Ceilings of a device and the parts of steps on it, driven over standard input and output: a JSON object a line each.
 
+    {"do": "begin"}  -> the answer comes when everything is imported
     {"do": "ceilings", "device": ..., "threads": n, "precisions": [...], "seconds": s, "memory_bytes": b}
         -> ceilings: what could be measured in about that time, by ``threads`` on a CPU
     {"do": "step", "device": ..., "workload": ..., "engine": ..., "ceilings": [...], "seconds": s, "least": n}
@@ -28,6 +29,11 @@ from bareconv.errors import BareconvError
 
 _EACH = 0.15  # seconds of a ceiling, where there is time enough
 _BYTES_A_SECOND = 1 << 27  # of memory to go through: it takes some time to be had
+
+
+def begin() -> dict[str, Any]:
+    """Ready."""
+    return {}
 
 
 def ceilings(device: str, threads: int, precisions: Sequence[str], seconds: float, memory_bytes: int) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def main() -> None:
     host.keep_freed_memory()  # as a training does
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print too
-    commands: dict[str, Callable[..., dict[str, Any]]] = {"ceilings": ceilings, "step": step}
+    commands: dict[str, Callable[..., dict[str, Any]]] = {"begin": begin, "ceilings": ceilings, "step": step}
     with answers:
         for line in sys.stdin:
             message = json.loads(line)
