@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -42,7 +43,19 @@ def test_dots_between_factors():
     assert parse(WIDTH, "0.1,0.2,...,0.5") == pytest.approx((0.1, 0.2, 0.3, 0.4, 0.5))
 
 
-@pytest.mark.parametrize("text", ["1,...,8", "...,8", "1,2,...", "1,2,...,8,...,7", "2,1,...,8", "1,3,...,8", "1,2,...,...", "999999,1000000,...,2000001"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,...,8",
+        "...,8",
+        "1,2,...",
+        "1,2,...,8,...,7",
+        "2,1,...,8",
+        "1,3,...,8",
+        "1,2,...,...",
+        "999999,1000000,...,2000001",
+    ],
+)
 def test_dots_that_lead_nowhere(text):
     with pytest.raises(UsageError, match="expected two ascending values before the dots|expected numbers"):
         parse(BATCH, text)
@@ -62,7 +75,7 @@ def test_every_beginning_covers_the_range(values):
     assert places[:3] == [0, len(values) - 1, (len(values) - 1) // 2][: len(values)]
     for size in range(2, len(places)):  # no gap is more than some four times another that is not filled yet
         there = sorted(places[:size])
-        gaps = [after - before for before, after in zip(there, there[1:], strict=False)]
+        gaps = [after - before for before, after in itertools.pairwise(there)]
         assert max(gaps) <= 4 * max(1, math.ceil(len(values) / (size - 1)))
 
 
@@ -91,7 +104,7 @@ def test_a_candidate_gets_the_threads():
 def test_threads_double_up_to_all_cores():
     values = AXES["threads"].values
     assert (values[0], values[-1]) == (1, host.allowed_cores())
-    assert all(after <= 2 * before for before, after in zip(values, values[1:], strict=False))
+    assert all(after <= 2 * before for before, after in itertools.pairwise(values))
 
 
 def test_every_axis_can_be_measured_as_it_comes():

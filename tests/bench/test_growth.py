@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bareconv.bench.growth import fit
+from bareconv.bench import growth
 
 VALUES = (1, 4, 16, 64, 256, 1024)
+
+
+def fit(points, powers=(1.0,)):
+    """Of points enough for one."""
+    found = growth.fit(points, powers)
+    assert found is not None
+    return found
 
 
 def curve(seconds, noise=0.0, rng=None, samples=20):
@@ -67,8 +74,8 @@ def test_the_power_that_fits_best_is_taken(rng):
 
 
 def test_too_few_points_have_no_fit():
-    assert fit({1: [1.0], 2: [2.0]}) is None
-    assert fit({}) is None
+    assert growth.fit({1.0: [1.0], 2.0: [2.0]}) is None
+    assert growth.fit({}) is None
 
 
 def test_the_same_every_time_in_whatever_order(rng):

@@ -2,62 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import tempfile
 import time
 
 import numpy as np
 import pytest
-from bench_stand_ins import LOSSES, QUICK
+from bench_stand_ins import QUICK
+from growing_stand_in import growing as candidate
 
+from bareconv import host
 from bareconv.bench import interleave, results, synthetic
 from bareconv.bench import sweep as sweeping
+from bareconv.bench.axes import AXES
 from bareconv.bench.deadline import Deadline
-from bareconv.bench.interleave import Candidate, Listener, our_candidate
+from bareconv.bench.interleave import Listener, our_candidate
 from bareconv.bench.sweep import crossovers, is_of_time, measure_sweep, names, peer_candidate
 from bareconv.bench.workload import Workload
 from bareconv.errors import UsageError
-
-# Its steps take what the formula says of its job, with a little noise; nothing waits for them.
-_PROGRAM = """
-import json, math, os, sys, time
-fixed, each, trouble, losses = json.loads(sys.argv[1])
-number = 0
-for line in sys.stdin:
-    message = json.loads(line)
-    do = message["do"]
-    if do == "quit":
-        break
-    if do == "prepare":
-        with open(message["folder"] + "/job.json") as file:
-            job = json.load(file)
-        batch, threads = job["batch_size"], job["threads"]
-        side = job["model"]["input_shape"][0]
-        step = eval(each, {"batch": batch, "side": side, "threads": int(os.environ["OMP_NUM_THREADS"])}) + fixed
-        if trouble and eval(trouble, {"batch": batch}):
-            answer = {"error": "OutOfMemoryError: no room for it"}
-        else:
-            answer = {"losses": losses[: message["checks"]], "step_seconds": step, "compile_seconds": 0.0}
-            answer |= {"versions": {}, "engine": "plan"}
-    elif do == "run":
-        number += 1
-        steps = max(1, round(message["seconds"] / step))
-        noise = 1 + 0.01 * math.sin(2.3 * number)
-        answer = {"steps": steps, "images": batch * steps, "seconds": steps * step * noise, "loss": 1.0}
-    else:
-        answer = {"baseline": 1000, "peak": 3000}
-    print(json.dumps(answer), flush=True)
-"""
-
-
-def candidate(each, fixed=0.0, device="cpu", trouble="", name="plan", losses=LOSSES, ours=True, precision=None):
-    arguments = json.dumps([fixed, each, trouble, list(losses)])
-    options = {"device": device} | ({} if precision is None else {"precision": precision})
-    command = [sys.executable, "-S", "-c", _PROGRAM, arguments]
-    return Candidate(name, command, options, {**os.environ, "OMP_NUM_THREADS": "1"}, ours)
-
 
 CPU = candidate("2e-5 * batch", fixed=1e-5)
 GPU = candidate("1e-6 * batch", fixed=2e-4, device="cuda:0")  # the same as the CPU at a batch size of 10
@@ -87,7 +49,8 @@ def figures(curve):
 
 
 def test_the_gpu_overtakes_the_cpu():
-    begun, lines = time.monotonic(), []
+    lines: list[str] = []
+    begun = time.monotonic()
     found = sweep([1, 4, 16, 64], CPU, GPU, on_point=lines.append)
     assert time.monotonic() - begun < 20  # every median is known soon: the rest of the time is not spent
     cpu, gpu = found["curves"]
@@ -114,7 +77,12 @@ def test_the_gpu_overtakes_the_cpu():
     assert crossing["value"] == pytest.approx(4 * 4 ** (-at_4 / (at_16 - at_4)), rel=0.05)
     assert crossing["low"] <= crossing["value"] <= crossing["high"]
     assert crossing["text"].startswith("the GPU overtakes the CPU at a batch size of ")
-    assert (found["axis"], found["model"], found["batch_size"], found["image_shape"]) == ("batch_size", "mlp", 4, [6, 6, 1])
+    assert (found["axis"], found["model"], found["batch_size"], found["image_shape"]) == (
+        "batch_size",
+        "mlp",
+        4,
+        [6, 6, 1],
+    )
     assert [line.partition(":")[0] for line in lines] == [f"batch size {value}" for value in (1, 64, 4, 16)]
     assert "the CPU 3" in lines[0]
 
@@ -161,7 +129,7 @@ def test_threads_are_in_the_environment():
 
 def test_a_deadline_leaves_a_coarse_curve_and_not_a_half_one(monkeypatch):
     """The clock is one of which getting ready takes ten seconds, and all else nothing."""
-    now, prepare = [0.0], sweeping.prepare
+    now, prepare = [0.0], interleave.prepare
 
     def slow(*arguments):
         now[0] += 10
@@ -181,7 +149,7 @@ def test_nobody_waits_for_what_is_never_ready():
     begun = time.monotonic()
     found = sweep([1, 2], slow, CPU, seconds=1.5)
     assert time.monotonic() - begun < 4
-    errors = [figure for figure in figures(found["curves"][0]).values()]
+    errors = list(figures(found["curves"][0]).values())
     assert all(is_of_time(error) for error in errors)
     assert found["crossovers"] == []
 
@@ -269,7 +237,7 @@ def test_no_time_to_write_the_images(monkeypatch):
 
 def test_what_a_reader_should_know_of_the_images(monkeypatch):
     monkeypatch.setattr(sweeping, "lies_in_memory", lambda folder: True)
-    monkeypatch.setattr(sweeping.host, "memory_bytes", lambda: 36 * 150)
+    monkeypatch.setattr(host, "memory_bytes", lambda: 36 * 150)
     found = sweep([100, 200], candidate("1e-5"), axis="images")
     tmpfs, large = found["notes"]
     assert "lies in memory" in tmpfs
@@ -324,7 +292,7 @@ def test_crossovers_are_of_points_that_both_have():
         return {"name": name, "variant": "", "device": "cpu", "precision": "float32", "points": points}
 
     curves = [curve("a", {1: 10, 4: 10}), curve("b", {1: 5, 4: 20}), curve("c", {9: 3})]
-    (found,) = crossovers(sweeping.AXES["batch_size"], curves)
+    (found,) = crossovers(AXES["batch_size"], curves)
     assert (found["ahead_below"], found["ahead_above"], found["value"]) == (0, 1, pytest.approx(2))
     assert found["text"] == "b overtakes a at a batch size of 2"
 

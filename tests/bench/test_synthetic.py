@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 
@@ -28,7 +29,9 @@ def test_uniform_images_and_labels(tmp_path):
     file = ImageFile(tmp_path, SHAPE, 10, seed=3)
     assert file.grow(5000)
     images, labels = file.images(5000), file.labels(5000)
-    assert (images.shape, images.dtype, labels.shape, labels.dtype) == ((5000, *SHAPE), np.uint8, (5000,), np.int32)
+    assert (images.shape, labels.shape) == ((5000, *SHAPE), (5000,))
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int32
     assert isinstance(images, np.memmap)
     assert images.flags.c_contiguous
     # Of 75,000 pixels each of 256 values is expected 293 times, with a standard deviation of 17.
@@ -37,7 +40,9 @@ def test_uniform_images_and_labels(tmp_path):
     assert counts.max() < 450
     assert np.bincount(labels).tolist() == pytest.approx([500] * 10, rel=0.25)
     assert len(np.unique(images.reshape(5000, -1), axis=0)) == 5000
-    assert abs(np.corrcoef(images[: file.piece].reshape(-1), images[file.piece : 2 * file.piece].reshape(-1))[0, 1]) < 0.9
+    assert (
+        abs(np.corrcoef(images[: file.piece].reshape(-1), images[file.piece : 2 * file.piece].reshape(-1))[0, 1]) < 0.9
+    )
     with pytest.raises(ValueError, match="read-only"):
         images[0] = 0
 
@@ -86,7 +91,7 @@ def test_too_little_room_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
-    written = []
+    written: list[int] = []
 
     def full(file, content):
         if len(written) == 3:
@@ -101,7 +106,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
 
 
 def test_all_is_written_by_a_file_that_takes_a_little_at_a_time():
-    class Slow:
+    class Slow(io.RawIOBase):
         taken = b""
 
         def write(self, content):

@@ -80,7 +80,10 @@ BAD_USAGE = [
     (["bench", "sweep", "--values", "1,two"], "batch size 'two': expected numbers with commas between them"),
     (["bench", "sweep", "--values", "0,4"], "batch size 0: expected a whole number of at least 1"),
     (["bench", "sweep", "--axis", "threads", "--values", "1,99999"], "--values 99999: this process may use .* cores"),
-    (["bench", "sweep", "--engine", "reference", "--precision", "tf32", "--device", "tpu"], "device 'tpu': expected cpu"),
+    (
+        ["bench", "sweep", "--engine", "reference", "--precision", "tf32", "--device", "tpu"],
+        "device 'tpu': expected cpu",
+    ),
     (["bench", "sweep", "--folder", "nowhere"], "'--folder'.*'nowhere' does not exist"),
     (["bench", "peers", "--peer", "abacus"], "'--peer'.*pytorch.*dezero"),
     (["bench", "peers", "--python", "nowhere"], "--python nowhere: that is no Python"),

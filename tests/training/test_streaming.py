@@ -11,8 +11,8 @@ import pytest
 from bareconv.data import Dataset, Split
 from bareconv.data.mapped import expect_random_access
 from bareconv.device import get_device
-from bareconv.optim import SGD
 from bareconv.errors import NotFiniteError
+from bareconv.optim import SGD
 from bareconv.training import Settings, Trainer, loop
 from bareconv.training.streaming import Stream, fits
 
@@ -103,7 +103,8 @@ def test_images_are_read_in_the_order_of_the_file(gpu, squares):
 
 def test_the_host_does_not_run_far_ahead(gpu, squares):
     """Each window under way holds a copy in the host's memory."""
-    waited, marks = [], iter(range(100))
+    waited: list[int] = []
+    marks = iter(range(100))
     gpu.mark = lambda: next(marks)
     gpu.seconds_between = waited.extend
     stream = Stream(squares.train, gpu, 16)

@@ -44,6 +44,7 @@ STEPS_SHARE = 0.4
 HELD_OUT = 10_000  # images to evaluate on, as many as MNIST has, where they are drawn at random
 
 _POLL_SECONDS = 0.1
+KINDS = ("cold", "warm")
 _CACHES = ("BARECONV_CACHE_DIR", "CUPY_CACHE_DIR", "CUDA_CACHE_PATH")
 _PHASES = ("import", "data", "model", "transfer", "compile", "first step", "training", "evaluation")
 
@@ -112,7 +113,7 @@ def _measure(
     variables = process.with_this_package(process.environment(workload.threads))
     variables |= {name: str(folder / name.lower()) for name in _CACHES}
     seen = {}
-    for kind in ("cold", "warm"):
+    for kind in KINDS:
         listener.stage(f"Training from a {kind} start: {engine} on {device.name}")
         try:
             seen[kind] = see(command, variables, folder, deadline, listener.should_stop)
@@ -125,7 +126,7 @@ def _measure(
         "device_description": device.description,
         "engine": told["engine"],
         "model": workload.model,
-        "precision": told["precision"],
+        "precision": device.effective_precision(told["precision"]),
         "batch_size": workload.batch_size,
         "epochs": fewer,
         "train_images": images_of_each,
@@ -237,12 +238,13 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _steady_rate(workload: Workload, device: Device, engine: str, deadline: Deadline, listener: Listener) -> float:
     """Images a second of the steady state. WorkerError where there is none; StoppedError."""
     candidate = our_candidate(engine, device.name, workload.threads)
-    (side,) = steady.measure(workload, [candidate], max(deadline.left, 0.1), listener).sides
-    if side.rate is not None:
+    sides = steady.measure(workload, [candidate], deadline, listener).sides
+    side = sides[0] if sides else None  # none where it was stopped while it got ready
+    if side is not None and side.rate is not None:
         return side.rate.value
     if listener.should_stop():
         raise StoppedError
-    raise WorkerError(f"the steady rate could not be measured: {side.error or 'there was no time'}")
+    raise WorkerError(f"the steady rate could not be measured: {(side and side.error) or 'there was no time'}")
 
 
 def _write_data(workload: Workload, folder: Path) -> tuple[str | None, int]:
@@ -265,7 +267,7 @@ def _notes(record: Mapping[str, Any], epochs: int, images: int) -> list[str]:
         notes.append(
             f"{_in_words(*trained)} instead of {_in_words(epochs, images)}, for the budget was not enough for more."
         )
-    for kind in ("cold", "warm"):
+    for kind in KINDS:
         unexplained = record[kind]["unexplained"]
         if abs(unexplained) > UNEXPLAINED:
             notes.append(

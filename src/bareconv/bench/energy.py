@@ -8,22 +8,26 @@ of this does not hold, or others are at work, there is no figure but the reason.
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 from bareconv.bench.counters import Counter, Load, Source, source_of
 from bareconv.bench.deadline import Deadline
-from bareconv.bench.interleave import Candidate, Listener, Samples
+from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, prepare
 from bareconv.bench.nvml import UnavailableError
+from bareconv.bench.process import StoppedError
 from bareconv.bench.workload import Workload
 from bareconv.device import Device
 from bareconv.report.format import percent, seconds
 
 SECONDS = 5.0  # of steps, where there is time for as many
 SHORTEST = 2.0  # seconds: a GPU's clock and power take some tenths of a second to settle
+SPARE = 0.1  # of the least window, for the interval is known from a few moves only
 UPDATES = 50  # of the counter in the window: an end may be off by one of them, which is 2%
 IDLE_UPDATES = 20  # the same at rest, whose power is the smaller part
 IDLE_SECONDS = 1.0
@@ -33,6 +37,8 @@ BLOCK_SECONDS = 1.0  # between two looks at whether to stop
 
 IDLE_DIFFERENCE = 0.1  # of the net power, by which the powers at rest may differ: so wrong could the net energy be
 OTHER_LOAD = 0.05  # of what is counted, that others may use meanwhile
+
+STOPPED = "the measurement was stopped"
 
 WATCHED = 6  # moves of the counter, from which its interval is found
 _POLL_SECONDS = 0.0005
@@ -76,13 +82,54 @@ class Meter:
         return sum(counter.read() for counter in self.counters)
 
 
+def measure_energies(
+    workload: Workload, candidates: Sequence[Candidate], device: Device, deadline: Deadline, listener: Listener
+) -> list[dict[str, Any]]:
+    """The ``energy`` entries of candidates that compute on ``device``, one after another, each in its own process.
+
+    Where nothing counts there, none of them is started.
+    """
+    try:
+        with source_of(device):
+            pass
+    except UnavailableError as error:
+        return [{**_head(workload, one, device), "unavailable": str(error)} for one in candidates]
+    found = []
+    with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
+        workload.write(Path(name))
+        for number, candidate in enumerate(candidates):
+            share = deadline.part(1 / (len(candidates) - number))
+            try:
+                side = prepare(candidate, Path(name), share, 1, listener, Limits())
+            except StoppedError:
+                found.append({**_head(workload, candidate, device), "unavailable": STOPPED})
+                continue
+            try:
+                found.append(measure_energy(workload, side, device, share, listener))
+            finally:
+                side.close()
+    return found
+
+
+def _head(workload: Workload, candidate: Candidate, device: Device) -> dict[str, Any]:
+    """What an entry is of."""
+    return {
+        "name": candidate.name,
+        "variant": candidate.variant,
+        "device": device.name,
+        "model": workload.model,
+        "batch_size": workload.batch_size,
+        "precision": device.effective_precision(candidate.options.get("precision", workload.precision)),
+    }
+
+
 def measure_energy(
     workload: Workload,
     side: Runner,
     device: Device,
     deadline: Deadline,
     listener: Listener,
-    window: float = SECONDS,
+    window: float | None = None,
     *,
     source: AbstractContextManager[Source] | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -90,17 +137,12 @@ def measure_energy(
 ) -> dict[str, Any]:
     """The ``energy`` entry of a result: of a side's steps for about ``window`` seconds, by what counts on ``device``.
 
-    All other sides must be stopped. The side's own samples stay as they are. ``source``: the counters, by default
-    those of the device.
+    All other sides must be stopped. The side's own samples stay as they are. ``window``: by default as long as the
+    counter needs, and ``SECONDS`` at least. ``source``: the counters, by default those of the device.
     """
-    record = {
-        "name": side.candidate.name,
-        "variant": side.candidate.variant,
-        "device": device.name,
-        "model": workload.model,
-        "batch_size": workload.batch_size,
-        "precision": device.effective_precision(workload.precision),
-    }
+    record = _head(workload, side.candidate, device)
+    if side.error is not None:
+        return {**record, "unavailable": side.error}
     kept, side.samples = side.samples, Samples()
     try:
         with source or source_of(device) as found:
@@ -115,10 +157,12 @@ def measure_energy(
 
 
 def _measure(
-    side: Runner, meter: Meter, load: Load, deadline: Deadline, listener: Listener, window: float
+    side: Runner, meter: Meter, load: Load, deadline: Deadline, listener: Listener, window: float | None
 ) -> dict[str, Any]:
     interval = meter.interval()
     least = max(SHORTEST, UPDATES * interval)
+    if window is None:
+        window = max(SECONDS, (1 + SPARE) * least)
     if window < least:
         raise UnavailableError(
             f"{seconds(window)} of steps are too short: the counter moves every {seconds(interval)}, so that at least "
@@ -135,8 +179,8 @@ def _measure(
     side.samples = Samples()
     load.begin()
     begun, joules_then = meter.move()
-    while meter.clock() - begun < window:
-        _run(side, min(BLOCK_SECONDS, window), listener)
+    while (missing := begun + window - meter.clock()) > 0:
+        _run(side, min(BLOCK_SECONDS, missing), listener)
     ended, joules = meter.move()
     if load.sees_through:
         _check_others(load, "while the steps ran")
@@ -180,7 +224,7 @@ def _check_others(load: Load, when: str) -> None:
 def _run(side: Runner, block: float, listener: Listener) -> None:
     """A block of steps. UnavailableError where it fails, or is not to be."""
     if listener.should_stop():
-        raise UnavailableError("the measurement was stopped")
+        raise UnavailableError(STOPPED)
     side.run(block)
     if side.error is not None:
         raise UnavailableError(side.error)

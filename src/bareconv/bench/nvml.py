@@ -32,16 +32,12 @@ class UnavailableError(BareconvError):
 
 
 class Gpu:
-    """One GPU. ``library`` is pynvml, initialised; ``handle`` its handle of the GPU."""
+    """One GPU. ``library`` is pynvml, initialised; ``handle`` its handle of the GPU. ``name``: its maker's for it."""
 
     def __init__(self, library: Any, handle: Any) -> None:
         self._library, self._handle = library, handle
-
-    @property
-    def name(self) -> str:
-        """What its maker calls it."""
         name = self._ask("nvmlDeviceGetName")
-        return "GPU" if name is None else name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        self.name = "GPU" if name is None else name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
     def joules(self) -> float | None:
         """Energy of the board since the driver was loaded."""

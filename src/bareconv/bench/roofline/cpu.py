@@ -18,7 +18,7 @@ from bareconv.training import why_no_plan
 
 TIMES_LARGER = 4  # than the last cache: an array that it does not hold
 USUAL_CACHES = (host.Cache(1, 1 << 15, 1), host.Cache(2, 1 << 20, 1), host.Cache(3, 1 << 25, 8))
-LAST_LEVEL_BYTES = 1 << 26  # of the last cache, at most: enough to be in no nearer one
+LAST_LEVEL_BYTES = 1 << 25  # of the last cache, at most: enough to be in no nearer one
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,31 @@ def fma_name(precision: str) -> str:
     return f"FMA {precision}"
 
 
-def measure_ceilings(threads: int, precisions: Iterable[str], effort: CpuEffort | None = None) -> Iterator[Ceiling]:
+def measure_ceilings(threads: int, precisions: Sequence[str], effort: CpuEffort | None = None) -> Iterator[Ceiling]:
     """What the CPU does at best on that many threads, one ceiling after another.
 
-    Without a compiler for kernels there are matrix products and copies by NumPy alone.
+    What bounds the kernels comes first: multiply-adds, caches and memory, starting a step. Products by NumPy's BLAS,
+    which take the longest, are the last. Without a compiler for kernels there are these and copies by NumPy alone.
     """
     from threadpoolctl import threadpool_limits
 
-    effort, compiled = effort or CpuEffort(), why_no_plan() is None
+    effort = effort or CpuEffort()
+    if why_no_plan() is None:
+        yield from (_multiply_adds(threads, precision, effort) for precision in precisions)
+        yield from _bandwidths(threads, effort)
+        yield _start(threads, effort)
+    else:
+        yield _copies(threads, effort)
     for precision in precisions:
-        if compiled:
-            yield _multiply_adds(threads, precision, effort)
         with threadpool_limits(threads):
             yield matrix_product(get_device("cpu"), precision, effort.gemm_sizes, effort.seconds, threads)
-    if not compiled:
-        yield _copies(threads, effort)
-        return
+
+
+def _start(threads: int, effort: CpuEffort) -> Ceiling:
     from bareconv.bench.alone import start_seconds
 
-    yield from _bandwidths(threads, effort)
     how = "an empty step, from Python to all threads and back, the fastest of many"
-    yield Ceiling(LAUNCH, 1.0 / start_seconds(threads, effort.seconds), "launch", how, threads)
+    return Ceiling(LAUNCH, 1.0 / start_seconds(threads, effort.seconds), "launch", how, threads)
 
 
 def _multiply_adds(threads: int, precision: str, effort: CpuEffort) -> Ceiling:
@@ -77,24 +81,22 @@ def _bandwidths(threads: int, effort: CpuEffort) -> Iterator[Ceiling]:
     from bareconv.bench.alone import Streams
 
     caches = host.caches() or list(USUAL_CACHES)
+    sizes = _working_sets(caches, threads)
     total, how_large = _memory_bytes(threads, caches, effort)
-    streams = Streams(threads, total // threads)
-    try:
-        for name, size, where in [
-            (MEMORY, total // threads, how_large),
-            *(
-                (cache_name(cache), size, "")
-                for cache, size in zip(caches, _working_sets(caches, threads), strict=True)
-            ),
-        ]:
-            each = effort.seconds / len(Streams.OPERATIONS)
-            rates = {operation: streams.bandwidth(operation, size, each) for operation in Streams.OPERATIONS}
-            best = max(rates, key=rates.__getitem__)
-            what = {"read": "reading", "copy": "copying", "triad": "a triad of"}[best]
-            how = f"{what} {bytes_(size)} a thread{where}, the fastest of reading, copying and a triad"
-            yield Ceiling(name, rates[best], "byte", how, threads)
-    finally:
-        streams.close()
+    near = [(cache_name(cache), size, "") for cache, size in zip(caches, sizes, strict=True)]
+    far = [(MEMORY, total // threads, how_large)]
+    for places in (near, far):  # memory takes its time to be had: for the caches a little is enough
+        streams = Streams(threads, max(size for _, size, _ in places))
+        try:
+            for name, size, where in places:
+                each = effort.seconds / len(Streams.OPERATIONS)
+                rates = {operation: streams.bandwidth(operation, size, each) for operation in Streams.OPERATIONS}
+                best = max(rates, key=rates.__getitem__)
+                what = {"read": "reading", "copy": "copying", "triad": "a triad of"}[best]
+                how = f"{what} {bytes_(size)} a thread{where}, the fastest of reading, copying and a triad"
+                yield Ceiling(name, rates[best], "byte", how, threads)
+        finally:
+            streams.close()
 
 
 def _memory_bytes(threads: int, caches: Sequence[host.Cache], effort: CpuEffort) -> tuple[int, str]:

@@ -229,7 +229,7 @@ def measure_step(
             _launch(item, row.how, one, ceilings, plan.runtime)
             for item, (row, one) in zip(plan.launches(), profile, strict=True)
         ]
-    found = {**kept, "overhead": max(0, growth - sum(kept.values())), "growth": growth}
+    found = {**kept, "overhead": max(0, growth - sum(kept.values()))}
     return {
         "model": workload.model,
         "batch_size": size,

@@ -12,6 +12,7 @@ from bareconv.bench.roofline.records import Ceiling
 from bareconv.device import Array, Device
 
 GEMM = {"float32": "SGEMM", "float64": "DGEMM"}
+GPU_SIZES = (4096, 8192)
 
 
 def matrix_product(

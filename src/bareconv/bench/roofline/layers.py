@@ -145,7 +145,7 @@ def measure_reference(trainer: Trainer, roof: Roof, pace: Pace) -> dict[str, Any
         return sum(found.values())
 
     with device.activate():
-        times = alternate(plain, marked, pace, on_warm=samples.clear)
+        times = alternate(plain, marked, trainer.total_steps, pace, on_warm=samples.clear)
         median = {key: statistics.median(values) for key, values in samples.items()}
         parts = reference_parts(trainer, median, last[0])
     return {**times, "launches": bounded(parts, roof, engine.precision)}
@@ -175,7 +175,7 @@ def measure_tuned(trainer: Trainer, engine: TunedEngine, roof: Roof, pace: Pace)
         return sum(taken)
 
     with device.activate():
-        times = alternate(plain, marked, pace, on_warm=samples.clear)
+        times = alternate(plain, marked, trainer.total_steps, pace, on_warm=samples.clear)
     median = {name: statistics.median(values) for name, values in samples.items()}
     images, size = trainer.history.batch_size, SIZES.get(engine.precision, 4)
     work = trainer.model.flops() * images

@@ -28,8 +28,11 @@ def predicted(trainer: Trainer) -> dict[str, int]:
 
 
 def measured(trainer: Trainer, growth: int) -> dict[str, int]:
-    """Bytes after some steps; ``growth``: of the process, or of what is reserved on the device, by model and data."""
-    return {**profile.memory(trainer, growth), "growth": growth}
+    """Bytes after some steps; ``growth``: of the process, or of what is reserved on the device, by model and data.
+
+    "overhead" is what the growth has beyond the rest.
+    """
+    return profile.memory(trainer, growth)
 
 
 def _activations(trainer: Trainer) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from bareconv.bench.roofline.layers import SIZES, layer_bytes, layer_flops
 from bareconv.bench.roofline.pace import Pace, alternate
@@ -65,12 +66,13 @@ def together(kernel: Kernel, stage: RecordedStage, batch: int, threads: int) -> 
 
 
 def measure_plan(trainer: Trainer, engine: PlanEngine, roof: Roof, pace: Pace) -> dict[str, Any]:
-    """The parts of ``rooflines.steps`` that come of timing. They add up to a step with its clocks.
+    """The parts of ``rooflines.steps`` that come of timing: the median of each call over steps with clocks.
 
     Steps without clocks take turns with others; both train, at the workload's rate. The time of a call is the mean over
     the threads. What the calls leave of a step is that threads wait for each other, and that Python starts it.
     """
     plan = engine.plan
+    samples: list[list[float]] = []
 
     def take(step: int) -> float:
         begun = time.perf_counter()
@@ -81,26 +83,17 @@ def measure_plan(trainer: Trainer, engine: PlanEngine, roof: Roof, pace: Pace) -
         plan.time_calls(False)
         return take(step)
 
-    samples: list[float] = []
-
     def marked(step: int) -> float:
         plan.time_calls(True)
-        samples.append(take(step))
-        return samples[-1]
-
-    def begin() -> None:
-        samples.clear()
         plan.clear_times()
+        taken = take(step)
+        samples.append(plan.seconds())
+        return taken
 
     with trainer.device.activate():
-        times = alternate(plain, marked, pace, on_warm=begin)
-    # Sums over all marked steps, told as those of the median one.
-    scale = statistics.median(samples) / sum(samples)
-    explained = plan.explain()
-    host_times = iter(plan.host_seconds())
-    seconds = [scale * (next(host_times) if row.seconds is None else row.seconds) for row in explained.rows]
-    parts = list(plan_parts(trainer, plan.stages(), explained.rows, seconds, roof, engine.threads or 1))
-    waiting = scale * explained.waiting
+        times = alternate(plain, marked, trainer.total_steps, pace, on_warm=samples.clear)
+    *seconds, waiting = np.median(samples, axis=0).tolist()
+    parts = plan_parts(trainer, plan.stages(), plan.explain().rows, seconds, roof, engine.threads or 1)
     started = max(0.0, times["marked_seconds"] - sum(seconds) - waiting)
     wait = Part("step", OTHER, OTHER, "waiting", "threads for each other, their mean", waiting)
     start = Part("step", OTHER, OTHER, "starting", "Python and the optimizer's numbers", started)

@@ -54,16 +54,16 @@ class Roof:
         """The ceiling that bounds a launch, and its seconds at least by that.
 
         ``moved``: bytes; ``together``: those of them that are in use at a time, all unless given. They come from the
-        fastest cache that holds them, as at best they do.
+        fastest cache that holds them, as at best they do. What has no ceiling here bounds nothing.
         """
         if not flops and not moved:
             return NONE, 0.0
         used = moved if together is None else together
-        place = next((name for name, size in self.caches if name in self.ceilings and used <= FITS * size), MEMORY)
+        place = next((name for name, size in self.caches if used <= FITS * size), MEMORY)
         times = {
             name: work / self.ceilings[name].per_second
             for name, work in ((place, moved), (self.units.get(precision, ""), flops))
-            if name in self.ceilings
+            if work and name in self.ceilings
         }
         if not times:
             return NOT_MEASURED, 0.0

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bareconv.bench.roofline.records import TRUSTED, groups
-from bareconv.report.format import flops, percent, seconds, significant
+from bareconv.report.format import flops, metric, percent, seconds
 
 
 def step_title(step: Mapping[str, Any]) -> str:
@@ -24,14 +24,8 @@ def value(ceiling: Mapping[str, Any]) -> str:
     if ceiling["unit"] == "FLOP":
         return flops(per_second)
     if ceiling["unit"] == "byte":
-        return bandwidth(per_second)
+        return metric(per_second, "B/s")
     return seconds(1 / per_second)
-
-
-def bandwidth(per_second: float) -> str:
-    """Bytes a second, in decimal units, as memory is sold: "4.12 TB/s", "29.5 GB/s"."""
-    scale, unit = (1e12, "TB/s") if per_second >= 0.9995e12 else (1e9, "GB/s")
-    return f"{significant(per_second / scale)} {unit}"
 
 
 def in_words(ceiling: Mapping[str, Any]) -> str:

@@ -27,11 +27,10 @@ from bareconv.device import CudaDevice, get_device
 from bareconv.errors import BareconvError
 
 _EACH = 0.15  # seconds of a ceiling, where there is time enough
+_BYTES_A_SECOND = 1 << 27  # of memory to go through: it takes some time to be had
 
 
-def ceilings(
-    device: str, threads: int, precisions: Sequence[str], seconds: float, memory_bytes: int
-) -> dict[str, Any]:
+def ceilings(device: str, threads: int, precisions: Sequence[str], seconds: float, memory_bytes: int) -> dict[str, Any]:
     """As many as there is time for, but one."""
     place, deadline = get_device(device), Deadline.after(seconds)
     if isinstance(place, CudaDevice):
@@ -40,7 +39,8 @@ def ceilings(
         from bareconv.bench.roofline import cpu
 
         # Of each precision there are multiply-adds and three products; then four bandwidths and the launch.
-        effort = cpu.CpuEffort(min(_EACH, seconds / (4 * len(precisions) + 6)), memory_bytes=memory_bytes)
+        each = min(_EACH, seconds / (4 * len(precisions) + 6))
+        effort = cpu.CpuEffort(each, memory_bytes=min(memory_bytes, int(_BYTES_A_SECOND * seconds)))
         found = []
         for ceiling in cpu.measure_ceilings(threads, precisions, effort):
             found.append(ceiling)

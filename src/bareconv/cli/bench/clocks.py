@@ -81,6 +81,7 @@ def clocks(screen: Screen, **options: Any) -> int:
             if record is None:
                 break
             found.append(record)
+            notes += [f"{job.title}, {engine}: {note}" for note in record["notes"]]
             bar.begin("")
             _show(screen, record)
         stopped = interrupt.requested

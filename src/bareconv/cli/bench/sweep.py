@@ -55,7 +55,7 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
 )
 @model_option
 @number("--batch-size", 64, 1, "Images in a step, unless that is the axis.")
-@several("--engine", "engines", ENGINES, Settings.engine, "Our engines to measure")
+@several("--engine", "engines", ENGINES, (Settings.engine,), "Our engines to measure")
 @precision_option(several=True)
 @click.option(
     "--device",
@@ -137,7 +137,9 @@ def sweep(screen: Screen, **options: Any) -> int:
         seed=options["seed"],
         threads=threads(options),
     )
-    notes = introduce(screen, options, ", ".join(f"{one.name} ({one.description.partition(', ')[0]})" for one in devices))
+    notes = introduce(
+        screen, options, ", ".join(f"{one.name} ({one.description.partition(', ')[0]})" for one in devices)
+    )
     if not options["devices"] and axis.name != "threads" and (reason := why_no_cuda()) is not None:
         notes.append(f"No GPU: {reason}.")
     candidates = _ours(options, devices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cpu.jit import compile_kernels
+from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
 from bareconv.kernels.cpu.workers import Workers
@@ -55,6 +55,7 @@ class Bound:
         self._moving: dict[Buffer, list[NDArray[np.int64]]] = {buffer: [] for buffer in moving}
         self._last: dict[Buffer, NDArray[Any]] = {}
         self._turns: list[Program | RecordedStage] = []
+        self._run_addresses: dict[Kernel, int] = {}  # with and without clocks, where that was asked for
         self._host_seconds: dict[int, float] = {}  # of Python's turns, by their place
         self._make_programs()
 
@@ -191,7 +192,7 @@ class Bound:
         return [turn for turn in self._turns if isinstance(turn, Program)]
 
     def rows(self) -> list[Row]:
-        """Every call in order, with the seconds that it has taken; Python's turns have none (``host_seconds``)."""
+        """Every call in order, with the seconds that it has taken; Python's turns have none (``seconds``)."""
         times = iter([seconds for program in self._programs for seconds in program.seconds()[1:]])
         rows = []
         for stage in self.lowered.stages:
@@ -206,10 +207,12 @@ class Bound:
                 rows.append(Row(call.node, call.phase, name, kernel.label, kernel.flops, next(times), each))
         return rows
 
-    def host_seconds(self) -> list[float]:
-        """What Python's turns have taken, in order."""
-        places = [place for place, turn in enumerate(self._turns) if isinstance(turn, RecordedStage)]
-        return [self._host_seconds.get(place, 0.0) for place in places]
+    def seconds(self) -> list[float]:
+        """What each row has taken, in their order, and last what a worker has waited for others."""
+        found: list[float] = []
+        for place, turn in enumerate(self._turns):
+            found += turn.seconds()[1:] if isinstance(turn, Program) else [self._host_seconds.get(place, 0.0)]
+        return [*found, self.waiting_seconds()]
 
     def waiting_seconds(self) -> float:
         """How long a worker has waited for others."""
@@ -224,6 +227,7 @@ class Bound:
     def time_calls(self, on: bool) -> None:
         """Whether the machine code looks at the clock after every call, as it does to begin with."""
         run = replace(self._run_kernel, timed=on)
-        address = compile_kernels([run]).addresses[run]
+        if run not in self._run_addresses:
+            self._run_addresses |= compile_kernels([run]).addresses
         for program in self._programs:
-            program.run_by(address)
+            program.run_by(self._run_addresses[run])

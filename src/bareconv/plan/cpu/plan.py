@@ -164,9 +164,9 @@ class CpuPlan:
         """Whether the calls of a step are timed, as they are to begin with; else ``explain``'s times stand still."""
         self._prepared().time_calls(on)
 
-    def host_seconds(self) -> list[float]:
-        """What Python has taken for the rows of ``explain().fallbacks``, in their order, since ``clear_times``."""
-        return self._prepared().host_seconds()
+    def seconds(self) -> list[float]:
+        """Since ``clear_times``: of each row of ``explain()``, Python's too, and last the waiting of a thread."""
+        return self._prepared().seconds()
 
     def stages(self) -> list[RecordedStage]:
         """A training step as it was written down: its calls in order, stage by stage."""

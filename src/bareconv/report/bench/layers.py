@@ -62,17 +62,17 @@ def layers_section(result: Mapping[str, Any]) -> Section | None:
 
 
 def workloads(rooflines: Sequence[Rooflines]) -> list[list[tuple[Rooflines, Step]]]:
-    """Steps that belong in one chart: one model, one batch size, one precision where the devices share it.
+    """Steps that belong in one chart: of one engine, one model, one batch size, one precision where devices share it.
 
     A GPU's steps in a precision that the CPU has not are set beside the CPU's in float32.
     """
     every = [(found, step) for found in rooflines for step in found["steps"] if step["launches"]]
-    groups: dict[tuple[str, int, str], list[tuple[Rooflines, Step]]] = {}
-    cpu = {(s["model"], s["batch_size"], s["precision"]): (f, s) for f, s in every if f["device"] == "cpu"}
+    groups: dict[tuple[str, str, int, str], list[tuple[Rooflines, Step]]] = {}
+    cpu = {(*_engine_and_batch(s), s["precision"]): (f, s) for f, s in every if f["device"] == "cpu"}
     gpus = [(f, s) for f, s in every if f["device"] != "cpu"]
     for found, step in gpus:
-        key = (step["model"], step["batch_size"], step["precision"])
-        beside = cpu.get(key) or cpu.get((*key[:2], "float32"))
+        key = (*_engine_and_batch(step), step["precision"])
+        beside = cpu.get(key) or cpu.get((*key[:3], "float32"))
         groups.setdefault(key, [beside] if beside else []).append((found, step))
     beside_some = {id(step) for group in groups.values() for _, step in group}
     for key, one in cpu.items():
@@ -81,10 +81,17 @@ def workloads(rooflines: Sequence[Rooflines]) -> list[list[tuple[Rooflines, Step
     return list(groups.values())
 
 
+def _engine_and_batch(step: Step) -> tuple[str, str, int]:
+    return step.get("engine", "plan"), step["model"], step["batch_size"]
+
+
 def workload_title(group: Sequence[tuple[Rooflines, Step]]) -> str:
-    """ "basic, batches of 64, float32"."""
+    """ "basic, batches of 64, float32", and the engine, unless it is the plan."""
+    engine = _engine_and_batch(group[0][1])[0]
     precisions = " and ".join(dict.fromkeys(step["precision"] for _, step in group))
-    return f"{group[0][1]['model']}, batches of {fmt.count(group[0][1]['batch_size'])}, {precisions}"
+    return f"{group[0][1]['model']}, batches of {fmt.count(group[0][1]['batch_size'])}, {precisions}" + (
+        "" if engine == "plan" else f", {engine}"
+    )
 
 
 def operation(launch: Mapping[str, Any]) -> str:

@@ -105,8 +105,10 @@ def _panel(
     axes: Axes, found: Rooflines, points: Sequence[tuple[str, float, float, float]], inches: tuple[float, float]
 ) -> None:
     shade = LIGHT["cpu" if found["device"] == "cpu" else "gpu"]
-    roofs = [c for c in found["ceilings"] if c["unit"] == "FLOP"]
-    slopes = [c for c in found["ceilings"] if c["unit"] == "byte"]
+    # A CPU's are there for several numbers of threads: those of the steps.
+    there = [c for c in found["ceilings"] if c.get("threads") in (None, found.get("threads"))]
+    roofs = [c for c in there if c["unit"] == "FLOP"]
+    slopes = [c for c in there if c["unit"] == "byte"]
     peak = max((c["per_second"] for c in roofs), default=max(p[2] for p in points))
     ridges = [peak / c["per_second"] for c in slopes]
     left = min(p[1] for p in points) / 2.5
