@@ -84,7 +84,7 @@ def test_one_document(run, here, monkeypatch):
 def test_several_workloads_share_the_budget(run, here, listing):
     outcome = run("bench", "run", *ON_CPU, *MLP, "--batch-size", "32", "--model", "mlp", "--budget", "60")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "Throughput: 53 s at most, 53 s left in all" in outcome.out
+    assert re.search(r"^Throughput: 5\d(\.\d+)? s at most, 5\d(\.\d+)? s left in all$", outcome.out, re.MULTILINE)
     folder = Path("results/latest")
     assert [run["batch_size"] for run in json.loads((folder / "result.json").read_text())["runs"]] == [16, 32]
 
