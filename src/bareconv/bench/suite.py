@@ -7,18 +7,16 @@ is handed on after every part, and is kept when the rest is cut short.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bareconv.bench.clocks import measure_clocks
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.depth import measure_depth
-from bareconv.bench.energy import measure_energy
+from bareconv.bench.energy import measure_energies
 from bareconv.bench.estimates import noise
-from bareconv.bench.interleave import Candidate, Limits, Listener, Side, our_candidate, prepare
+from bareconv.bench.interleave import Candidate, Listener, Side, our_candidate
 from bareconv.bench.learning import measure_learning
 from bareconv.bench.peers import Compared, Found, compare, record
 from bareconv.bench.process import StoppedError
@@ -204,17 +202,9 @@ class Suite:
             for precision in place.precisions
         ]
         for (workload, place), part in self._each(deadline, jobs):
-            candidate = our_candidate(self.engines[0], place.device.name, workload.threads)
-            with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
-                workload.write(Path(name))
-                side = prepare(candidate, Path(name), part, 1, listener, Limits())
-                try:
-                    if side.error is None:
-                        made["energy"].append(measure_energy(workload, side, place.device, part, listener))
-                    else:
-                        self.notes.append(f"{workload.title}, energy of {candidate.label}: {side.error}.")
-                finally:
-                    side.close()
+            candidates = [our_candidate(self.engines[0], place.device.name, workload.threads)]
+            candidates += self._rivals.get((workload, place.device.name), [])
+            made["energy"] += measure_energies(workload, candidates, place.device, part, listener)
 
 
 def _label(side: Side) -> str:
