@@ -331,7 +331,7 @@ def machines_table(results: Sequence[Named]) -> Table:
         row("Measured", [result["created"] for result in every]),
         row("bareconv", [f"{r['bareconv']} {str(r.get('commit') or '')[:10]}".strip() for r in every]),
     ]
-    return Table("The machines", [Column(""), *(Column(name) for name in short_names(results))], rows)
+    return Table("The machines", [Column(""), *(Column(name, long=True) for name in short_names(results))], rows)
 
 
 def _clocks(result: Result) -> str:
@@ -363,7 +363,7 @@ def _differences(results: Sequence[Named]) -> list[Block]:
             rows.setdefault(name, [""] * len(results))[place] = value
     other = {name: values for name, values in rows.items() if len(set(values)) > 1}
     same = {name: values for name, values in rows.items() if name not in other}
-    columns = [Column(""), *(Column(name) for name in short_names(results))]
+    columns = [Column(""), *(Column(name, long=True) for name in short_names(results))]
     blocks: list[Block] = []
     if other:
         table = [cells(name, *(value or fmt.MISSING for value in values)) for name, values in other.items()]
