@@ -165,7 +165,12 @@ def settings_table(group: Group) -> Table:
                 Cell(", ".join(f"{library} {version}" for library, version in steady.get("versions", {}).items())),
             ]
         )
-    columns = [Column("Candidate"), Column("Options", long=True), Column("Effective flags", long=True), Column("Threads", figures=True)]
+    columns = [
+        Column("Candidate"),
+        Column("Options", long=True),
+        Column("Effective flags", long=True),
+        Column("Threads", figures=True),
+    ]
     return Table(f"Settings: {group_title(group)}", [*columns, Column("Versions", long=True)], rows)
 
 
