@@ -6,6 +6,7 @@ They were not measured by turns: a ratio's interval divides the ends of both int
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -226,7 +227,8 @@ def curves(results: Sequence[Named], model: str) -> list[tuple[Who, str, Mapping
         for curve in sweep["curves"]
         if curve["ours"] and points(curve)
     ]
-    named = [side_name(results, place, one) for place, one, _ in sides]
+    # Where the file says which machine it is, its processor need not: a line's end has little room.
+    named = [re.sub(r" of .* \(", " (", side_name(results, place, one)) for place, one, _ in sides]
     several = len({one.precision for _, one, _ in sides}) > 1
     engines = len({one.name for _, one, _ in sides}) > 1
     return [
