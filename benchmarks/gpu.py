@@ -96,7 +96,7 @@ class Report:
     def contest(self, one: Contest) -> None:
         """A contest as far as it is."""
         key = f"{one.workload.title}, {one.workload.precision}"
-        runs = [run_record(one, side, self.device) for side in one.engines]
+        runs = [run_record(one, side) for side in one.engines]
         self.measured[key] = [run for run in runs if run is not None], record(one, self.absent)
         notes = [f"{key}, {side.candidate.label}: {side.error}." for side in one.everyone if side.error is not None]
         others = [side for side in one.engines if side.engine != side.candidate.name]

@@ -17,7 +17,6 @@ from bareconv.bench.peers import Found, cuda_variants, record
 from bareconv.bench.steady import run_record
 from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
-from bareconv.device import get_device
 from bareconv.errors import UsageError
 
 WORK = Workload("mlp", (6, 6, 1), batch_size=4)
@@ -57,7 +56,7 @@ def valid(machine):
     """What is recorded of a contest, within a result that fits the schema: its runs and its ``peers`` entry."""
 
     def valid(one):
-        runs = [run_record(one, side, get_device("cpu")) for side in one.engines]
+        runs = [run_record(one, side) for side in one.engines]
         result = results.new("gpu", {}, runs=filter(None, runs), peers=[record(one, {})], environment=machine)
         results.validate(result)
         return result["runs"], result["peers"][0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bareconv.bench.estimates import median, ratio
+from bareconv.bench.estimates import is_steady, median, noise, ratio
 
 
 def test_the_median_and_an_interval_around_it(rng):
@@ -54,3 +54,41 @@ def test_a_ratio_of_noisy_sides_and_one_sample_more(rng):
 
 def test_the_same_every_time():
     assert median([1.0, 2.0, 4.0, 8.0]) == median([1.0, 2.0, 4.0, 8.0])
+
+
+def test_calm_rates_are_stable(rng):
+    judged = noise(rng.normal(1000.0, 10.0, 40).tolist())
+    assert judged.stable
+    assert judged.remarks == []
+    assert judged.spread == pytest.approx(1.35 * 0.01, rel=0.5)
+    assert abs(judged.drift) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("rates", "remark"),
+    [
+        ([1000.0] * 5, "5 blocks are too few to judge by"),
+        ([1000.0, 1300.0] * 10, "half of the blocks differ by more than 26% of the median"),
+        (np.linspace(1100, 950, 30).tolist(), "the later half is 7% slower than the earlier one"),
+        (np.linspace(950, 1100, 30).tolist(), "the later half is 8% faster than the earlier one"),
+        ([1000.0] * 26 + [600.0, 500.0, 400.0, 300.0], "4 of 30 blocks took more than 1.5 times as long"),
+    ],
+)
+def test_noise_is_marked(rates, remark):
+    judged = noise(rates)
+    assert not judged.stable
+    assert any(one.startswith(remark) for one in judged.remarks), judged.remarks
+
+
+def test_noise_alone_is_seldom_called_drift(rng):
+    found = [noise(rng.normal(1000.0, 50.0, 20).tolist()) for _ in range(200)]
+    assert sum(not one.stable for one in found) <= 4
+
+
+def test_steady():
+    falling = [4.0, 3.0, 2.0, 1.5, 1.2, 1.1]
+    assert not is_steady([1.0] * 5)  # too few to know
+    assert is_steady([1.0] * 6)
+    assert not is_steady(falling)
+    assert is_steady([*falling, 1.05, 1.04, 1.03, 1.02, 1.02])
+    assert is_steady([1.0, 1.0, 1.0, 1.0, 9.0, 1.0])  # one that was disturbed

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from bench_stand_ins import LOSSES, QUICK, stand_in
 
-from bareconv.bench.interleave import Budget, Listener, Side, interleave, prepare, turns
+from bareconv.bench.deadline import Deadline
+from bareconv.bench.estimates import ratio
+from bareconv.bench.interleave import ENOUGH, Listener, Side, interleave, prepare, turns
 from bareconv.bench.process import REMOVED, THREADS, StoppedError, Worker, WorkerError, environment, our_command
 from bareconv.bench.workload import Workload
-from bareconv.errors import UsageError
 
 
 class Heard(Listener):
@@ -37,7 +38,7 @@ def ready(tmp_path):
     sides = []
 
     def ready(*candidates):
-        made = [prepare(one, tmp_path, Budget(1.0), 5, Listener(), QUICK) for one in candidates]
+        made = [prepare(one, tmp_path, Deadline.after(10.0), 5, Listener(), QUICK) for one in candidates]
         sides.extend(made)
         return made
 
@@ -63,7 +64,7 @@ def test_who_drops_out_is_passed_over(ready):
 def test_a_measurement_by_turns_ends_in_time(ready):
     sides, heard = ready(stand_in("A"), stand_in("B", step=0.004)), Heard()
     begun = time.monotonic()
-    interleave(sides, 1.0, heard)
+    interleave(sides, Deadline.after(1.0), heard)
     assert time.monotonic() - begun < 1.3
     assert "".join(heard.blocks).startswith("ABBAABBA")
     assert heard.left == sorted(heard.left, reverse=True)
@@ -79,14 +80,14 @@ def test_a_measurement_by_turns_ends_in_time(ready):
 def test_a_slow_candidate_gets_one_block_and_no_more(ready):
     (side,) = ready(stand_in("slow", step=0.4))
     begun = time.monotonic()
-    interleave([side], 0.5, Listener())
+    interleave([side], Deadline.after(0.5), Listener())
     assert time.monotonic() - begun < 0.8
     assert side.samples.steps == [1]
 
 
 def test_a_request_to_stop_keeps_what_was_measured(ready):
     sides = ready(stand_in("A"), stand_in("B"))
-    interleave(sides, 8.0, Heard(most=3))
+    interleave(sides, Deadline.after(8.0), Heard(most=3))
     for side in sides:
         side.finish()
     assert [len(side.samples.seconds) for side in sides] == [1, 2]
@@ -104,7 +105,7 @@ def test_a_request_to_stop_keeps_what_was_measured(ready):
 )
 def test_the_others_go_on(trouble, error, ready):
     bad, good = ready(stand_in("bad", trouble), stand_in("good"))
-    interleave([bad, good], 1.4, Listener())
+    interleave([bad, good], Deadline.after(1.4), Listener())
     good.finish()
     assert bad.status == "failed"
     assert bad.rate is None
@@ -127,7 +128,7 @@ def test_what_fails_before_it_begins(trouble, status, ready):
 def test_a_loss_that_is_not_finite(ready):
     first, later = ready(stand_in("bad", losses=[float("nan")] * 5), stand_in("bad", losses=[*LOSSES, float("inf")]))
     assert "not finite" in first.error
-    interleave([later], 0.2, Listener())
+    interleave([later], Deadline.after(0.2), Listener())
     assert "did not stay finite" in later.error
     assert later.rate is None
 
@@ -146,15 +147,80 @@ def test_stopping_while_it_prepares(tmp_path):
     assert time.monotonic() - begun < 2
 
 
-def test_the_budget():
-    with pytest.raises(UsageError, match="budget 0: expected more than 0"):
-        Budget(0)
+class Fake(Side):
+    """A side on a clock that it moves on itself: each block takes what ``times`` says."""
 
-    class Warmed:
-        warm_up_seconds = 3.0
+    def __init__(self, name, clock, times, folder):
+        super().__init__(stand_in(name), folder, QUICK)
+        self.clock, self.times, self.step_seconds = clock, iter(times), 0.001
 
-    assert Budget(10).left([Warmed()]) == 7  # type: ignore[list-item]
-    assert Budget(10).left([Warmed()] * 3) == 5  # type: ignore[list-item]
+    @property
+    def alive(self):
+        return self.error is None
+
+    def run(self, block, lead=0.0):
+        taken = next(self.times)
+        self.clock[0] += taken
+        self.samples.add({"seconds": taken, "wall_seconds": taken, "steps": 10, "images": 40})
+
+
+def measured_on(clock, seconds, *sides):
+    heard = Heard()
+    interleave(sides, Deadline.after(seconds, lambda: clock[0]), heard)
+    return heard
+
+
+def test_it_ends_when_every_median_is_narrow(tmp_path):
+    clock = [0.0]
+    calm = Fake("calm", clock, itertools.repeat(0.01), tmp_path)
+    restless = Fake("restless", clock, itertools.cycle([0.010, 0.0104, 0.0097, 0.0102]), tmp_path)
+    measured_on(clock, 1000.0, calm, restless)
+    assert calm.stopped == restless.stopped == "narrow"
+    assert len(calm.samples.seconds) == len(restless.samples.seconds) > ENOUGH
+    assert restless.is_narrow
+    assert clock[0] < 5
+
+
+def test_it_ends_with_the_time_and_says_so(tmp_path):
+    clock = [0.0]
+    wild = Fake("wild", clock, itertools.cycle([0.1, 0.3, 0.2, 0.5]), tmp_path)
+    heard = measured_on(clock, 8.0, wild)
+    assert wild.stopped == "budget"
+    assert not wild.is_narrow
+    assert 7.0 < clock[0] < 8.5
+    assert heard.left == sorted(heard.left, reverse=True)
+
+
+def test_a_drift_hits_both_alike(tmp_path):
+    """A machine that becomes slower all the time: by turns A B B A the ratio of medians hardly sees it."""
+    clock = [0.0]
+
+    def slower(factor):
+        while True:
+            yield factor * 0.05 * (1 + 0.3 * clock[0])
+
+    one, other = Fake("one", clock, slower(1.0), tmp_path), Fake("other", clock, slower(2.0), tmp_path)
+    measured_on(clock, 10.0, one, other)
+    assert one.samples.seconds[-1] > 1.6 * one.samples.seconds[0]
+    found = ratio(one.samples.rates, other.samples.rates)
+    assert found.value == pytest.approx(2.0, rel=0.03)
+
+
+def test_nothing_is_begun_when_the_time_is_up(tmp_path):
+    clock = [5.0]
+    side = Fake("late", clock, itertools.repeat(0.01), tmp_path)
+    deadline = Deadline(5.0, lambda: clock[0])
+    interleave([side], deadline, Listener())
+    assert (side.stopped, side.samples.seconds) == ("budget", [])
+    side.prepare(5, 0.1, lambda: False, deadline)
+    assert (side.status, side.error) == ("interrupted", "the time was up before it could get ready")
+
+
+def test_what_is_not_ready_in_time(tmp_path):
+    begun = time.monotonic()
+    side = prepare(stand_in("slow", "hang at prepare"), tmp_path, Deadline.after(0.3), 5, Listener(), QUICK)
+    assert time.monotonic() - begun < 2
+    assert (side.status, side.error) == ("interrupted", "was not ready after 0 s, when the time was up")
 
 
 def test_the_environment(monkeypatch):
@@ -224,7 +290,10 @@ def test_our_worker_speaks_the_protocol(tmp_path):
         assert ready["losses"] == expected
         assert ready["compile_seconds"] >= 0
         assert "bareconv" in ready["versions"]
+        assert isinstance(ready["warmed_up"], bool)
+        assert (ready["flags"]["precision"], ready["flags"]["threads"]) == ("float32", "1")
         block = worker.ask("run", 60, seconds=0.1, lead=0.02)
+        assert block["wall_seconds"] >= block["seconds"]
         assert block["seconds"] >= 0.1
         assert block["images"] == 8 * block["steps"]
         assert worker.ask("run", 60, steps=300)["steps"] == 300  # more than an epoch, and than all that are written

@@ -10,13 +10,13 @@ from importlib import util
 import pytest
 from bench_stand_ins import LOSSES, QUICK, averaged, stand_in, tiny
 
-from bareconv.bench import peers, results
+from bareconv.bench import interleave, peers, results
+from bareconv.bench.deadline import Deadline
 from bareconv.bench.environment import describe
 from bareconv.bench.interleave import Listener, our_candidate
 from bareconv.bench.peers import PEERS, Found, Peer, compare, find, record
 from bareconv.bench.steady import run_record
 from bareconv.bench.workload import Workload
-from bareconv.device import get_device
 from bareconv.errors import UsageError
 from bareconv.nn import Dropout, Flatten, models
 from bareconv.nn.layers import Dense
@@ -43,7 +43,7 @@ def valid(machine):
     """The record of a comparison, within a result that fits the schema."""
 
     def valid(compared, absent=None):
-        runs = [run_record(compared, side, get_device("cpu")) for side in compared.sides if side.candidate.ours]
+        runs = [run_record(compared, side) for side in compared.sides if side.candidate.ours]
         entry = record(compared, absent or {})
         result = results.new("bench peers", {}, runs=filter(None, runs), peers=[entry], environment=machine)
         results.validate(result)
@@ -70,6 +70,13 @@ def stand_ins(monkeypatch):
     return register
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Medians count as known after a few short blocks, so that the time need not be spent."""
+    for name, value in (("ENOUGH", 4), ("NARROW", 10.0), ("LONGEST", 0.05)):
+        monkeypatch.setattr(interleave, name, value)
+
+
 def acting(mode="eager", **acts):
     return {"mode": mode, "acts": acts}
 
@@ -89,7 +96,7 @@ def test_absent_and_unknown_peers():
 def test_the_best_variant_and_the_default_are_measured(stand_ins, valid):
     variants = {"slow": acting(step=0.004), "quick": acting(step=0.001), "broken": acting(trouble="die at run")}
     found = stand_ins(rival=(variants, acting(step=0.008)))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, 1.2, Listener(), limits=QUICK)
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     entry = valid(compared)
     assert [(one["name"], one["variant"]) for one in entry["candidates"]] == [
         ("plan", ""),
@@ -114,7 +121,9 @@ def test_the_best_variant_and_the_default_are_measured(stand_ins, valid):
 def test_variants_that_compile_can_be_left_out(stand_ins, valid):
     variants = {"compiled": acting("compile"), "eager": acting()}
     found = stand_ins(rival=(variants, None))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, 0.4, Listener(), compiled=False, limits=QUICK)
+    compared = compare(
+        WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), compiled=False, limits=QUICK
+    )
     _, rival = valid(compared)["candidates"]
     assert (rival["variant"], [one["variant"] for one in rival["tries"]]) == ("eager", ["eager"])
 
@@ -122,7 +131,7 @@ def test_variants_that_compile_can_be_left_out(stand_ins, valid):
 def test_compiling_has_a_limit(stand_ins, valid, monkeypatch):
     monkeypatch.setattr(peers, "COMPILE_SECONDS", 0.5)
     found = stand_ins(rival=({"compiled": acting("compile", trouble="hang at prepare"), "eager": acting()}, None))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, 0.4, Listener(), limits=QUICK)
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     _, rival = valid(compared)["candidates"]
     assert (rival["variant"], rival["status"]) == ("eager", "measured")
     assert rival["tries"][0]["error"] == "gave no answer within 0.5 s and was ended"
@@ -137,7 +146,7 @@ def test_other_losses_mean_no_figures(stand_ins, valid):
         lacking=({"": acting(trouble="cannot prepare")}, None),
         dying=({"": acting(trouble="die at run")}, None),
     )
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, 0.6, Listener(), limits=QUICK)
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     entries = {one["name"]: one for one in valid(compared, {"gone": "not installed"})["candidates"]}
     assert {name: one["status"] for name, one in entries.items()} == {
         "plan": "measured",
@@ -154,7 +163,9 @@ def test_other_losses_mean_no_figures(stand_ins, valid):
 
 def test_where_ours_fails_nothing_is_compared(stand_ins, valid):
     found = stand_ins(rival=({"": acting()}, None))
-    compared = compare(WORK, [stand_in("plan", "die at prepare", ours=True)], found, 0.4, Listener(), limits=QUICK)
+    compared = compare(
+        WORK, [stand_in("plan", "die at prepare", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK
+    )
     entry = valid(compared)
     assert entry["ours"] is None
     assert [one["status"] for one in entry["candidates"]] == ["failed", "failed"]
@@ -162,7 +173,7 @@ def test_where_ours_fails_nothing_is_compared(stand_ins, valid):
 
 def test_no_process_is_left_behind(stand_ins):
     found = stand_ins(rival=({"a": acting(), "b": acting(step=0.001)}, acting()))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, 0.4, Listener(), limits=QUICK)
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     assert not any(side.alive for side in [*compared.sides, *compared.tries["rival"]])
 
 
@@ -185,7 +196,7 @@ def test_pytorch_computes_the_same(zoo, valid, monkeypatch):
     found = torch_python()
     monkeypatch.setattr(peers, "TRY_SECONDS", 0.05)
     work = Workload("tiny", (9, 8, 2), batch_size=16, precision="float64", lr=0.02)
-    entry = valid(compare(work, ours(), found, 0.5, Listener(), compiled=False))
+    entry = valid(compare(work, ours(), found, Deadline.after(60), Listener(), compiled=False))
     for one in entry["candidates"]:
         assert (one["status"], one["error"]) == ("measured", None)
     best, default = entry["candidates"][1:]
@@ -199,7 +210,7 @@ def test_pytorch_refuses_what_it_cannot_do_alike(zoo, valid, monkeypatch):
     found = torch_python()
     monkeypatch.setitem(PEERS, "pytorch", Peer("torch", PEERS["pytorch"].module, {"": peers.DEFAULT}))
     work = Workload("dropping", (4, 4, 1), batch_size=8)
-    rival = valid(compare(work, ours(), found, 0.2, Listener()))["candidates"][1]
+    rival = valid(compare(work, ours(), found, Deadline.after(60), Listener()))["candidates"][1]
     assert (rival["status"], rival["error"]) == (
         "unsupported",
         "layer type Dropout (layer dropout1) has no counterpart here",
@@ -213,7 +224,7 @@ def test_dezero_computes_the_same(model, zoo, valid):
         pytest.skip(f"DeZero is not installed: {found.absent['dezero']}")
     shape = (9, 8, 2) if model == "tiny" else (6, 6, 1)
     work = Workload(model, shape, batch_size=16, precision="float64", lr=0.02)
-    rival = valid(compare(work, ours(), found, 0.3, Listener()))["candidates"][1]
+    rival = valid(compare(work, ours(), found, Deadline.after(60), Listener()))["candidates"][1]
     assert (rival["status"], rival["error"]) == ("measured", None)
     assert rival["loss_difference"] < 1e-12
 
@@ -223,7 +234,7 @@ def test_a_peer_that_turns_out_not_to_be_there(peer, valid):
     """The scripts start under any interpreter, bareconv installed or not; what is absent is an answer, not a crash."""
     if util.find_spec(PEERS[peer].package) is not None:
         pytest.skip(f"{peer} is there")
-    compared = compare(WORK, ours(), Found({peer: sys.executable}, {}), 0.2, Listener(), compiled=False)
+    compared = compare(WORK, ours(), Found({peer: sys.executable}, {}), Deadline.after(60), Listener(), compiled=False)
     rival = valid(compared)["candidates"][1]
     assert rival["status"] == "failed"
     assert f"No module named '{PEERS[peer].package}'" in rival["error"]
@@ -240,6 +251,8 @@ print(*(name for name in sys.modules if name.startswith("bareconv.")))
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True, timeout=60)
     assert set(done.stdout.split()) == {
         "bareconv.host",
+        "bareconv.random",
         "bareconv.bench",
+        "bareconv.bench.estimates",
         *(f"bareconv.bench.workers{name}" for name in ("", ".serving", ".pytorch", ".dezero")),
     }

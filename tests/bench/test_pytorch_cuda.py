@@ -12,7 +12,8 @@ import pytest
 from bench_stand_ins import tiny
 
 from bareconv.bench import process
-from bareconv.bench.interleave import Budget, Candidate, Limits, Listener, our_candidate, prepare
+from bareconv.bench.deadline import Deadline
+from bareconv.bench.interleave import Candidate, Limits, Listener, our_candidate, prepare
 from bareconv.bench.parity import TOLERANCE
 from bareconv.bench.peers import cuda_variants, find
 from bareconv.bench.workers.lock import LOCK, Alone
@@ -40,7 +41,7 @@ def losses(tmp_path):
     def losses(candidate, precision="float64"):
         job = json.loads((tmp_path / "job.json").read_text())
         (tmp_path / "job.json").write_text(json.dumps({**job, "precision": precision}))
-        side = prepare(candidate, tmp_path, Budget(0.2), 5, Listener(), Limits())
+        side = prepare(candidate, tmp_path, Deadline.after(200), 5, Listener(), Limits())
         if side.error is None:
             side.run(0.02)
         side.finish()

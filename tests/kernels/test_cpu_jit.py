@@ -123,6 +123,41 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache.cache_folder() == tmp_path / "Library" / "Caches" / "bareconv"
 
 
+FAR_APART = """
+import ctypes
+from bareconv.kernels.cpu import jit
+from bareconv.kernels.cpu.ends import SoftmaxCrossEntropy
+from bareconv.kernels.cpu.target import host_target
+
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+PAGE = 4096
+
+def take(size):
+    reserved, nothing = 0x4022, 0  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, PROT_NONE
+    return libc.mmap(None, size, nothing, reserved, -1, 0)
+
+for classes in range(2, 22):
+    for pages in (1, 1, 1, 4, 16) * 1000:  # the holes of before
+        take(pages * PAGE)
+    block = take(3 * PAGE)
+    take(3 << 30)
+    libc.munmap(block + PAGE, PAGE)  # room for instructions, and not for their constants
+    kernel = SoftmaxCrossEntropy(host_target(), classes, 0.0)
+    assert jit.compile_kernels([kernel]).addresses[kernel]
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="maps memory as Linux does")
+def test_code_and_its_constants_stay_close(folder: Path) -> None:
+    """However much of the address space has been taken since the last kernel was loaded."""
+    done = subprocess.run([sys.executable, "-c", FAR_APART], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[:500]
+
+
 def test_names_tell_kernels_apart() -> None:
     """By shape, by kind, by processor, and by the sources that write them."""
     target = host_target()

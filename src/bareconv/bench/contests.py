@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bareconv.bench import process
+from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, Side, interleave, our_candidate
 from bareconv.bench.peers import CHECKED_STEPS, Compared, Found, catalog, check
 from bareconv.bench.process import StoppedError
@@ -199,7 +200,7 @@ def _measure(sides: Sequence[Side], one: Contest, seconds: float) -> None:
         for side in sides:
             check(side, one.engines, one.workload.precision)
     taking = [side for side in sides if side.alive]
-    interleave(taking, seconds, Listener())
+    interleave(taking, Deadline.after(seconds), Listener())
     for side in taking:
         side.look_at_memory()
 

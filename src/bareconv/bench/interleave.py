@@ -1,7 +1,8 @@
 """Candidates measured by turns: one runs at a time, in short blocks, in an order that drift hits alike.
 
 The passes go A B C, C B A, A B C, ...: over each two, every candidate has the same mean moment, so that a machine that
-becomes slower or faster while it is measured moves all medians alike, and their ratios not at all.
+becomes slower or faster while it is measured moves all medians alike, and their ratios not at all. It ends when every
+median is known well enough, or the time is up, and says which.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from bareconv.bench import process
+from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import Estimate, median
 from bareconv.bench.process import Worker, WorkerError
-from bareconv.errors import BareconvError, UsageError
+from bareconv.errors import BareconvError
 
 BLOCKS = 20  # for each candidate, where the time is enough for blocks of some length
+ENOUGH = 10  # blocks, before a median may count as known
+NARROW = 0.01  # half of an interval over its median: narrower than that, it is known well enough
+READY = 0.5  # of the time, that getting ready may take
+WARM_UP, WARM_UP_SHARE = 2.0, 0.05  # seconds of steps before the first block, at most; and of the time that is left
 SHORTEST, LONGEST = 0.02, 1.0  # seconds of a block
 LEAD = 0.1  # seconds before a block: the caches become its candidate's own, the threads of the one before fall asleep
 
@@ -51,12 +57,13 @@ class Candidate:
         return f"{self.name} {self.variant}".strip()
 
 
-def our_candidate(engine: str, device: str, threads: int) -> Candidate:
-    """One of our engines on a device."""
+def our_candidate(engine: str, device: str, threads: int, precision: str | None = None) -> Candidate:
+    """One of our engines on a device. ``precision``: where it is not the workload's."""
+    options = {"engine": engine, "device": device}
     return Candidate(
         name=engine,
         command=process.our_command("bareconv.bench.workers.ours"),
-        options={"engine": engine, "device": device},
+        options=options if precision is None else {**options, "precision": precision},
         environment=process.with_this_package(process.environment(threads)),
         ours=True,
     )
@@ -66,13 +73,15 @@ def our_candidate(engine: str, device: str, threads: int) -> Candidate:
 class Samples:
     """The blocks of a candidate."""
 
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # by the device's own clock, where it has one
+    wall_seconds: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
 
     def add(self, answer: Mapping[str, Any]) -> None:
         """One more block, as the process told it."""
         self.seconds.append(float(answer["seconds"]))
+        self.wall_seconds.append(float(answer.get("wall_seconds", answer["seconds"])))
         self.steps.append(int(answer["steps"]))
         self.images.append(int(answer["images"]))
 
@@ -90,10 +99,13 @@ class Side:
         self.samples, self.tried = Samples(), Samples()  # ``tried``: from a brief try, before it was chosen
         self.error: str | None = None
         self.status = "measured"  # or what is wrong: unsupported, failed, disagrees, interrupted
+        self.stopped: str | None = None  # why there are no more blocks: narrow, budget, request
         self.engine = candidate.name  # the one that runs, which may be another than the one asked for
         self.losses: list[float] = []  # of the first steps
         self.loss_difference: float | None = None  # from ours, the largest relative one
         self.versions: dict[str, str] = {}
+        self.flags: dict[str, str] = {}  # effective settings, as the candidate's library tells them
+        self.warmed_up = False  # whether its steps had become steady before the first block
         self.step_seconds = self.compile_seconds = self.warm_up_seconds = 0.0
         self.memory: dict[str, int] = {}
         self._worker: Worker | None = None
@@ -104,18 +116,32 @@ class Side:
         return self._worker is not None and self.error is None
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether there are blocks enough for a median that is known within ``NARROW``."""
+        return len(self.samples.seconds) >= ENOUGH and median(self.samples.rates).width <= NARROW
+
+    @property
     def rate(self) -> Estimate | None:
         """Images a second; None where there is an error, or no block."""
         return median(self.samples.rates) if self.samples.seconds and self.error is None else None
 
-    def prepare(self, checks: int, warm_up: float, should_stop: Callable[[], bool]) -> None:
-        """Start the process and take its first steps; what fails is in ``error``. Raises StoppedError."""
+    def prepare(
+        self, checks: int, warm_up: float, should_stop: Callable[[], bool], deadline: Deadline | None = None
+    ) -> None:
+        """Start the process and take its first steps; what fails is in ``error``. Raises StoppedError.
+
+        What is not ready by the deadline is ended, and has that for its error.
+        """
         begun = time.monotonic()
+        left = math.inf if deadline is None else deadline.left
+        if left <= 0:
+            self.fail(BareconvError("the time was up before it could get ready"), "interrupted")
+            return
         try:
             self._worker = Worker(self.candidate.command, self.candidate.environment, self.folder)
             answer = self._worker.ask(
                 "prepare",
-                self.limits.prepare,
+                min(self.limits.prepare, left),
                 should_stop,
                 folder=str(self.folder),
                 options=dict(self.candidate.options),
@@ -123,10 +149,15 @@ class Side:
                 warm_up=warm_up,
             )
         except WorkerError as error:
-            self.fail(error)
+            if deadline is not None and deadline.passed:
+                waited = time.monotonic() - begun
+                self.fail(BareconvError(f"was not ready after {waited:.0f} s, when the time was up"), "interrupted")
+            else:
+                self.fail(error)
             return
         self.losses, self.versions = answer["losses"], answer["versions"]
         self.engine = answer.get("engine") or self.engine
+        self.flags, self.warmed_up = answer.get("flags", {}), bool(answer.get("warmed_up"))
         self.step_seconds, self.compile_seconds = answer["step_seconds"], answer["compile_seconds"]
         self.warm_up_seconds = max(0.0, time.monotonic() - begun - self.compile_seconds)
         if not all(map(math.isfinite, self.losses)):
@@ -138,10 +169,12 @@ class Side:
 
     def run(self, block: float, lead: float = 0.0) -> None:
         """One block more; what fails is in ``error``."""
+        self._run(10 * self.expected(block, lead) + self.limits.answer, seconds=block, lead=lead)
+
+    def _run(self, patience: float, **message: Any) -> None:
         assert self._worker is not None
-        patience = 10 * self.expected(block, lead) + self.limits.answer
         try:
-            answer = self._worker.ask("run", patience, seconds=block, lead=lead)
+            answer = self._worker.ask("run", patience, **message)
         except WorkerError as error:
             self.fail(error)
             return
@@ -150,6 +183,21 @@ class Side:
             return
         self.samples.add(answer)
         self.step_seconds = self.samples.seconds[-1] / self.samples.steps[-1]
+
+    def advance(self, steps: int) -> bool:
+        """A block of so many steps; False where that fails, which is in ``error``."""
+        self._run(10 * steps * self.step_seconds + self.limits.answer, steps=steps)
+        return self.alive
+
+    def ask_accuracy(self) -> tuple[float, float] | None:
+        """(accuracy on the test images, seconds that finding it took); None where that fails, which is in ``error``."""
+        assert self._worker is not None
+        try:
+            answer = self._worker.ask("accuracy", self.limits.prepare)
+        except WorkerError as error:
+            self.fail(error)
+            return None
+        return float(answer["accuracy"]), float(answer["seconds"])
 
     def look_at_memory(self) -> None:
         """Ask for the memory; what fails is in ``error``."""
@@ -196,22 +244,34 @@ class Listener:
         return False
 
 
-def interleave(sides: Sequence[Side], seconds: float, listener: Listener) -> None:
-    """Measure by turns for that long; a block that would not end in time is not begun.
+def interleave(sides: Sequence[Side], deadline: Deadline, listener: Listener) -> None:
+    """Measure by turns until every median is narrow, or the deadline; a block that would not end in time is not begun.
 
-    Each candidate gets at least one block, though a single step of it may take longer. One that fails drops out, and
-    the others have its time. Stops early where the listener says so.
+    Each candidate gets at least one block, unless the time is up before, though a single step of it may take longer.
+    One that fails drops out, and the others have its time. Stops early where the listener says so. ``stopped`` of every
+    side says which it was.
     """
-    end = time.monotonic() + seconds
-    block = min(max(seconds / (BLOCKS * max(len(sides), 1)), SHORTEST), LONGEST)
+    block = min(max(deadline.left / (BLOCKS * max(len(sides), 1)), SHORTEST), LONGEST)
     lead = min(LEAD, block / 4) if len(sides) > 1 else 0.0
+    reason = _blocks(sides, deadline, listener, block, lead)
+    for side in sides:
+        side.stopped = reason
+
+
+def _blocks(sides: Sequence[Side], deadline: Deadline, listener: Listener, block: float, lead: float) -> str:
+    """Measure; returns why it ended."""
+    first = next(iter(sides), None)
     for side in turns(sides):
         if listener.should_stop():
-            return
-        if side.samples.seconds and time.monotonic() + side.expected(block, lead) > end:
-            return
+            return "request"
+        taken = len(side.samples.seconds)
+        if side is first and taken >= ENOUGH and taken % 2 == 0 and all(one.is_narrow for one in sides if one.alive):
+            return "narrow"
+        if deadline.passed or (taken and side.expected(block, lead) > deadline.left):
+            return "budget"
         side.run(block, lead)
-        listener.block(side, max(0.0, end - time.monotonic()))
+        listener.block(side, deadline.left)
+    return "budget"
 
 
 def turns(sides: Sequence[Side]) -> Iterator[Side]:
@@ -224,34 +284,17 @@ def turns(sides: Sequence[Side]) -> Iterator[Side]:
         order.reverse()
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Seconds for warming up and measuring; compilation comes on top."""
-
-    seconds: float
-
-    def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise UsageError(f"budget {self.seconds}: expected more than 0 seconds")
-
-    @property
-    def warm_up(self) -> float:
-        """Seconds of steps before a candidate's first block."""
-        return min(0.5, self.seconds / 20)
-
-    def left(self, sides: Sequence[Side]) -> float:
-        """Seconds for measuring, after the sides have warmed up; at least half of all."""
-        return max(self.seconds - sum(side.warm_up_seconds for side in sides), self.seconds / 2)
-
-
 def prepare(
-    candidate: Candidate, folder: Path, budget: Budget, checks: int, listener: Listener, limits: Limits
+    candidate: Candidate, folder: Path, deadline: Deadline, checks: int, listener: Listener, limits: Limits
 ) -> Side:
-    """A side that is ready to be measured, or has an error. Raises StoppedError, having ended the process."""
+    """A side that is ready to be measured by the deadline, or has an error.
+
+    Raises StoppedError, having ended the process.
+    """
     listener.stage(f"Starting {candidate.label}")
     side = Side(candidate, folder, limits)
     try:
-        side.prepare(checks, budget.warm_up, listener.should_stop)
+        side.prepare(checks, min(WARM_UP, WARM_UP_SHARE * deadline.left), listener.should_stop, deadline)
     except BaseException:
         side.close()
         raise

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from bareconv.bench import process
+from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import median, ratio
-from bareconv.bench.interleave import Budget, Candidate, Limits, Listener, Samples, Side, interleave, prepare
+from bareconv.bench.interleave import READY, Candidate, Limits, Listener, Samples, Side, interleave, prepare
 from bareconv.bench.parity import TOLERANCE
 from bareconv.bench.process import StoppedError
 from bareconv.bench.steady import Measured, throughput
@@ -151,32 +152,33 @@ def compare(
     workload: Workload,
     engines: Sequence[Candidate],
     peers: Found,
-    seconds: float,
+    deadline: Deadline,
     listener: Listener,
     *,
     compiled: bool = True,
     limits: Limits | None = None,
     device: str = "cpu",
 ) -> Compared:
-    """Measure our engines and the peers on a workload, by turns, for ``seconds``; trying variants comes on top.
+    """Measure our engines and the peers on a workload, by turns, until the deadline.
 
-    ``compiled``: try the variants that compile, too. ``device``: where the peers compute, as the engines do.
+    Half of the time is for getting ready and trying variants, of which every peer has its share: what is not ready then
+    is not measured, and says so. ``compiled``: try the variants that compile, too. ``device``: where the peers compute,
+    as the engines do.
     """
-    budget, limits = Budget(seconds), limits or Limits()
+    ready, limits = deadline.part(READY), limits or Limits()
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
         folder = Path(name)
         dataset = workload.write(folder)
         compared = Compared(workload, dataset.name, len(dataset.train), device=device)
-        trying = _Trying(compared, folder, budget, listener, limits, compiled)
+        trying = _Trying(compared, folder, listener, limits, compiled)
         try:
             for engine in engines:
-                compared.sides.append(prepare(engine, folder, budget, CHECKED_STEPS, listener, limits))
+                compared.sides.append(prepare(engine, folder, ready, CHECKED_STEPS, listener, limits))
                 check(compared.sides[-1], compared.sides, workload.precision)
-            for peer, python in peers.pythons.items():
-                trying.peer(peer, python)
-            left = budget.left(compared.sides)
-            listener.measuring(f"Measuring {workload.title}", left)
-            interleave([side for side in compared.sides if side.alive], left, listener)
+            for place, (peer, python) in enumerate(peers.pythons.items()):
+                trying.peer(peer, python, ready.part(1 / (len(peers.pythons) - place)))
+            listener.measuring(f"Measuring {workload.title}", deadline.left)
+            interleave([side for side in compared.sides if side.alive], deadline, listener)
         except StoppedError:
             pass
         finally:
@@ -189,41 +191,41 @@ def compare(
 class _Trying:
     """Prepares a peer's variants and leaves the best of them, and the default, ready to be measured."""
 
-    def __init__(
-        self, compared: Compared, folder: Path, budget: Budget, listener: Listener, limits: Limits, compiled: bool
-    ) -> None:
-        self.compared, self.folder, self.budget = compared, folder, budget
+    def __init__(self, compared: Compared, folder: Path, listener: Listener, limits: Limits, compiled: bool) -> None:
+        self.compared, self.folder = compared, folder
         self.listener, self.limits, self.compiled = listener, limits, compiled
 
-    def peer(self, name: str, python: str) -> None:
+    def peer(self, name: str, python: str, deadline: Deadline) -> None:
+        """Within the time until ``deadline``; the default first, which takes no choosing."""
+        self.deadline, self.try_seconds = deadline, min(TRY_SECONDS, deadline.left / 10)
         workload, sides = self.compared.workload, self.compared.sides
         peer = catalog(self.compared.device, workload.precision)[name]
         command = process.foreign_command(python, peer.module)
         environment = process.environment(workload.threads)
         candidates = [Candidate(name, command, options, environment, False, v) for v, options in peer.variants.items()]
-        if len(candidates) == 1:
-            sides.append(self._ready(candidates[0]))
-        else:
-            tries = self.compared.tries[name] = []
-            best: Side | None = None
-            try:
-                for candidate in candidates:
-                    if candidate.options["mode"] == "compile" and not self.compiled:
-                        continue
-                    side = self._tried(candidate)
-                    tries.append(side)
-                    best = self._better(best, side)
-            finally:
-                if best is not None:
-                    sides.append(best)
+        default: list[Side] = []
         if peer.default is not None:
-            sides.append(self._ready(Candidate(name, command, peer.default, environment, False, "default")))
+            default.append(self._ready(Candidate(name, command, peer.default, environment, False, "default")))
+        if len(candidates) == 1:
+            sides += [self._ready(candidates[0]), *default]
+            return
+        tries = self.compared.tries[name] = []
+        best: Side | None = None
+        try:
+            for candidate in candidates:
+                if candidate.options["mode"] == "compile" and not self.compiled:
+                    continue
+                side = self._tried(candidate)
+                tries.append(side)
+                best = self._better(best, side)
+        finally:
+            sides += [*([] if best is None else [best]), *default]
 
     def _ready(self, candidate: Candidate) -> Side:
         limits = self.limits
         if candidate.options.get("mode") == "compile":
             limits = Limits(prepare=min(COMPILE_SECONDS, limits.prepare), answer=limits.answer)
-        side = prepare(candidate, self.folder, self.budget, CHECKED_STEPS, self.listener, limits)
+        side = prepare(candidate, self.folder, self.deadline, CHECKED_STEPS, self.listener, limits)
         check(side, self.compared.sides, self.compared.workload.precision)
         return side
 
@@ -234,7 +236,7 @@ class _Trying:
             self.listener.stage(f"Trying {candidate.label}")
             for _ in range(3):
                 if side.alive:
-                    side.run(min(TRY_SECONDS, self.budget.seconds / 10) / 3)
+                    side.run(self.try_seconds / 3)
             side.tried, side.samples = side.samples, Samples()
         return side
 
@@ -247,7 +249,7 @@ class _Trying:
         if best is not None and side.alive and best.alive:
             for rival in (side, best, best, side):
                 if rival.alive:
-                    rival.run(min(TRY_SECONDS, self.budget.seconds / 10) / 3)
+                    rival.run(self.try_seconds / 3)
         if best is None or not side.alive or not best.alive:
             winner = best if best is not None and not side.alive else side
         else:

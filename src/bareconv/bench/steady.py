@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bareconv import optim
+from bareconv.bench.deadline import Deadline
 from bareconv.bench.environment import speed_variables
-from bareconv.bench.interleave import Budget, Candidate, Limits, Listener, Side, interleave, prepare
+from bareconv.bench.estimates import noise
+from bareconv.bench.interleave import READY, Candidate, Limits, Listener, Side, interleave, prepare
 from bareconv.bench.process import StoppedError
 from bareconv.bench.workload import MOMENTUM, Workload
-from bareconv.device import Device
+from bareconv.device import get_device
 
 
 @dataclass
@@ -30,22 +33,21 @@ class Measured:
 def measure(
     workload: Workload,
     candidates: Sequence[Candidate],
-    seconds: float,
+    deadline: Deadline,
     listener: Listener,
     limits: Limits | None = None,
 ) -> Measured:
-    """Measure candidates on a workload, by turns, for ``seconds`` in all; what fails is in its side's ``error``."""
-    budget = Budget(seconds)
+    """Measure candidates on a workload, by turns, until the deadline; what fails is in its side's ``error``."""
+    ready = deadline.part(READY)
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
         folder = Path(name)
         dataset = workload.write(folder)
         measured = Measured(workload, dataset.name, len(dataset.train))
         try:
             for candidate in candidates:
-                measured.sides.append(prepare(candidate, folder, budget, 1, listener, limits or Limits()))
-            left = budget.left(measured.sides)
-            listener.measuring(f"Measuring {workload.title}", left)
-            interleave(measured.sides, left, listener)
+                measured.sides.append(prepare(candidate, folder, ready, 1, listener, limits or Limits()))
+            listener.measuring(f"Measuring {workload.title}", deadline.left)
+            interleave([side for side in measured.sides if side.alive], deadline, listener)
         except StoppedError:
             pass
         finally:
@@ -55,18 +57,20 @@ def measure(
     return measured
 
 
-def run_record(measured: Measured, side: Side, device: Device) -> dict[str, Any] | None:
+def run_record(measured: Measured, side: Side) -> dict[str, Any] | None:
     """The ``run`` object of a result for one of our engines; None where it has no figures."""
     rate, workload, samples = side.rate, measured.workload, side.samples
     if rate is None:
         return None
+    options = side.candidate.options
+    device = get_device(options.get("device", "cpu"))
     model, steps, seconds = workload.network(), sum(samples.steps), sum(samples.seconds)
     return {
         "device": device.name,
         "device_description": device.description,
         "engine": side.engine,
         "model": workload.model,
-        "precision": device.effective_precision(workload.precision),
+        "precision": device.effective_precision(options.get("precision", workload.precision)),
         "batch_size": workload.batch_size,
         "epochs": round(sum(samples.images) / measured.images, 6),
         "iterations": steps,
@@ -91,12 +95,16 @@ def run_record(measured: Measured, side: Side, device: Device) -> dict[str, Any]
 
 def throughput(side: Side, threads: int) -> dict[str, Any]:
     """The ``throughput`` object of a result: the samples of a side with a rate, and what they were taken with."""
-    rate = side.rate
+    rate, samples = side.rate, side.samples
     assert rate is not None
+    found = {} if side.stopped is None else {"stopped": side.stopped}
     return {
         "images_per_second": rate.value,
         "interval": rate.interval(),
-        "samples": {"seconds": side.samples.seconds, "steps": side.samples.steps, "images": side.samples.images},
+        "samples": vars(samples),
+        "noise": dataclasses.asdict(noise(samples.rates)),
+        "warmed_up": side.warmed_up,
+        **found,
         "warm_up_seconds": side.warm_up_seconds,
         "compile_seconds": side.compile_seconds,
         "peak_memory_bytes": side.memory["peak"],
@@ -104,4 +112,5 @@ def throughput(side: Side, threads: int) -> dict[str, Any]:
         "threads": threads,
         "variables": speed_variables(side.candidate.environment),
         "versions": side.versions,
+        "flags": side.flags,
     }

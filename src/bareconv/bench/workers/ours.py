@@ -21,7 +21,7 @@ GPU_CHUNK = 8192  # steps of some microseconds each, between two waits for the G
 
 
 class Ours(Candidate):
-    """``options``: the engine's name and the device's."""
+    """``options``: the engine's name and the device's; the precision, where it is not the job's."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
@@ -36,7 +36,7 @@ class Ours(Candidate):
             batch_size=job.batch_size,
             schedule=optim.Constant(),
             engine=self.options["engine"],
-            precision=values["precision"],
+            precision=self.options.get("precision", values["precision"]),
             seed=values["seed"],
             threads=values["threads"],
         )

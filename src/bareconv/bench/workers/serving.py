@@ -1,11 +1,12 @@
 """A candidate, driven over standard input and output: one JSON object a line, one answer a line.
 
     {"do": "prepare", "folder": ..., "options": ..., "checks": n, "warm_up": s}
-        -> losses of the first n steps, seconds of a step after warming up for s seconds, compile_seconds, versions,
-           engine (the one that runs, which may be another than the one asked for; empty where it has no name),
-           steps taken so far
+        -> losses of the first n steps, seconds of a step after warming up until steps are steady, s seconds at most,
+           warmed_up (whether they are), compile_seconds, versions, flags (effective settings), engine (the one that
+           runs, which may be another than the one asked for; empty where it has no name), steps taken so far
     {"do": "run", "seconds": s, "lead": l}  or  {"do": "run", "steps": n}
-        -> steps, images, seconds, loss of the last step; l seconds of steps come first, outside the clock
+        -> steps, images, seconds (by the device's own clock), wall_seconds, loss of the last step; l seconds of steps
+           come first, outside the clock
     {"do": "accuracy"}  -> accuracy (the fraction right of the job's test images), seconds that finding it took
     {"do": "memory"}  -> baseline (what the process held before the model and the data), peak, in bytes
     {"do": "quit"}    -> the process ends
@@ -31,7 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bareconv import host
+from bareconv.bench.estimates import WINDOW, is_steady
 
+WARM_UP_BLOCK = 0.1  # seconds
 CHUNK = 256  # steps between two looks at the clock, at most, unless a candidate says otherwise
 EVALUATED = 500  # images at once, where an accuracy is found
 
@@ -44,10 +47,10 @@ class UnsupportedError(Exception):
 class Job:
     """What to train, as ``bench.workload`` writes it into a folder.
 
-    images: uint8 (N, H, W, C); labels: int32 (N,); order: int64 (epochs, N), the images of each epoch in order, of
-    which every ``batch_size`` are a batch; weights: the model's state by the names of our layers, in our layouts
-    (HWIO, (in, out)); test_images, test_labels: as images and labels, held out, None where there are none.
-    ``settings`` holds the rest: the tree of layers, the optimizer's numbers, precision, threads.
+    images: uint8 (N, H, W, C), perhaps mapped from a file; labels: int32 (N,); order: int64 (epochs, N), the images of
+    each epoch in order, of which every ``batch_size`` are a batch; weights: the model's state by the names of our
+    layers, in our layouts (HWIO, (in, out)); test_images, test_labels: as images and labels, held out, None where there
+    are none. ``settings`` holds the rest: the tree of layers, the optimizer's numbers, precision, threads.
     """
 
     settings: Mapping[str, Any]
@@ -62,7 +65,12 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """The job in that folder."""
         settings = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        images, labels, order = (np.load(folder / f"{name}.npy") for name in ("images", "labels", "order"))
+        labels, order = (np.load(folder / f"{name}.npy") for name in ("labels", "order"))
+        mapped = settings.get("mapped_images")
+        if mapped is None:
+            images = np.load(folder / "images.npy")
+        else:  # there may be more of them than memory
+            images = np.memmap(mapped["path"], np.uint8, "r", shape=tuple(mapped["shape"]))
         with np.load(folder / "weights.npz") as archive:
             weights = {name: archive[name] for name in archive.files}
         held_out = []
@@ -141,6 +149,10 @@ class Candidate:
         """What computes, with its versions."""
         return {"numpy": np.__version__}
 
+    def flags(self) -> dict[str, str]:
+        """Settings that change speed or rounding, as they are in effect."""
+        return {}
+
     def memory(self) -> int:
         """Bytes held now."""
         return host.resident_memory()
@@ -164,15 +176,27 @@ class _Server:
         losses = [self._advance(steps=1)["loss"]]
         first_step = time.perf_counter() - begun
         losses += [self._advance(steps=1)["loss"] for _ in range(checks - 1)]
-        self._advance(seconds=warm_up)
+        warmed_up = self._warm_up(warm_up)
         return {
             "losses": losses,
             "step_seconds": self.step_seconds,
+            "warmed_up": warmed_up,
             "compile_seconds": self.candidate.compile_seconds(first_step, self.step_seconds),
             "versions": {"python": sys.version.split()[0], **self.candidate.versions()},
+            "flags": self.candidate.flags(),
             "engine": self.candidate.engine(),
             "steps": self.step,
         }
+
+    def _warm_up(self, seconds: float) -> bool:
+        """Steps until they are steady, for ``seconds`` at most; whether they are."""
+        taken: list[float] = []
+        left = seconds
+        while left > 0 and not is_steady(taken):
+            part = self._advance(seconds=min(WARM_UP_BLOCK, seconds / (2 * WINDOW)))
+            taken.append(part["seconds"] / part["steps"])
+            left -= part["wall_seconds"]
+        return is_steady(taken)
 
     def run(self, seconds: float = 0.0, steps: int = 1, lead: float = 0.0) -> dict[str, Any]:
         if lead:
@@ -192,7 +216,7 @@ class _Server:
 
     def _advance(self, seconds: float = 0.0, steps: int = 1) -> dict[str, Any]:
         """At least ``steps`` steps, and steps for at least ``seconds``."""
-        total, done, loss, elapsed = self.job.total_steps, 0, 0.0, 0.0
+        total, done, loss, elapsed, begun = self.job.total_steps, 0, 0.0, 0.0, time.perf_counter()
         while done < steps or elapsed < seconds:
             left = (seconds - elapsed) / self.step_seconds if self.step_seconds else 0
             first = self.step % total
@@ -200,10 +224,12 @@ class _Server:
             loss, took = self.candidate.timed(first, count)
             self.step, done, elapsed = self.step + count, done + count, elapsed + took
             self.step_seconds = elapsed / done
-        return {"steps": done, "images": done * self.job.batch_size, "seconds": elapsed, "loss": loss}
+        wall = time.perf_counter() - begun
+        images = done * self.job.batch_size
+        return {"steps": done, "images": images, "seconds": elapsed, "wall_seconds": wall, "loss": loss}
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Be killed when the one who asks is: while this process is stopped, it could not see it. Linux only."""
     pr_set_pdeathsig = 1  # prctl(2)
     with contextlib.suppress(OSError, AttributeError):
@@ -212,7 +238,7 @@ def _end_with_parent() -> None:
 
 def serve(make: Callable[[Mapping[str, Any]], Candidate]) -> None:
     """Answer commands until "quit" or the end of standard input. Whatever else is printed goes to standard error."""
-    _end_with_parent()
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print too
     server = _Server(make)

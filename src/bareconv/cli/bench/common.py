@@ -10,6 +10,7 @@ import click
 
 from bareconv import host
 from bareconv.bench import results
+from bareconv.bench.estimates import noise
 from bareconv.bench.interleave import Listener, Side
 from bareconv.bench.process import REMOVED, THREADS
 from bareconv.bench.workload import LR, Workload, natural_shape
@@ -26,11 +27,12 @@ from bareconv.training.precision import ON_GPU_ONLY
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FEW = 6  # blocks
 _TICKS = 10  # parts of a second, as the bar counts
 
 
-def several(name: str, into: str, values: list[str] | tuple[str, ...], default: str, text: str) -> Callable[[F], F]:
+def several(
+    name: str, into: str, values: list[str] | tuple[str, ...], default: tuple[str, ...], text: str
+) -> Callable[[F], F]:
     """An option of named values that may be given more than once."""
     return click.option(
         name,
@@ -38,23 +40,51 @@ def several(name: str, into: str, values: list[str] | tuple[str, ...], default: 
         type=click.Choice(values),
         metavar="NAME",
         multiple=True,
-        default=(default,),
+        default=default,
         show_default=True,
         help=f"{text}: {', '.join(values)}. May be repeated.",
     )
 
 
-def bench_options(budget: int) -> Callable[[F], F]:
-    """What to train, how, for how long, and where the result goes; ``workloads`` takes most of them."""
+OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the result, as JSON, to this file.",
+)
+DEVICE = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Where to compute: cpu, cuda, cuda:1 or auto.",
+)
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    metavar="NAME",
+    default="float32",
+    show_default=True,
+    help=f"{', '.join(PRECISIONS)}; {' and '.join(ON_GPU_ONLY)} on a GPU.",
+)
+
+
+def bench_options(
+    budget: int,
+    *,
+    output: Callable[[Any], Any] = OUTPUT,
+    device: Callable[[Any], Any] = DEVICE,
+    precision: Callable[[Any], Any] = PRECISION,
+    engines: tuple[str, ...] = (Settings.engine,),
+) -> Callable[[F], F]:
+    """What to train, how, for how long, and where the result goes; ``workloads`` takes most of them.
+
+    ``output``, ``device``, ``precision``: options in place of the ordinary ones.
+    """
 
     def decorate(function: F) -> F:
         for option in (
-            click.option(
-                "--output",
-                type=click.Path(path_type=Path, dir_okay=False),
-                metavar="FILE",
-                help="Write the result, as JSON, to this file.",
-            ),
+            output,
             seed_option,
             click.option(
                 "--lr",
@@ -71,7 +101,7 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 metavar="SECONDS",
                 default=budget,
                 show_default=True,
-                help="Time for warming up and measuring, over all workloads; compiling comes on top.",
+                help="Time for everything: what could not be measured by then is not, and says so.",
             ),
             click.option(
                 "--threads",
@@ -79,22 +109,9 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 metavar="N",
                 help="Threads of each candidate. [default: the cores that this process may use]",
             ),
-            click.option(
-                "--device",
-                default="cpu",
-                show_default=True,
-                metavar="NAME",
-                help="Where to compute: cpu, cuda, cuda:1 or auto.",
-            ),
-            click.option(
-                "--precision",
-                type=click.Choice(PRECISIONS),
-                metavar="NAME",
-                default="float32",
-                show_default=True,
-                help=f"{', '.join(PRECISIONS)}; {' and '.join(ON_GPU_ONLY)} on a GPU.",
-            ),
-            several("--engine", "engines", ENGINES, Settings.engine, "Our engines to measure"),
+            device,
+            precision,
+            several("--engine", "engines", ENGINES, engines, "Our engines to measure"),
             click.option(
                 "--batch-size",
                 "batch_sizes",
@@ -105,7 +122,7 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 show_default=True,
                 help="Images in a step. May be repeated.",
             ),
-            several("--model", "models", list(ZOO), "basic", "The networks"),
+            several("--model", "models", list(ZOO), ("basic",), "The networks"),
         ):
             function = option(function)
         return function
@@ -164,13 +181,12 @@ def conclude(screen: Screen, options: dict[str, Any], result: dict[str, Any]) ->
     screen.finish(result)
 
 
-def too_few(title: str, sides: Sequence[Side]) -> list[str]:
-    """A note for each side whose interval is of hardly any blocks."""
+def doubts(title: str, sides: Sequence[Side]) -> list[str]:
+    """A note for each side whose blocks are too few, or differ too much, for their median to be trusted."""
     return [
-        f"{title}, {side.candidate.label}: {len(side.samples.seconds)} blocks are too few for an interval to mean "
-        "much; a larger --budget gives more."
+        f"{title}, {side.candidate.label}: unstable: {'; '.join(judged.remarks)}."
         for side in sides
-        if side.rate is not None and len(side.samples.seconds) < FEW
+        if side.rate is not None and not (judged := noise(side.samples.rates)).stable
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import our_candidate
 from bareconv.bench.peers import PEERS, Compared, compare, find, record
 from bareconv.bench.steady import run_record
@@ -14,10 +15,10 @@ from bareconv.cli.bench.common import (
     bench_options,
     chosen_device,
     conclude,
+    doubts,
     interval,
     introduce,
     threads,
-    too_few,
     workloads,
 )
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
@@ -26,7 +27,7 @@ from bareconv.report.format import bytes_, rate, ratio, seconds
 EPILOG = """\b
 Examples:
   bareconv bench peers
-  bareconv bench peers --model basic --model small --budget 60 --output peers.json
+  bareconv bench peers --model basic --model small --budget 300 --output peers.json
   bareconv bench peers --peer pytorch --python ~/torch/bin/python --no-compile
   bareconv bench peers --engine reference --peer dezero --batch-size 128
   bareconv bench peers --device cuda --precision bfloat16 --batch-size 256
@@ -34,7 +35,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG, short_help="Our engines beside other libraries, measured by turns.")
-@bench_options(budget=30)
+@bench_options(budget=120)
 @click.option(
     "--peer",
     "peers",
@@ -56,8 +57,8 @@ def peers(screen: Screen, **options: Any) -> int:
 
     All train the same model from the same weights on the same batches with the same optimizer, by turns, in short
     blocks and each in its own process. Of PyTorch's layouts and modes the fastest is measured, found by trying each
-    briefly, and PyTorch as it comes. What differs from ours in its first losses is not shown. Trying and compiling come
-    on top of the budget.
+    briefly, and PyTorch as it comes. What differs from ours in its first losses is not shown. All of
+    that is within the budget; half of it may go into getting ready.
 
     Ctrl-C ends the block at hand and reports what there is. Exit code 1 if something failed or disagrees.
     """
@@ -77,25 +78,25 @@ def peers(screen: Screen, **options: Any) -> int:
         Bar(screen) as bar,
     ):
         story = Story(screen, bar, interrupt, len(jobs))
-        for job in jobs:
+        deadline = Deadline.after(options["budget"])
+        for place, job in enumerate(jobs):
             story.begins(job.title)
-            share = options["budget"] / len(jobs)
-            compiled = not options["no_compile"]
+            share, compiled = deadline.part(1 / (len(jobs) - place)), not options["no_compile"]
             done.append(compare(job, engines, found, share, story, compiled=compiled, device=device.name))
             if any(side.rate is not None or side.error is not None for side in done[-1].sides):
                 _show(screen, record(done[-1], found.absent))
             if interrupt.requested:
                 break
         stopped = interrupt.requested
-        runs = [run_record(one, side, device) for one in done for side in one.sides if side.candidate.ours]
+        runs = [run_record(one, side) for one in done for side in one.sides if side.candidate.ours]
         if stopped and not any(runs):
             raise KeyboardInterrupt
     if stopped:
         notes.append("Stopped early by request: the figures are of what was done by then.")
-    few = [note for one in done for note in too_few(one.workload.title, one.sides)]
-    for note in few:
+    doubtful = [note for one in done for note in doubts(one.workload.title, one.sides)]
+    for note in doubtful:
         screen.say(note)
-    notes += few
+    notes += doubtful
     sides = [(one, side) for one in done for side in one.sides if side.error is not None]
     notes += [f"{one.workload.title}, {side.candidate.label}: {side.error}." for one, side in sides]
     comparisons = [record(one, found.absent) for one in done]

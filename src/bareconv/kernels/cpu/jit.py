@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bareconv.kernels import cache
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.target import Target
 
@@ -28,7 +29,7 @@ class Compiled:
     written: int = 0  # kernels that were not in the cache
 
 
-def compile_kernels(kernels: Iterable[Kernel], on_progress: Callable[[int, int], None] | None = None) -> Compiled:
+def compile_kernels(kernels: Iterable[Kernel], on_progress: OnCompile | None = None) -> Compiled:
     """The machine code of all ``kernels``: from memory, from the disk, or written now.
 
     ``on_progress(done, total)`` is told of those that have to be compiled.
@@ -37,21 +38,18 @@ def compile_kernels(kernels: Iterable[Kernel], on_progress: Callable[[int, int],
     result = Compiled()
     wanted = list(dict.fromkeys(kernels))
     names = {kernel: _digest(kernel) for kernel in wanted}
-    missing = []
-    for kernel in wanted:
-        code = None if names[kernel] in _loaded else cache.read(f"{names[kernel]}.o")
-        if code is not None:
-            _load(names[kernel], code)
-        elif names[kernel] not in _loaded:
-            missing.append(kernel)
+    absent = [kernel for kernel in wanted if names[kernel] not in _loaded]
+    codes = {kernel: cache.read(f"{names[kernel]}.o") for kernel in absent}
+    missing = [kernel for kernel in absent if codes[kernel] is None]
     for done, kernel in enumerate(missing):
         if on_progress:
             on_progress(done, len(missing))
         code = object_code(kernel, names[kernel])
         cache.write(f"{names[kernel]}.o", code)
-        _load(names[kernel], code)
+        codes[kernel] = code
     if on_progress and missing:
         on_progress(len(missing), len(missing))
+    _load({names[kernel]: code for kernel, code in codes.items() if code is not None})
     result.addresses = {kernel: _loaded[names[kernel]] for kernel in wanted}
     result.seconds, result.written = time.perf_counter() - begun, len(missing)
     return result
@@ -97,7 +95,7 @@ def intermediate_code(kernel: Kernel, name: str) -> str:
 
 
 _loaded: dict[str, int] = {}  # the digests of what is in memory, and where
-_kept: list[Any] = []  # object files, which must outlive their code
+_kept: list[Any] = []  # linked libraries, which own the code
 
 
 @functools.cache
@@ -111,24 +109,32 @@ def _machine(target: Target) -> Any:
 
 
 @functools.cache
-def _engine() -> Any:
+def _linker() -> Any:
+    """LLVM's newer linker (JITLink).
+
+    It gives an object one range of memory. The older one, MCJIT's, maps an object's instructions and its constants one
+    by one, wherever there is room; in a process that has mapped gigabytes they can be too far apart for the 32 bits by
+    which the one refers to the other, and LLVM then ends the process.
+    """
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    return llvm.create_lljit_compiler(use_jit_link=True)
 
 
-def _load(name: str, code: bytes) -> None:
+def _load(codes: Mapping[str, bytes]) -> None:
+    """Make the objects' functions callable, by their names."""
+    if not codes:
+        return
     import llvmlite.binding as llvm
 
-    engine = _engine()
-    held = llvm.ObjectFileRef.from_data(code)
-    engine.add_object_file(held)
-    engine.finalize_object()
-    _kept.append(held)
-    _loaded[name] = engine.get_function_address(name)
+    library = llvm.JITLibraryBuilder()
+    for name, code in codes.items():
+        library.add_object_img(code).export_symbol(name)
+    linked = library.link(_linker(), f"bareconv {len(_kept)}")
+    _kept.append(linked)
+    _loaded.update({name: linked[name] for name in codes})
 
 
 @functools.cache
