@@ -9,12 +9,15 @@ from bareconv.cli import Verbs
 VERBS = {
     "run": "How many images a second our engines train.",
     "peers": "The same beside other libraries, measured by turns.",
+    "diff": "What became faster or slower between results.",
+    "export": "A result as tables: Markdown or CSV.",
 }
 
 EPILOG = """\b
 Examples:
   bareconv bench run --model basic --budget 10
   bareconv bench peers --model basic --model small --budget 60
+  bareconv bench diff before.json after.json
 
 "bareconv bench VERB --help" shows a verb's options.
 """
