@@ -57,15 +57,15 @@ NOISES = {
 
 
 def verdicts(kind, truth, seeds, results=1):
-    """How often each verdict comes, and how often the interval holds the truth; every process has a speed of its own."""
+    """How often each verdict comes, and the interval holds the truth; every process has a speed of its own."""
     counted = Counter()
     for seed in range(seeds):
         rng = np.random.default_rng([seed, len(kind), results])
-        sides = [
+        before, after = [
             [measured(shift + BETWEEN * rng.normal() + NOISES[kind](rng, BLOCKS)) for _ in range(results)]
             for shift in (0.0, truth)
         ]
-        found = change(*sides)
+        found = change(before, after)
         assert found.ratio.low <= found.ratio.value <= found.ratio.high
         assert (found.settle is not None) == (found.verdict == "ambiguous")
         counted[found.verdict] += 1
@@ -111,11 +111,11 @@ def test_several_results_tell_what_one_cannot():
         count = 0
         for seed in range(SEEDS):
             rng = np.random.default_rng([seed, results])
-            sides = [
+            before, after = [
                 [measured(6 * BETWEEN * rng.normal() + 0.01 * rng.normal(size=BLOCKS)) for _ in range(results)]
                 for _ in range(2)
             ]
-            count += change(*sides).verdict in ("slower", "faster")
+            count += change(before, after).verdict in ("slower", "faster")
         return count
 
     assert wrong(1) >= 5
@@ -150,6 +150,18 @@ def test_by_turns_noise_of_the_machine_is_of_both():
     assert found[0.0]["slower"] + found[0.0]["faster"] == 0
     assert found[0.0]["same"] >= 5
     assert apart["ambiguous"] >= 30
+
+
+def test_by_turns_with_interruptions():
+    """Blocks of which nearly half take twice as long, of either side whichever: that is told from a change."""
+    counted: Counter[str] = Counter()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        one, other = (0.02 * rng.normal(size=40) - math.log(2) * (rng.random(40) < 0.45) for _ in range(2))
+        before, after = by_turns(one, other)
+        counted[change([before], [after]).verdict] += 1
+    assert counted["ambiguous"] >= 18
+    assert counted["slower"] + counted["faster"] == 0
 
 
 def test_who_took_turns():
@@ -225,8 +237,8 @@ def test_the_margin():
     assert judged(low - 0.001, 0.0, 0.05) == "ambiguous"
     assert judged(low - 0.001, -low + 0.001, 0.05) == "ambiguous"
     rng = np.random.default_rng(2)
-    sides = [[measured(shift + 0.003 * rng.normal(size=BLOCKS))] for shift in (0.0, -0.1)]
-    assert [change(*sides, margin=margin).verdict for margin in (0.02, 0.09, 0.3)] == ["slower", "ambiguous", "same"]
+    before, after = [[measured(shift + 0.003 * rng.normal(size=BLOCKS))] for shift in (0.0, -0.1)]
+    assert [change(before, after, margin=margin).verdict for margin in (0.02, 0.09, 0.3)] == ["slower", "ambiguous", "same"]
 
 
 def test_students_quantiles():

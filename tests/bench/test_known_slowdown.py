@@ -44,7 +44,8 @@ class Bench:
     """Starts workers, measures them by turns, and writes a result of each."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.sides, self.written = folder, [], 0  # type: ignore[var-annotated]
+        self.folder, self.written = folder, 0
+        self.sides: list[Side] = []
         self.environment = environment.describe()
         dataset = WORK.write(folder)
         self.measured = Measured(WORK, dataset.name, len(dataset.train))
@@ -71,6 +72,7 @@ class Bench:
         side.look_at_memory()
         assert side.error is None
         record = run_record(self.measured, side)
+        assert record is not None
         path = self.folder / f"{self.written}.json"
         self.written += 1
         results.write(results.new("bench run", {}, runs=[record], environment=self.environment), path)
@@ -92,7 +94,8 @@ def verdict(before: Source, after: Source) -> str:
 
 @pytest.mark.slow
 def test_a_planted_slowdown_is_found_and_none_invented(bench):
-    alike, slowed = Counter(), Counter()
+    alike: Counter[str] = Counter()
+    slowed: Counter[str] = Counter()
     for _ in range(ROUNDS):
         plain, again = bench.start(), bench.start()
         bench.measure([plain])

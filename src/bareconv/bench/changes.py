@@ -41,7 +41,7 @@ SLOWER_STILL = 2.0  # the variance between results over that between parts of on
 
 FASTER, SLOWER, SAME, AMBIGUOUS = "faster", "slower", "same", "ambiguous"
 
-MIDDLE = (0.35, 0.65)  # of blocks in the order of their rates: in it may be what the median would be another time
+MIDDLE, MOST = (0.35, 0.65), (0.2, 0.8)  # of blocks in the order of their rates
 RESAMPLES = 500  # enough for a variance; the ends of an interval of resamples would need more
 
 _MANY = 1000.0  # degrees of freedom: as good as infinitely many
@@ -199,7 +199,7 @@ def _of_blocks(value: float, sides: Sequence[Array], between: float) -> Level:
     correction = count / (count - 1)
     if len(sides) == 2:  # both at the same time: what is slow and of one alone is in longer runs of neighbours
         blocks = correction * _variance(sides, round(math.sqrt(count)))
-        return Level(value, Part(blocks, count - 1), Part(max(map(_two_kinds, sides)), PARTS - 1), between)
+        return Level(value, Part(blocks, count - 1), Part(_two_kinds(*sides), PARTS - 1), between)
     blocks, slow = correction * _variance(sides, round(count ** (1 / 3))), 0.0
     if count >= 2 * PARTS:
         parts = [float(np.median(part)) for part in np.array_split(sides[0], PARTS)]
@@ -207,10 +207,20 @@ def _of_blocks(value: float, sides: Sequence[Array], between: float) -> Level:
     return Level(value, Part(blocks, count - 1), Part(SLOWER_STILL * slow, PARTS - 1), between)
 
 
-def _two_kinds(logs: Array) -> float:
-    """Where the median is between two kinds of blocks, such as whole and interrupted ones: how far apart, squared."""
-    low, high = np.quantile(logs, MIDDLE)
-    return float(high - low) ** 2 if high - low > WIDE else 0.0
+def _two_kinds(before: Array, after: Array) -> float:
+    """Where a median is between two kinds of blocks, whole and interrupted ones: how far these are apart, squared.
+
+    Not where a whole pair is of one kind: then the machine was slow for both.
+    """
+    if _range(after - before, MOST) <= WIDE:
+        return 0.0
+    apart = max(_range(before, MIDDLE), _range(after, MIDDLE))
+    return apart**2 if apart > WIDE else 0.0
+
+
+def _range(values: Array, shares: tuple[float, float]) -> float:
+    low, high = np.quantile(values, shares)
+    return float(high - low)
 
 
 def _variance(sides: Sequence[Array], neighbours: int) -> float:
