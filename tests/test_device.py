@@ -155,3 +155,41 @@ def test_the_cpu_takes_arrays_from_a_gpu(monkeypatch):
     assert cpu.asarray(own) is own
     monkeypatch.delitem(sys.modules, "cupy")
     assert cpu.asarray([1, 2]).tolist() == [1, 2]
+
+
+def _library(**names):
+    """A stand-in for CuPy that has these."""
+    library = types.ModuleType("library")
+    vars(library).update(names)
+    return library
+
+
+def test_much_is_copied_to_a_gpu_in_pieces(monkeypatch):
+    """Each by way of page-locked memory of its size; NumPy stands in for CuPy."""
+    asked = []
+
+    def asarray(host, dtype=None):
+        asked.append(host.nbytes)
+        return np.array(host, dtype=dtype)
+
+    gpu = device.CudaDevice.__new__(device.CudaDevice)
+    gpu.xp = _library(empty=np.empty, asarray=asarray)
+    monkeypatch.setattr(device, "_PIECE_BYTES", 100)
+    images = np.arange(70 * 3, dtype=np.uint8).reshape(70, 3)
+    copy = gpu.asarray(images)
+    np.testing.assert_array_equal(copy, images)
+    assert copy.dtype == np.uint8
+    assert asked == [99, 99, 12]
+    np.testing.assert_array_equal(gpu.asarray(images, dtype=np.int32), images)
+    asked.clear()
+    np.testing.assert_array_equal(gpu.asarray(images[:20], dtype=np.float32), images[:20])
+    assert asked == [60]
+
+
+def test_only_a_device_with_memory_of_its_own_has_it_free():
+    assert device.get_device("cpu").free_bytes() is None
+    pool, gpu = types.SimpleNamespace(free_bytes=lambda: 30), device.CudaDevice.__new__(device.CudaDevice)
+    runtime = types.SimpleNamespace(memGetInfo=lambda: (500, 1000))
+    cuda = types.SimpleNamespace(runtime=runtime)
+    gpu.xp = _library(get_default_memory_pool=lambda: pool, cuda=cuda)
+    assert gpu.free_bytes() == 530

@@ -54,6 +54,19 @@ KNOWN = [
 ]
 
 
+def test_many_words_are_drawn_in_pieces(monkeypatch, device):
+    """However large the pieces, the words are the same."""
+    whole = [random.words(7, STREAM, count, device.xp) for count in (0, 1, 31, 32, 33, 100)]
+    order = random.permutation(7, STREAM, 50)
+    for piece in (1, 8):
+        monkeypatch.setattr(random, "_PIECE", piece)
+        for words in whole:
+            again = random.words(7, STREAM, len(words), device.xp)
+            assert device.to_host(again).tolist() == device.to_host(words).tolist()
+            assert again.dtype == np.uint32
+        assert random.permutation(7, STREAM, 50).tolist() == order.tolist()
+
+
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN, ids=["zeros", "ones", "pi"])
 def test_known_answers(counter, key, expected, device):
     assert philox_numbers(counter, key) == expected

@@ -26,6 +26,8 @@ from bareconv.errors import UsageError
 # Statically a NumPy array; at run time an array of whichever library the device holds (CuPy's has the same interface).
 Array: TypeAlias = NDArray[Any]
 
+_PIECE_BYTES = 1 << 26  # that are copied to a GPU at once, at most
+
 OLDEST_CUDA = 12  # that the CuPy of this project can be installed for
 
 
@@ -94,6 +96,10 @@ class Device:
         """The most bytes held since ``reset_peak_memory``; the same quantity as ``memory``."""
         raise NotImplementedError
 
+    def free_bytes(self) -> int | None:
+        """Bytes that new arrays may take; None where arrays of the host are used as they are."""
+        raise NotImplementedError
+
     def effective_precision(self, dtype: str) -> str:
         """How this device computes matrix products of ``dtype``: "float64", "float32" or "tf32"."""
         return dtype
@@ -145,6 +151,9 @@ class CpuDevice(Device):
     def peak_memory(self) -> int:
         return host.peak_resident_memory()
 
+    def free_bytes(self) -> None:
+        return None
+
 
 class CudaDevice(Device):
     """One CUDA GPU, through CuPy."""
@@ -162,6 +171,16 @@ class CudaDevice(Device):
     def activate(self) -> Iterator[None]:
         with self.xp.cuda.Device(self.index):
             yield
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        if not isinstance(host, np.ndarray) or host.nbytes <= _PIECE_BYTES:
+            return self.xp.asarray(host, dtype=dtype)
+        # CuPy copies by way of page-locked memory: as much as is copied at once, which a host may not have.
+        copy = self.xp.empty(host.shape, dtype or host.dtype)
+        rows = max(1, _PIECE_BYTES // host[0].nbytes)
+        for start in range(0, len(host), rows):
+            copy[start : start + rows] = self.xp.asarray(host[start : start + rows])
+        return copy
 
     def to_host(self, x: Array) -> Array:
         return self.xp.asnumpy(x)
@@ -201,6 +220,10 @@ class CudaDevice(Device):
 
     def memory(self) -> int:
         return int(self.xp.get_default_memory_pool().total_bytes())
+
+    def free_bytes(self) -> int:
+        free, _ = self.xp.cuda.runtime.memGetInfo()
+        return int(free) + int(self.xp.get_default_memory_pool().free_bytes())
 
     # The pool keeps what it has once reserved, so that what it holds now is the most it held.
     peak_memory = memory

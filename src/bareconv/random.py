@@ -21,6 +21,8 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # the two multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # what the key grows by from round to round
 _LOW = 0xFFFFFFFF
 
+_PIECE = 1 << 18  # blocks of four words that are drawn at once: rounds of many more would take ten times their memory
+
 # What a stream is for; the second word of a stream's name tells draws of one purpose apart (epoch, step, layer).
 INIT, SHUFFLE, DROPOUT, SPLIT, SYNTHETIC, BOOTSTRAP = range(6)
 
@@ -50,10 +52,14 @@ def words(seed: int, stream: tuple[int, int, int], count: int, xp: ModuleType = 
     if not (0 <= purpose < 1 << 8 and 0 <= a < 1 << 32 and 0 <= b < 1 << 24):
         raise ValueError(f"random stream {stream}: expected 0 <= purpose < 2**8, 0 <= a < 2**32, 0 <= b < 2**24")
     blocks = -(-count // 4)
-    index = xp.arange(blocks, dtype=xp.uint64)
-    fixed = [xp.full(blocks, value, dtype=xp.uint64) for value in (a, purpose << 24 | b)]
-    out = philox([index & _LOW, index >> 32, *fixed], (seed & _LOW, seed >> 32 & _LOW))
-    return xp.stack([word.astype(xp.uint32) for word in out], axis=1).reshape(-1)[:count]
+    key = seed & _LOW, seed >> 32 & _LOW
+    pieces = []
+    for start in range(0, max(blocks, 1), _PIECE):
+        index = xp.arange(start, min(start + _PIECE, blocks), dtype=xp.uint64)
+        fixed = [xp.full(len(index), value, dtype=xp.uint64) for value in (a, purpose << 24 | b)]
+        out = philox([index & _LOW, index >> 32, *fixed], key)
+        pieces.append(xp.stack([word.astype(xp.uint32) for word in out], axis=1).reshape(-1))
+    return (pieces[0] if len(pieces) == 1 else xp.concatenate(pieces))[:count]
 
 
 def uniform(seed: int, stream: tuple[int, int, int], shape: tuple[int, ...], xp: ModuleType = np) -> Any:
@@ -83,5 +89,8 @@ def normal(seed: int, stream: tuple[int, int, int], shape: tuple[int, ...]) -> N
 
 def permutation(seed: int, stream: tuple[int, int, int], n: int) -> NDArray[np.int64]:
     """A random order of 0 .. n-1, int64, on the host: the order that sorts ``n`` random 64-bit keys."""
-    keys = words(seed, stream, 2 * n).astype(np.uint64).reshape(n, 2)
-    return np.argsort(keys[:, 0] << np.uint64(32) | keys[:, 1], kind="stable")
+    pairs = words(seed, stream, 2 * n).reshape(n, 2)
+    keys = pairs[:, 0].astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= pairs[:, 1]
+    return np.argsort(keys, kind="stable")

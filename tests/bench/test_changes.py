@@ -238,7 +238,11 @@ def test_the_margin():
     assert judged(low - 0.001, -low + 0.001, 0.05) == "ambiguous"
     rng = np.random.default_rng(2)
     before, after = [[measured(shift + 0.003 * rng.normal(size=BLOCKS))] for shift in (0.0, -0.1)]
-    assert [change(before, after, margin=margin).verdict for margin in (0.02, 0.09, 0.3)] == ["slower", "ambiguous", "same"]
+    assert [change(before, after, margin=margin).verdict for margin in (0.02, 0.09, 0.3)] == [
+        "slower",
+        "ambiguous",
+        "same",
+    ]
 
 
 def test_students_quantiles():

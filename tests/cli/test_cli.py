@@ -68,7 +68,7 @@ BAD_USAGE = [
     (["compare", "--preset", "modern"], "'--preset'.*original"),
     (["compare", "--parity-steps", "-1"], "'--parity-steps': -1 is not in the range"),
     (["info", "--verbose"], "--verbose"),
-    (["bench", "jump"], "there is no verb 'jump'; expected one of run, peers.*see bareconv bench --help"),
+    (["bench", "jump"], "there is no verb 'jump'; expected one of run, peers, sweep.*see bareconv bench --help"),
     (["bench", "run", "--model", "gpt"], "'--model'.*mlp.*resnet18.*see bareconv bench run --help"),
     (["bench", "run", "--engine", "steam"], "'--engine'.*reference"),
     (["bench", "run", "--budget", "0"], "'--budget': 0.0 is not in the range"),
@@ -76,6 +76,15 @@ BAD_USAGE = [
     (["bench", "run", "--image-shape", "3x3x1", "--model", "lenet5"], "layer conv"),
     (["bench", "run", "--device", "tpu"], "device 'tpu': expected cpu, cuda"),
     (["bench", "run", "--output", "."], "--output .: that is a folder|'--output'.*directory"),
+    (["bench", "sweep", "--axis", "height"], "'--axis'.*batch-size.*image-size.*width.*images.*threads"),
+    (["bench", "sweep", "--values", "1,two"], "batch size 'two': expected numbers with commas between them"),
+    (["bench", "sweep", "--values", "0,4"], "batch size 0: expected a whole number of at least 1"),
+    (["bench", "sweep", "--axis", "threads", "--values", "1,99999"], "--values 99999: this process may use .* cores"),
+    (
+        ["bench", "sweep", "--engine", "reference", "--precision", "tf32", "--device", "tpu"],
+        "device 'tpu': expected cpu",
+    ),
+    (["bench", "sweep", "--folder", "nowhere"], "'--folder'.*'nowhere' does not exist"),
     (["bench", "peers", "--peer", "abacus"], "'--peer'.*pytorch.*dezero"),
     (["bench", "peers", "--python", "nowhere"], "--python nowhere: that is no Python"),
 ]
@@ -271,9 +280,11 @@ def test_json_also_where_there_is_nothing_to_report(
         raise error
 
     first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
-    first |= {"bench run": "chosen_device", "bench peers": "chosen_device"}
+    first |= {"bench run": "all_devices", "bench peers": "chosen_device", "bench sweep": "_devices"}
+    first |= {"report": "check_writable"}
     monkeypatch.setattr(f"bareconv.cli.{verb.replace(' ', '.')}.{first.get(verb, 'get_device')}", fail)
     more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
+    more = ["result.json"] if verb == "report" else more
     outcome = run(*verb.split(), *more)
     assert (outcome.code, outcome.err.strip()) == (code, f"bareconv: {complaint}")
     outcome = run(*verb.split(), *more, "--json")

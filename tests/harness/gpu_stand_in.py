@@ -29,6 +29,7 @@ class StandInGpu(CudaDevice):
     def __init__(self) -> None:
         self.name, self.index, self.description, self.xp = "cuda:0", 0, "a stand-in for a GPU", np
         self.log: list[tuple[Any, ...]] = []
+        self.free = 1 << 34  # bytes
 
     @contextlib.contextmanager
     def activate(self) -> Iterator[None]:
@@ -53,6 +54,9 @@ class StandInGpu(CudaDevice):
 
     def synchronize(self) -> None:
         self.log.append(("wait",))
+
+    def free_bytes(self) -> int:
+        return self.free
 
     mark = CpuDevice.mark
     seconds_between = CpuDevice.seconds_between

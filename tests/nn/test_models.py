@@ -31,6 +31,51 @@ def test_parameters(name):
     assert models.ZOO[name]().body.parameter_count() == PARAMETERS[name]
 
 
+# The same by hand of twice the filters and hidden units, and of a quarter: rounded, at least one.
+WIDE = {
+    "mlp": 784 * 20 + 20 + 20 * 10 + 10,
+    "lenet5": 25 * 12 + 12 + 25 * 12 * 32 + 32 + 800 * 240 + 240 + 240 * 168 + 168 + 168 * 10 + 10,
+    "small": 9 * 32 + 32 + 9 * 32 * 64 + 64 + 3136 * 256 + 256 + 256 * 10 + 10,
+    "basic": 9 * 64 + 64 + 9 * 64 * 128 + 128 + 18432 * 256 + 256 + 256 * 10 + 10,
+}
+NARROW = {
+    "mlp": 784 * 2 + 2 + 2 * 10 + 10,
+    "lenet5": 25 * 2 + 2 + 25 * 2 * 4 + 4 + 100 * 30 + 30 + 30 * 21 + 21 + 21 * 10 + 10,
+    "small": 9 * 4 + 4 + 9 * 4 * 8 + 8 + 392 * 32 + 32 + 32 * 10 + 10,
+    "basic": 9 * 8 + 8 + 9 * 8 * 16 + 16 + 2304 * 32 + 32 + 32 * 10 + 10,
+    "resnet9": 9 * (3 * 16 + 16 * 32 + 2 * 32**2 + 32 * 64 + 64 * 128 + 2 * 128**2)
+    + 2 * (16 + 3 * 32 + 64 + 3 * 128)
+    + 128 * 10
+    + 10,
+}
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(2, WIDE), (0.25, NARROW)])
+def test_width(width, parameters):
+    for name, count in parameters.items():
+        model = models.by_name(name, models.ZOO[name]().input_shape, width=width)
+        assert (model.name, model.body.parameter_count()) == (name, count)
+        assert model.output_shape == (10,)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5", "resnet9", "resnet18"])
+def test_width_one_is_the_model_itself_and_next_to_none_is_one_of_each(name, rng):
+    model, again = models.ZOO[name](seed=2), models.by_name(name, models.ZOO[name]().input_shape, seed=2, width=1.0)
+    assert model.config() == again.config()
+    thin = models.by_name(name, (32, 32, 3), width=1e-3)
+    assert {leaf.params["weight"].shape[-1] for leaf in thin.leaves() if "weight" in leaf.params} == {1, 10}
+    logits = thin.forward(thin.prepare(rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)))
+    assert np.isfinite(logits).all()
+    config = json.loads(json.dumps(thin.config()))
+    assert nn.Model.from_config(config).config() == thin.config()
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf")])
+def test_no_such_width(width):
+    with pytest.raises(UsageError, match="width .*: expected a factor of more than 0"):
+        models.by_name("basic", (28, 28, 1), width=width)
+
+
 def test_flops_of_a_training_step():
     """Multiply-adds of basic by hand: forward and dW of all four, dX of all but the first."""
     work = [26 * 26 * 32 * 9, 24 * 24 * 64 * 9 * 32, 9216 * 128, 128 * 10]

@@ -6,7 +6,6 @@ Nothing here raises: a probe that fails leaves its entry null or out. ``root`` i
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bareconv import device, host
+from bareconv.bench.nvml import Gpu
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -33,6 +33,8 @@ LIBRARIES = (
     "llvmlite",
     "numba",
     "torch",
+    "jax",
+    "tinygrad",
     "scipy",
     "threadpoolctl",
 )  # whose versions a result names, besides NumPy's and CuPy's
@@ -181,7 +183,7 @@ def _cpu(root: Path) -> dict[str, Any]:
         "quota": _attempt(lambda: host.container_quota(root), None),
         "simd": _attempt(lambda: _simd(root), []),
     }
-    memory = _attempt(lambda: _memory(root), None)
+    memory = _attempt(lambda: host.memory_bytes(root), None)
     if memory is not None:
         found["memory_bytes"] = memory
     return found
@@ -193,22 +195,6 @@ def _simd(root: Path) -> list[str]:
     if not info and platform.machine() == "arm64":  # Apple's have no /proc, but all have NEON
         flags = {"asimd"}
     return list(dict.fromkeys(name for flag, name in SIMD.items() if flag in flags))
-
-
-def _memory(root: Path) -> int | None:
-    """Bytes of memory that this process may use: the machine's, or the container's limit where it is tighter."""
-    sizes = []
-    meminfo = _attempt((root / "proc/meminfo").read_text, "")
-    total = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
-    if total:
-        sizes.append(int(total[1]) * 1024)
-    elif root == Path("/"):  # macOS
-        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for folder in host.control_groups("memory", root):
-        for name in ("memory.max", "memory.limit_in_bytes"):  # v2: "max" is none; v1: then a number beyond all memory
-            with contextlib.suppress(OSError, ValueError):
-                sizes.append(int((folder / name).read_text()))
-    return min(sizes, default=None)
 
 
 def _blas() -> dict[str, Any]:
@@ -254,7 +240,7 @@ def _gpus() -> list[dict[str, Any]]:
             gpu["compute_capability"] = None if capability is None else f"{capability[0]}.{capability[1]}"
             gpu["driver"] = driver
             gpu["driver_cuda"] = None if version is None else f"{version[0]}.{version[1]}"
-            found.append(gpu)
+            found.append(gpu | Gpu(pynvml, handle).settings())
         return found
     finally:
         pynvml.nvmlShutdown()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bareconv import data, random
+from bareconv.bench.synthetic import ImageFile
 from bareconv.data import Dataset, Split
 from bareconv.errors import UsageError
 from bareconv.nn import models
@@ -47,8 +48,12 @@ class Workload:
     lr: float = LR
     seed: int = 0
     threads: int = 1
+    width: float = 1.0  # a factor on the model's filters and hidden units
+    images: int | None = None  # drawn ones, in a mapped file; None: as ``dataset`` says
 
     def __post_init__(self) -> None:
+        if self.images is not None and self.images < 1:
+            raise UsageError(f"{self.images} images: expected at least 1")
         self.network()
 
     @property
@@ -58,17 +63,17 @@ class Workload:
 
     def network(self) -> Model:
         """The model with its initial weights, on the CPU."""
-        return models.by_name(self.model, self.image_shape, CLASSES, self.seed)
+        return models.by_name(self.model, self.image_shape, CLASSES, self.seed, self.width)
 
     def dataset(self) -> Dataset:
         """MNIST's training images where shape and batch size fit, else images and labels drawn uniformly.
 
-        Their number is a multiple of the batch size, so that all steps are alike, and at least two batches: a training
-        on one batch of everything would gather none.
+        Not those of a workload with ``images``. Their number is a multiple of the batch size, so that all steps are
+        alike, and at least two batches: a training on one batch of everything would gather none.
         """
         if self.image_shape == (28, 28, 1) and 2 * self.batch_size <= len(_mnist().train):
             whole = _mnist()
-            return whole.take(len(whole.train) // self.batch_size * self.batch_size)
+            return whole.take(len(whole.train) // self.batch_size * self.batch_size)  # with all test images
         count = max(2, SYNTHETIC_IMAGES // self.batch_size) * self.batch_size
         pixels = count * int(np.prod(self.image_shape))
         drawn = random.words(self.seed, (random.SYNTHETIC, 0, 0), -(-pixels // 4)).view(np.uint8)[:pixels]
@@ -76,10 +81,32 @@ class Workload:
         split = Split(drawn.reshape(count, *self.image_shape), labels.astype(np.int32))
         return Dataset("uniform random images and labels", split, None, None, CLASSES)
 
-    def write(self, folder: Path) -> Dataset:
-        """Write all that ``workers.serving.Job`` reads into ``folder``; returns the data."""
-        model, dataset = self.network(), self.dataset()
-        order = [random.permutation(self.seed, (random.SHUFFLE, e, 0), len(dataset.train)) for e in range(EPOCHS)]
+    @property
+    def train_images(self) -> int | None:
+        """Of ``images``, as many as are whole batches, two at least; None where ``dataset`` says how many."""
+        return None if self.images is None else max(2, self.images // self.batch_size) * self.batch_size
+
+    def image_file(self, folder: Path) -> ImageFile:
+        """An empty file in ``folder`` for this workload's drawn images, and for those of more or fewer of them."""
+        return ImageFile(folder, self.image_shape, CLASSES, self.seed)
+
+    def write(self, folder: Path, file: ImageFile | None = None) -> Dataset:
+        """Write all that ``workers.serving.Job`` reads into ``folder``; returns the data.
+
+        Test images are among it where the data have some: MNIST's 10,000. ``file``: where ``images`` are, or will be.
+        Of so many only one epoch's order is written: it alone may be 80 MB.
+        """
+        model, epochs, mapped = self.network(), EPOCHS, None
+        if self.train_images is None:
+            dataset = self.dataset()
+            np.save(folder / "images.npy", dataset.train.images)
+        else:
+            file = file or self.image_file(folder)
+            file.grow(self.train_images)
+            split = Split(file.images(self.train_images), file.labels(self.train_images))
+            dataset = Dataset("uniform random images and labels, in a mapped file", split, None, None, CLASSES)
+            epochs, mapped = 1, {"path": str(file.path), "shape": split.images.shape}
+        order = [random.permutation(self.seed, (random.SHUFFLE, e, 0), len(dataset.train)) for e in range(epochs)]
         settings = {
             "model": model.config(),
             "layers": [described(layer) for layer in model.body.layers],
@@ -93,11 +120,14 @@ class Workload:
             "momentum": MOMENTUM,
             "seed": self.seed,
             "threads": self.threads,
+            "mapped_images": mapped,
         }
         (folder / "job.json").write_text(json.dumps(settings), encoding="utf-8")
-        np.save(folder / "images.npy", dataset.train.images)
         np.save(folder / "labels.npy", dataset.train.labels)
         np.save(folder / "order.npy", np.stack(order))
+        if dataset.test is not None:
+            np.save(folder / "test_images.npy", dataset.test.images)
+            np.save(folder / "test_labels.npy", dataset.test.labels)
         np.savez(folder / "weights.npz", **model.state())  # type: ignore[arg-type]
         return dataset
 
@@ -130,6 +160,6 @@ def described(layer: Layer) -> dict[str, Any]:
 
 @functools.cache
 def _mnist() -> Dataset:
-    """The embedded MNIST's training images alone."""
+    """The embedded MNIST: training and test images."""
     whole = data.mnist()
-    return Dataset(whole.name, whole.train, None, None, whole.classes)
+    return Dataset(whole.name, whole.train, None, whole.test, whole.classes)

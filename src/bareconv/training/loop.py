@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 
 from bareconv import random
 from bareconv.data import Dataset
+from bareconv.data.mapped import expect_random_access
 from bareconv.device import Array, Device, get_device
 from bareconv.errors import NotFiniteError, UsageError
+from bareconv.kernels.cache import OnCompile
 from bareconv.nn.layer import Layer, Watch
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, OneCycle, Optimizer, Schedule
-from bareconv.training.engine import CHUNK, Batch, Batches, Engine, EngineSettings, OnCompile
+from bareconv.training.engine import CHUNK, Batch, Batches, Engine, EngineSettings
 from bareconv.training.engines import ReferenceEngine, make_engine
 from bareconv.training.evaluation import Evaluation, evaluate
 from bareconv.training.history import EpochRecord, History
 from bareconv.training.precision import check_known, stored
 from bareconv.training.snapshots import Snapshots
+from bareconv.training.streaming import Stream, fits
 
 REPORT_SECONDS = 0.25  # how often the losses are read from the device, which waits for it, and progress is told
 SNAPSHOT_STEPS = 64  # how often the state is kept, to come back to when a loss turns out not to be finite
@@ -88,8 +91,9 @@ class _Window:
 class Trainer:
     """One training on one device: moves model and data there, and runs the steps.
 
-    The data stay uint8 on the device; each step gathers its batch by the epoch's permutation. Raises UsageError where
-    the data do not fit the model.
+    The data stay uint8 on the device; each step gathers its batch by the epoch's permutation. Where they take more of
+    the device's memory than they may, they stay on the host, and steps are brought what they need
+    (``training.streaming``); there they may be a mapped file. Raises UsageError where the data do not fit the model.
     """
 
     def __init__(
@@ -112,8 +116,14 @@ class Trainer:
         self.optimizer = optimizer
         with self.device.activate():
             optimizer.load_state(optimizer.state(), optimizer.step)  # which follows the model from where it was
-            self.images = self.device.asarray(data.train.images)
-            self.labels = self.device.asarray(data.train.labels)
+            self._stream: Stream | None = None
+            if size >= len(data.train) or fits(data.train, self.device):
+                self.images = self.device.asarray(data.train.images)
+                self.labels = self.device.asarray(data.train.labels)
+                expect_random_access(self.images)
+            else:
+                self._stream = Stream(data.train, self.device, size)
+                self.images, self.labels = self._stream.images, self._stream.labels
             held_out = data.evaluation
             self.test_images = None if held_out is None else self.device.asarray(held_out[1].images)
         self.history = history or History(min(settings.batch_size, len(data.train)), len(data.train))
@@ -134,6 +144,11 @@ class Trainer:
         """Steps in all epochs."""
         return self.history.steps_per_epoch * self.settings.epochs
 
+    @property
+    def _most_steps(self) -> int:
+        """Steps whose images can be on the device at once."""
+        return self.total_steps if self._stream is None else self._stream.steps
+
     def data_bytes(self) -> int:
         """Bytes of the data on the device, with those that the engine keeps prepared."""
         arrays = (self.images, self.labels, self.test_images)
@@ -149,19 +164,26 @@ class Trainer:
         return self.batches(step, 1)[0]
 
     def batches(self, first: int, count: int) -> Batches:
-        """The images of ``count`` steps from step ``first``, which are of one epoch, or have all images each."""
+        """The images of ``count`` steps from step ``first``, which are of one epoch, or have all images each.
+
+        Where images are brought to the device, at most as many steps as there is room for (``_most_steps``), and only
+        until the next are asked for.
+        """
         size = self.history.batch_size
         if size >= len(self.data.train):  # one batch of everything: no order matters
             return Batches(self.images, self.labels, None, size, count, first)
         epoch, index = divmod(first, self.history.steps_per_epoch)
         chosen = self._order_there(epoch)[index * size : (index + count) * size]
+        if self._stream is not None:
+            return self._stream.batches(chosen, size, count, first)
         return Batches(self.images, self.labels, chosen, size, count, first)
 
     def _order_there(self, epoch: int) -> Array:
-        """``order(epoch)`` on the device."""
+        """``order(epoch)`` where the images are: on the device, or on the host."""
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = self.device.asarray(self.order(epoch))
+            order = self.order(epoch)
+            self._orders[epoch] = self.device.asarray(order) if self._stream is None else order
         return self._orders[epoch]
 
     def reference(self) -> ReferenceEngine:
@@ -188,7 +210,7 @@ class Trainer:
         per_epoch, end = self.history.steps_per_epoch, first + count
         losses, hits = [], []
         while first < end:
-            here = end - first if per_epoch == 1 else min(end - first, per_epoch - first % per_epoch)
+            here = end - first if per_epoch == 1 else min(end - first, per_epoch - first % per_epoch, self._most_steps)
             rates = [self.learning_rate(step) for step in range(first, first + here)]
             some_losses, some_hits = self.engine.train_steps(self.batches(first, here), rates)
             losses.append(some_losses)
@@ -249,7 +271,7 @@ class Trainer:
         seconds = 0.0  # of a step that is not the first
         with self.device.activate():
             self._take_snapshot(first)
-            for count in (1, 1, min(REHEARSED_STEPS, end - first)):
+            for count in (1, 1, min(REHEARSED_STEPS, end - first, self._most_steps)):
                 if count > 1 and seconds * count > WINDOW_SECONDS:
                     break
                 begun = time.perf_counter()

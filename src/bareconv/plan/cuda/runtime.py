@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 from bareconv.device import Array, CudaDevice
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cuda import driver
 from bareconv.kernels.cuda.compiler import CompiledKernels, compile_kernels
 from bareconv.kernels.cuda.kernel import Kernel
@@ -17,7 +18,6 @@ from bareconv.plan.cuda.record import BRANCH, TRUNK
 
 TIMED_ROWS = 7  # of launches, of which the first warms up
 
-OnCompile = Callable[[int, int], None]
 Part: TypeAlias = tuple[Callable[[int], None], int, bool]  # a launch, its branch, whether it waits for the other
 
 
@@ -75,9 +75,7 @@ class GpuRuntime:
         return self.device.activate()
 
     def free_bytes(self) -> int:
-        pool = self.xp.get_default_memory_pool()
-        free, _ = self.xp.cuda.runtime.memGetInfo()
-        return int(free) + int(pool.free_bytes())
+        return self.device.free_bytes()
 
     def address(self, array: Array) -> int:
         return int(array.data.ptr)  # type: ignore[attr-defined]
