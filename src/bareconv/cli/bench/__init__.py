@@ -13,6 +13,8 @@ VERBS = {
     "ceilings": "What this machine can do at best: arithmetic, memory, a launch.",
     "layers": "Each layer's forward, gradients and update beside that.",
     "sweep": "How the cost grows, and where the GPU overtakes the CPU.",
+    "diff": "What became faster or slower between results.",
+    "export": "A result as tables: Markdown or CSV.",
 }
 
 EPILOG = """\b
@@ -22,6 +24,8 @@ Examples:
   bareconv bench clocks --device cuda
   bareconv bench layers --model basic --batch-size 64
   bareconv bench sweep --axis width --model basic
+  bareconv bench diff before.json after.json
+  bareconv bench export result.json --format csv
 
 "bareconv bench VERB --help" shows a verb's options.
 """
