@@ -299,7 +299,10 @@ def test_peers_of_each_device():
             for options in (*peer.variants.values(), peer.default):
                 assert options["device"] == "cuda:1"
         assert there["pytorch"].default == {
-            "device": "cuda:1", "layout": "nchw", "mode": "eager", "tuned": False,
+            "device": "cuda:1",
+            "layout": "nchw",
+            "mode": "eager",
+            "tuned": False,
             "mixed": "autocast" if precision == "bfloat16" else None,
         }
     for peer in [*PEERS.values(), *catalog("cuda:0", "tf32").values()]:
