@@ -63,7 +63,7 @@ def test_one_document(run, here, monkeypatch):
     assert rates[0] <= found["interval"]["low"] <= record["images_per_second"] <= found["interval"]["high"] <= rates[-1]
     assert found["images_per_second"] == record["images_per_second"]
     assert sum(samples["seconds"]) == record["train_seconds"] < 3.0
-    assert (found["stopped"], found["flags"]) == ("narrow", {"precision": "float32", "threads": "1"})
+    assert (found["stopped"], found["flags"]["precision"], found["flags"]["threads"]) == ("narrow", "float32", "1")
     assert sum(samples["steps"]) == record["iterations"] == sum(samples["images"]) / 16
     assert 0 < found["memory_growth_bytes"] < found["peak_memory_bytes"] == record["peak_memory_bytes"]
     assert found["warm_up_seconds"] > 0
@@ -73,7 +73,7 @@ def test_one_document(run, here, monkeypatch):
     assert REMOVED[0] not in found["variables"]
     notes = [f"{REMOVED[0]} is set, and was removed from the environment of what is measured."]
     if not found["noise"]["stable"]:
-        notes.append(f"mlp, batch 16, {ENGINES[0]}: unstable: {'; '.join(found['noise']['remarks'])}.")
+        notes.append(f"mlp, batch 16, {ENGINES[0]} cpu float32: unstable: {'; '.join(found['noise']['remarks'])}.")
     assert result["notes"] == notes
     assert (result["settings"]["model"], result["settings"]["budget"]) == (["mlp"], 60.0)
     assert result["conditions"]["seconds"] > 0
@@ -84,9 +84,7 @@ def test_one_document(run, here, monkeypatch):
 def test_several_workloads_share_the_budget(run, here, listing):
     outcome = run("bench", "run", *ON_CPU, *MLP, "--batch-size", "32", "--model", "mlp", "--budget", "60")
     assert (outcome.code, outcome.err) == (0, "")
-    for size in (16, 32):
-        assert f"mlp, batch {size}" in outcome.out
-    assert "Throughput: 53 s at most, 53 s left in all" in outcome.out
+    assert re.search(r"^Throughput: 5\d(\.\d+)? s at most, 5\d(\.\d+)? s left in all$", outcome.out, re.MULTILINE)
     folder = Path("results/latest")
     assert [run["batch_size"] for run in json.loads((folder / "result.json").read_text())["runs"]] == [16, 32]
 
@@ -105,7 +103,7 @@ def test_what_fails_is_said_and_the_rest_is_reported(run, here, monkeypatch):
     assert outcome.code == 1
     result = outcome.result()
     assert [record["batch_size"] for record in result["runs"]] == [16]
-    assert f"mlp, batch 32, {ENGINES[0]}: gave up." in result["notes"]
+    assert f"mlp, batch 32, {ENGINES[0]} cpu float32: gave up." in result["notes"]
 
 
 def test_an_interruption_keeps_what_was_measured(run, here, monkeypatch):

@@ -9,7 +9,15 @@ import pytest
 import report_samples as samples
 from test_page import Page
 
-from bareconv.report.machines import common_workload, headline, machines_table, rates_table, sections, short_names
+from bareconv.report.machines import (
+    common_workload,
+    curves,
+    headline,
+    machines_table,
+    rates_table,
+    sections,
+    short_names,
+)
 from bareconv.report.page import render_machines
 from bareconv.report.sections import Table
 
@@ -80,6 +88,16 @@ def test_the_common_workload_is_the_one_of_most() -> None:
     both = {**few, "runs": [*few["runs"], *many["runs"]]}
     assert common_workload([("a", both), ("b", few), ("c", many), ("d", many)]) == ("basic", 32)
     assert common_workload([("a", both), ("b", both)]) == ("basic", 512)
+
+
+def test_lines_have_short_names() -> None:
+    results = [("t4.json", bench.with_gpu()), ("two-cores.json", bench.with_peers())]
+    assert [name for _, name, _ in curves(results, "basic")] == [
+        "two cores (t4) float32",
+        "T4 float32",
+        "T4 tf32",
+        "two cores (two-cores) float32",
+    ]
 
 
 def test_tables_have_a_column_for_each() -> None:

@@ -75,6 +75,7 @@ class Samples:
 
     seconds: list[float] = field(default_factory=list)  # by the device's own clock, where it has one
     wall_seconds: list[float] = field(default_factory=list)
+    begun: list[float] = field(default_factory=list)  # seconds since 1970
     steps: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
 
@@ -82,6 +83,7 @@ class Samples:
         """One more block, as the process told it."""
         self.seconds.append(float(answer["seconds"]))
         self.wall_seconds.append(float(answer.get("wall_seconds", answer["seconds"])))
+        self.begun.append(time.time() - self.wall_seconds[-1])  # the answer comes as soon as the block is done
         self.steps.append(int(answer["steps"]))
         self.images.append(int(answer["images"]))
 

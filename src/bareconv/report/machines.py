@@ -6,6 +6,7 @@ They were not measured by turns: a ratio's interval divides the ends of both int
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -226,7 +227,8 @@ def curves(results: Sequence[Named], model: str) -> list[tuple[Who, str, Mapping
         for curve in sweep["curves"]
         if curve["ours"] and points(curve)
     ]
-    named = [side_name(results, place, one) for place, one, _ in sides]
+    # Where the file says which machine it is, its processor need not: a line's end has little room.
+    named = [re.sub(r" of .* \(", " (", side_name(results, place, one)) for place, one, _ in sides]
     several = len({one.precision for _, one, _ in sides}) > 1
     engines = len({one.name for _, one, _ in sides}) > 1
     return [
@@ -331,7 +333,7 @@ def machines_table(results: Sequence[Named]) -> Table:
         row("Measured", [result["created"] for result in every]),
         row("bareconv", [f"{r['bareconv']} {str(r.get('commit') or '')[:10]}".strip() for r in every]),
     ]
-    return Table("The machines", [Column(""), *(Column(name) for name in short_names(results))], rows)
+    return Table("The machines", [Column(""), *(Column(name, long=True) for name in short_names(results))], rows)
 
 
 def _clocks(result: Result) -> str:
@@ -363,7 +365,7 @@ def _differences(results: Sequence[Named]) -> list[Block]:
             rows.setdefault(name, [""] * len(results))[place] = value
     other = {name: values for name, values in rows.items() if len(set(values)) > 1}
     same = {name: values for name, values in rows.items() if name not in other}
-    columns = [Column(""), *(Column(name) for name in short_names(results))]
+    columns = [Column(""), *(Column(name, long=True) for name in short_names(results))]
     blocks: list[Block] = []
     if other:
         table = [cells(name, *(value or fmt.MISSING for value in values)) for name, values in other.items()]

@@ -34,11 +34,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading. ``figures``: its cells are numbers, at the right; ``quiet``: they explain the one before."""
+    """A column's heading. ``figures``: its cells are numbers, at the right; ``quiet``: they explain the one before.
+
+    ``long``: they are sentences, which need some width.
+    """
 
     name: str
     figures: bool = False
     quiet: bool = False
+    long: bool = False
 
 
 def figures(*names: str) -> list[Column]:

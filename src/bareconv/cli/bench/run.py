@@ -104,6 +104,7 @@ def run(screen: Screen, **options: Any) -> int:
     devices = all_devices() if options["device"] == "all" else [get_device(options["device"])]
     jobs = list(workloads({**options, "precision": "float32"}))
     places = [_place(device, options) for device in devices]
+    _check_precisions(options["precisions"], places)
     with result_folder(options["output"]) as folder:
         names = ", ".join(f"{device.name} ({device.description.partition(', ')[0]})" for device in devices)
         notes = introduce(screen, {**options, "output": None}, names)
@@ -164,16 +165,20 @@ def _place(device: Device, options: dict[str, Any]) -> Place:
     """The device with the precisions that it computes in, and the peers that are there in each of them."""
     asked: Sequence[str] = options["precisions"]
     if isinstance(device, CpuDevice):
-        precisions = tuple(p for p in asked if p not in ON_GPU_ONLY) or (ON_CPU if options["device"] == "all" else ())
-        if asked and not precisions:
-            raise UsageError(f"--precision {asked[0]}: the CPU computes in float32 or float64; give --device cuda")
-        precisions = precisions or ON_CPU
+        precisions = tuple(precision for precision in asked if precision not in ON_GPU_ONLY) or ON_CPU
     else:
         precisions = tuple(asked) or ON_GPU
     names = list(dict.fromkeys(options["peers"])) or list(PEERS)
     wanted = names if "peers" in options["parts"] else []
     found = {precision: find(wanted, options["python"], device.name, precision) for precision in precisions}
     return Place(device, tuple(found), found)
+
+
+def _check_precisions(asked: Sequence[str], places: Sequence[Place]) -> None:
+    """UsageError where one is no device's."""
+    for precision in asked:
+        if not any(precision in place.precisions for place in places):
+            raise UsageError(f"--precision {precision}: the CPU computes in float32 or float64; give --device cuda")
 
 
 class _Parts(Story, Watching):

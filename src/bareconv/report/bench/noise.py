@@ -141,6 +141,6 @@ def noise_table(found: Sequence[Measurement]) -> Table:
     columns = [
         Column("Candidate"),
         *figures("Images a second", "Interval's width", "Spread", "Drift", "Blocks"),
-        Column("Remarks; why it ended"),
+        Column("Remarks; why it ended", long=True),
     ]
     return Table("How steady each candidate was", columns, rows)

@@ -165,8 +165,13 @@ def settings_table(group: Group) -> Table:
                 Cell(", ".join(f"{library} {version}" for library, version in steady.get("versions", {}).items())),
             ]
         )
-    columns = [Column("Candidate"), Column("Options"), Column("Effective flags"), Column("Threads", figures=True)]
-    return Table(f"Settings: {group_title(group)}", [*columns, Column("Versions")], rows)
+    columns = [
+        Column("Candidate"),
+        Column("Options", long=True),
+        Column("Effective flags", long=True),
+        Column("Threads", figures=True),
+    ]
+    return Table(f"Settings: {group_title(group)}", [*columns, Column("Versions", long=True)], rows)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -188,5 +193,5 @@ def tries_table(group: Group) -> Table:
                     Cell(one["error"] or one["status"]),
                 ]
             )
-    columns = [Column("Tried briefly"), *figures("Images a second", "Compiling"), Column("How it ended")]
+    columns = [Column("Tried briefly"), *figures("Images a second", "Compiling"), Column("How it ended", long=True)]
     return Table(f"What was tried: {group_title(group)}", columns, rows)

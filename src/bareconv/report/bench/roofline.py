@@ -275,5 +275,5 @@ def ceilings_table(rooflines: Sequence[Rooflines]) -> Table:
                     Cell(ceiling["how"] + threads),
                 ]
             )
-    columns = [Column("Device"), Column("Ceiling"), *figures("At best"), Column("How it was measured")]
+    columns = [Column("Device"), Column("Ceiling"), *figures("At best"), Column("How it was measured", long=True)]
     return Table("What each device can do at best", columns, rows)
