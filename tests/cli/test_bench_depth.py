@@ -151,15 +151,10 @@ def test_no_ceilings_are_a_failure(run, here, measured):
     assert outcome.result()["notes"] == ["Ceilings of 2 threads: was not ready when the time was up."]
 
 
-def test_both_for_real(run, here):
-    """Each with a process of its own."""
-    outcome = run("bench", "ceilings", "--threads", "1", "--budget", "3", "--json")
+def test_ceilings_for_real(run, here):
+    """In a process of its own."""
+    outcome = run("bench", "ceilings", "--threads", "1", "--budget", "15", "--json")
     assert outcome.code == 0
     (found,) = outcome.result()["rooflines"]
-    assert found["ceilings"][0]["unit"] in ("FLOP", "byte")
-    words = ("--model", "mlp", "--image-shape", "6x6x1", "--batch-size", "8", "--engine", "reference", "--threads", "1")
-    outcome = run("bench", "layers", *words, "--budget", "3")
-    assert outcome.code == 0, outcome.out
-    assert re.search(r"^dense1 +dW +[\d.]+ .s ", outcome.out, re.MULTILINE)
-    assert not re.search(r"^dense1 +dX ", outcome.out, re.MULTILINE)
-    assert re.search(r"^dense2 +dX ", outcome.out, re.MULTILINE)
+    assert "memory" in [one["name"] for one in found["ceilings"]]
+    assert found["steps"] == []
