@@ -33,7 +33,10 @@ TEST_IMAGES = 300
 QUICK = {"mlp": (28, 28, 1), "lenet5": (28, 28, 1), "uneven": (9, 7, 1), "averaged": (6, 6, 1)}
 SLOW = {
     "tiny": (9, 8, 2),  # blocks, strides, paddings
-    **{"small": (28, 28, 1), "basic": (28, 28, 1), "resnet9": (8, 8, 3), "resnet18": (8, 8, 3)},
+    "small": (28, 28, 1),
+    "basic": (28, 28, 1),
+    "resnet9": (8, 8, 3),
+    "resnet18": (8, 8, 3),
 }
 
 
