@@ -50,7 +50,9 @@ Examples:
     metavar="PATH",
     help="A Python that has the peers, where this one has not. [default: BARECONV_TORCH_PYTHON, else this one]",
 )
-@click.option("--no-compile", is_flag=True, help="Leave out torch.compile and tinygrad's search, which may take minutes.")
+@click.option(
+    "--no-compile", is_flag=True, help="Leave out torch.compile and tinygrad's search, which may take minutes."
+)
 @on_screen
 def peers(screen: Screen, **options: Any) -> int:
     """Compare the throughput of our engines with that of other libraries, on the CPU or on a GPU.
