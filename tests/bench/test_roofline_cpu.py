@@ -153,6 +153,18 @@ def test_steps_with_and_without_marks_take_turns():
     assert 100 <= now[0] < 110
 
 
+def test_many_short_steps_are_enough():
+    now = [0.0]
+
+    def step(number):
+        now[0] += 0.001
+        return 0.001
+
+    pace = Pace(Deadline.after(100.0, lambda: now[0]))
+    assert alternate(step, lambda number: step(number), 7, pace, lambda: None)["marks_cost"] == 0
+    assert 1 <= now[0] < 1.1
+
+
 def test_marks_that_cost_much_are_told():
     step = {"model": "mlp", "batch_size": 8, "precision": "float32", "launches": []}
     found = {

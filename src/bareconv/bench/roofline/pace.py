@@ -11,8 +11,7 @@ from bareconv.bench.deadline import Deadline
 
 WARM_UP = 0.2  # of the time, at most
 WARM_PAIRS = 10  # of steps, at most
-ENOUGH_SHARE = 0.5  # of the time, after which it is enough, if there are so many pairs:
-ENOUGH = 200
+ENOUGH, ENOUGH_SECONDS = 200, 1.0  # pairs of steps, and seconds, after which both are enough
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,14 @@ def alternate(
     is called when the steps that only warm up are done, at least one of each.
     """
     numbers = itertools.cycle(range(steps))
-    warm, enough = pace.deadline.part(WARM_UP), pace.deadline.part(ENOUGH_SHARE)
+    warm = pace.deadline.part(WARM_UP)
     for pair in range(WARM_PAIRS):
         if pair and warm.passed:
             break
         plain(next(numbers))
         marked(next(numbers))
     on_warm()
+    enough = Deadline.after(ENOUGH_SECONDS, pace.deadline.clock)
     without: list[float] = []
     with_marks: list[float] = []
     while len(without) < pace.least or not (pace.deadline.passed or (len(without) >= ENOUGH and enough.passed)):
