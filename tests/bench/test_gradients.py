@@ -192,10 +192,10 @@ def test_a_wrong_operation_is_found(mistake, monkeypatch, cpu):
 
 
 METHODS: dict[str, Any] = {
-    "flatten": (nn.Flatten, "_backward", lambda self, dy, saved: dy.reshape(saved[0][::-1]).transpose(), "flatten"),
+    "flatten": (nn.Flatten, "_dx", lambda self, dy, saved: dy.reshape(saved[0][::-1]).transpose(), "flatten"),
     "global average pool": (
         nn.GlobalAvgPool,
-        "_backward",
+        "_dx",
         lambda self, dy, saved: np.broadcast_to(dy[:, None, None], saved[0]),
         "global average pool",
     ),
