@@ -25,5 +25,5 @@ check() {
 check ruff check
 check ruff format --check
 check mypy
-check pytest
+check pytest --numprocesses auto --dist worksteal # many tests have one thread: as many processes as there are cores
 exit "$status"

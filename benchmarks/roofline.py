@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from bareconv.bench import results
-from bareconv.bench.roofline import CASES, measure_ceilings, measure_step, record, table
+from bareconv.bench.roofline import CASES, record, table
+from bareconv.bench.roofline.cuda import measure_ceilings, measure_step
 from bareconv.bench.workload import Workload, cases, natural_shape
 from bareconv.device import CudaDevice, get_device
 from bareconv.errors import BareconvError, UsageError

@@ -1,4 +1,4 @@
-"""Write the figures of the README, docs/ladder.md and docs/gpu.md from the committed results, between their markers.
+"""Write the figures of the README and of docs/ from the committed results, between their markers.
 
 ``--check`` only compares.
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from bareconv.bench import roofline
 from bareconv.bench.results import read
-from bareconv.report import ladder_bars, png
+from bareconv.report import ladder_bars, markdown, png
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
 from bareconv.training import ENGINES
 
@@ -500,7 +500,7 @@ def gpu_peers(name: str) -> str:
 
 
 def gpu_link(result: dict[str, Any], file: str = GPU) -> str:
-    """From docs/ to the file."""
+    """From docs/ to the file, with its commit."""
     return f"[{file}.json](../benchmarks/results/{file}.json) ({str(result.get('commit'))[:10]})"
 
 
@@ -576,6 +576,27 @@ def gpu_seeds(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+# The benchmark
+
+BENCHES = ("2-cores", "h200")  # machines whose bench-NAME.json is committed, or will be
+
+
+def bench_machine(name: str) -> str:
+    """Everything that the benchmark says of one machine; nothing until there is a result."""
+    file = name.replace(" ", "-")
+    result = gpu_result(file)
+    return markdown.benchmark(result, gpu_link(result, file), f"images/{file}-") if result is not None else ""
+
+
+def bench_pictures() -> Iterator[tuple[Path, bytes]]:
+    """The files of the figures in docs/bench.md."""
+    for machine_name in BENCHES:
+        file = f"bench-{machine_name}"
+        result = gpu_result(file)
+        for name, picture in markdown.pictures(result) if result is not None else ():
+            yield ROOT / "docs" / "images" / f"{file}-{name}.png", picture
+
+
 PAGES: dict[str, Blocks] = {
     "README.md": {
         "main": main_table,
@@ -593,11 +614,12 @@ PAGES: dict[str, Blocks] = {
         "gpu parts": gpu_parts,
         "gpu seeds": gpu_seeds,
     },
+    "docs/bench.md": {f"bench {name}": bench_machine for name in BENCHES},
 }
 
 
 def main() -> int:
-    """Rewrite the pages and the ladder's picture, or say that they are not what the results say."""
+    """Rewrite the pages and their pictures, or say that the pages are not what the results say."""
     stale = 0
     for name, blocks in PAGES.items():
         path = ROOT / name
@@ -609,6 +631,8 @@ def main() -> int:
     if "--check" in sys.argv:
         return stale
     (ROOT / "docs/images/ladder.png").write_bytes(png(ladder_bars(read(RESULTS / "ladder-2-cores.json"))))
+    for path, picture in bench_pictures():
+        path.write_bytes(picture)
     return 0
 
 

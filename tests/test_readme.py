@@ -13,7 +13,10 @@ import pytest
 from bareconv.bench.results import new, read, write
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/ladder.md", "docs/gpu.md")}
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/ladder.md", "docs/gpu.md", "docs/bench.md")
+}
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
@@ -43,7 +46,8 @@ def test_results_are_valid_and_say_where_they_come_from(path):
     result = read(path)
     assert re.fullmatch("[0-9a-f]{40}", result["commit"])
     assert result["environment"]["cpu"]["model"]
-    assert result["runs"] or result.get("ladder") or result.get("peers") or result.get("rooflines")
+    parts = ("ladder", "peers", "rooflines", "sweeps", "clocks", "learning")
+    assert result["runs"] or any(result.get(part) for part in parts)
 
 
 def test_targets():
@@ -293,6 +297,47 @@ def test_seeds_of_a_gpu(tmp_path, monkeypatch):
     assert "over 2 seeds" not in text
 
 
+def test_blocks_of_a_benchmark_say_nothing_without_a_result(tmp_path, monkeypatch):
+    script = readme_script()
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    assert {block(name) for name, block in script.PAGES["docs/bench.md"].items()} == {""}
+    assert list(script.bench_pictures()) == []
+
+
+@pytest.mark.parametrize("kind", ["peers", "gpu"])
+def test_blocks_of_a_benchmark(tmp_path, monkeypatch, kind):
+    script = readme_script()
+    monkeypatch.syspath_prepend(ROOT / "tests" / "report")
+    samples = importlib.import_module("bench_samples")
+    result = samples.with_peers() if kind == "peers" else samples.with_gpu()
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    write(result, tmp_path / "bench-2-cores.json")
+    text = script.bench_machine("bench 2-cores")
+    group = result["peers"][0]
+    rate = group["candidates"][0]["throughput"]["images_per_second"]
+    assert f"| **bareconv** | **{rate:,.0f}/s** |" in text
+    assert "From [bench-2-cores.json](../benchmarks/results/bench-2-cores.json) (6b0a4761f5)" in text
+    assert "### Throughput by batch size, `basic`" in text
+    assert "### Where a step's time goes: basic, batches of 64, float32" in text
+    assert "| **Whole** | **26.7 s** | **25.5 s** |" in text
+    assert "*unstable*" in text
+    widths = {
+        len(re.findall(r"(?<!\\)\|", line)) for line in text.split("### Beside")[1].splitlines() if line.startswith("|")
+    }
+    assert len(widths) == 1
+    pictures = dict(script.bench_pictures())
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
+    linked = set(re.findall(r"\]\((images/[^)]+)\)", text))
+    assert linked == {f"images/{path.name}" for path in pictures}
+    assert {path.parent for path in pictures} == {ROOT / "docs" / "images"}
+
+
+def test_pictures_of_a_benchmark_are_there():
+    """Run scripts/readme.py after a new result."""
+    for name in re.findall(r"\]\((images/bench-[^)]+)\)", PAGES["docs/bench.md"]):
+        assert (ROOT / "docs" / name).stat().st_size > 5_000, name
+
+
 def test_peers():
     """No figure of a candidate that computes something else; what is missed is for the README to say."""
     result = read(ROOT / "benchmarks" / "results" / "peers-2-cores.json")
@@ -307,7 +352,7 @@ def test_peers():
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGES[name]) if not link.startswith("http")]
-    assert len(links) > {"README.md": 10, "docs/ladder.md": 5, "docs/gpu.md": 5}[name]
+    assert len(links) > {"README.md": 10, "docs/ladder.md": 5, "docs/gpu.md": 5, "docs/bench.md": 3}[name]
     for link in links:
         assert ((ROOT / name).parent / link).exists(), link
 

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -118,6 +119,38 @@ def cpuinfo(root: Path = Path("/")) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Cache:
+    """A data cache of ``bytes``, shared by ``cores`` logical cores; ``level`` 1 is the nearest."""
+
+    level: int
+    bytes: int
+    cores: int
+
+
+def caches(root: Path = Path("/")) -> list[Cache]:
+    """The data caches that a core of this process uses, the nearest first; none where the system does not tell."""
+    core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    folder = root / f"sys/devices/system/cpu/cpu{core}/cache"
+    found = []
+    for index in folder.glob("index*") if folder.is_dir() else ():
+        with contextlib.suppress(OSError, ValueError):
+            kind, level, size, shared = (
+                (index / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
+            )
+            match = re.fullmatch(r"(\d+)([KMG]?)", size)
+            if kind in ("Data", "Unified") and match is not None:
+                scale = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2]]
+                found.append(Cache(int(level), int(match[1]) * scale, _listed(shared)))
+    return sorted(found, key=lambda cache: cache.level)
+
+
+def _listed(text: str) -> int:
+    """How many there are in a list of ranges: 5 in "0-3,8"."""
+    ranges = [part.partition("-") for part in text.split(",")]
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+
+
 # Arm's processors give numbers, not names: the ones that servers have (MIDR part numbers, implementer 0x41).
 _ARM_PARTS = {
     "0xd08": "Cortex-A72",
@@ -180,6 +213,15 @@ def resident_memory() -> int:
 def peak_resident_memory() -> int:
     """The most bytes in memory since ``reset_peak_resident_memory`` (elsewhere than on Linux: since the start)."""
     return _proc_status("VmHWM") or _max_rss()
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that may be asked for without pressing anyone else, by the system's own estimate; None elsewhere."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _proc_status(field: str) -> int | None:

@@ -15,7 +15,7 @@ from bareconv.bench.environment import describe
 from bareconv.bench.interleave import Side
 from bareconv.bench.peers import Found, cuda_variants, record
 from bareconv.bench.steady import run_record
-from bareconv.bench.workers.pytorch_cuda import LOCK
+from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
 from bareconv.errors import UsageError
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from nvml_stand_in import StandInNvml
 
 import bareconv
 from bareconv import device, host
@@ -87,6 +88,7 @@ def test_this_machine():
     import numpy
 
     assert found["packages"]["numpy"] == numpy.__version__
+    assert {"torch", "jax", "tinygrad", "llvmlite", "threadpoolctl"} <= set(found["packages"])
     with device.get_device("cpu").activate():
         import threadpoolctl
 
@@ -210,6 +212,25 @@ def test_gpus_through_nvml(machine, blas, monkeypatch):
         for index in (0, 1)
     ]
     assert nvml.calls.count("init") == nvml.calls.count("shutdown")
+
+
+def test_how_a_gpu_is_set(machine, blas, monkeypatch):
+    """In hertz and watts; what it does not tell is left out."""
+    nvml = fake_nvml(1)
+    more = StandInNvml(EccMode=None)
+    for name in ("ClockInfo", "MaxClockInfo", "EnforcedPowerLimit", "EccMode", "PersistenceMode"):
+        setattr(nvml, f"nvmlDeviceGet{name}", getattr(more, f"nvmlDeviceGet{name}"))
+    nvml.nvmlDeviceGetHandleByIndex = more.nvmlDeviceGetHandleByIndex
+    more.nvmlInit()
+    nvml.nvmlDeviceGetName = lambda handle: "NVIDIA GPU 0"
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    (gpu,) = conforms(environment.describe(machine(), {}))["gpus"]
+    assert gpu["sm_clock_hz"] == 1.755e9
+    assert gpu["sm_clock_max_hz"] == 1.98e9
+    assert gpu["memory_clock_hz"] == gpu["memory_clock_max_hz"] == 2.619e9
+    assert gpu["power_limit_watts"] == 700
+    assert gpu["persistence"] is False
+    assert "ecc" not in gpu
 
 
 def test_what_nvml_does_not_know_is_null(machine, blas, monkeypatch):

@@ -16,7 +16,7 @@ from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import Candidate, Limits, Listener, our_candidate, prepare
 from bareconv.bench.parity import TOLERANCE
 from bareconv.bench.peers import cuda_variants, find
-from bareconv.bench.workers.pytorch_cuda import LOCK, Alone
+from bareconv.bench.workers.lock import LOCK, Alone
 from bareconv.bench.workload import Workload
 from bareconv.nn import models
 
@@ -132,7 +132,7 @@ def test_autotuning_is_timed_alone(python, tmp_path):
     code = """
 import fcntl, sys, types
 package = types.ModuleType("bareconv"); package.__path__ = [sys.argv[1]]; sys.modules["bareconv"] = package
-from bareconv.bench.workers.pytorch_cuda import Alone
+from bareconv.bench.workers.lock import Alone
 from torch._inductor.runtime.benchmarking import benchmarker
 other = open(sys.argv[2], "a")
 def locked(*arguments):

@@ -68,7 +68,7 @@ BAD_USAGE = [
     (["compare", "--preset", "modern"], "'--preset'.*original"),
     (["compare", "--parity-steps", "-1"], "'--parity-steps': -1 is not in the range"),
     (["info", "--verbose"], "--verbose"),
-    (["bench", "jump"], "there is no verb 'jump'; expected one of run, peers, sweep.*see bareconv bench --help"),
+    (["bench", "jump"], "there is no verb 'jump'; expected one of run, peers.*sweep.*see bareconv bench --help"),
     (["bench", "run", "--model", "gpt"], "'--model'.*mlp.*resnet18.*see bareconv bench run --help"),
     (["bench", "run", "--engine", "steam"], "'--engine'.*reference"),
     (["bench", "run", "--budget", "0"], "'--budget': 0.0 is not in the range"),
@@ -280,9 +280,11 @@ def test_json_also_where_there_is_nothing_to_report(
         raise error
 
     first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
-    first |= {"bench run": "chosen_device", "bench peers": "chosen_device", "bench sweep": "_devices"}
+    first |= {"bench run": "all_devices", "bench peers": "chosen_device", "bench sweep": "_devices"}
+    first |= {"report": "check_writable"}
     monkeypatch.setattr(f"bareconv.cli.{verb.replace(' ', '.')}.{first.get(verb, 'get_device')}", fail)
     more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
+    more = ["result.json"] if verb == "report" else more
     outcome = run(*verb.split(), *more)
     assert (outcome.code, outcome.err.strip()) == (code, f"bareconv: {complaint}")
     outcome = run(*verb.split(), *more, "--json")

@@ -49,8 +49,8 @@ def write(folder: Path, content: str | bytes, name: str = "train.csv") -> Path:
         GOOD.replace("pixel0,pixel1,pixel2,pixel3", "1x1,1x2,2x1,2x2"),
         GOOD.replace("pixel0,pixel1,pixel2,pixel3", "0,1,2,3"),
         GOOD.replace("pixel0,pixel1,pixel2,pixel3", "pixel1,pixel2,pixel3,pixel4"),
-        gzip.compress(GOOD.encode()),
-        gzip.compress(GOOD[:40].encode()) + gzip.compress(GOOD[40:].encode()) + b"\0\0",
+        gzip.compress(GOOD.encode(), mtime=0),
+        gzip.compress(GOOD[:40].encode(), mtime=0) + gzip.compress(GOOD[40:].encode(), mtime=0) + b"\0\0",
     ],
 )
 def test_reads(content: str | bytes, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_prediction_ignores_a_label_column(label: str, tmp_path: Path) -> None:
         # headers
         ("", ["label,pixel0", "empty file"]),
         (b"\xef\xbb\xbf", ["label,pixel0", "empty file"]),
-        (gzip.compress(b""), ["label,pixel0", "empty file"]),
+        (gzip.compress(b"", mtime=0), ["label,pixel0", "empty file"]),
         ("\n" + GOOD, ["line 1", "header", "blank line"]),
         (HEADER, ["line 2", "expected an image", "only a header"]),
         (HEADER.rstrip(), ["line 2", "expected an image", "only a header"]),
@@ -149,9 +149,9 @@ def test_prediction_ignores_a_label_column(label: str, tmp_path: Path) -> None:
         (GOOD.encode().replace(b"pixel1", b"pixel\0"), ["byte 18", "CSV text", "0x00"]),
         (b"\xef\xbb\xbf" + GOOD.encode().replace(b"pixel1", b"pixel\xff"), ["byte 21", "CSV text", "0xff"]),
         (bytes(range(1, 256)) * 3, ["byte 0", "CSV text", "0x01", "not text"]),
-        (gzip.compress(GOOD.encode())[:-12], ["cut off at byte"]),
-        (gzip.compress(GOOD.encode())[:-8] + bytes(8), ["damaged gzip data"]),
-        (gzip.compress(GOOD.encode()) + b"tail", ["damaged gzip data"]),
+        (gzip.compress(GOOD.encode(), mtime=0)[:-12], ["cut off at byte"]),
+        (gzip.compress(GOOD.encode(), mtime=0)[:-8] + bytes(8), ["damaged gzip data"]),
+        (gzip.compress(GOOD.encode(), mtime=0) + b"tail", ["damaged gzip data"]),
         (b"\x1f\x8b", ["cut off at byte 2"]),
     ],
 )

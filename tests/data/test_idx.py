@@ -25,7 +25,7 @@ def write(folder: Path, part: str = "train", dot: str = "-", packed: bool = Fals
     for kind, rank, values in (("images", 3, IMAGES[:n]), ("labels", 1, LABELS[:n])):
         data = idx_bytes(values)
         name = f"{part}-{kind}{dot}idx{rank}-ubyte"
-        (folder / (name + ".gz" if packed else name)).write_bytes(gzip.compress(data) if packed else data)
+        (folder / (name + ".gz" if packed else name)).write_bytes(gzip.compress(data, mtime=0) if packed else data)
 
 
 @pytest.mark.parametrize("dot", ["-", "."])
@@ -50,7 +50,7 @@ def test_reads_a_folder(dot: str, packed: bool, tmp_path: Path) -> None:
 
 def test_gzip_is_told_by_content(tmp_path: Path) -> None:
     write(tmp_path)
-    (tmp_path / TRAIN_IMAGES).write_bytes(gzip.compress(idx_bytes(IMAGES)))
+    (tmp_path / TRAIN_IMAGES).write_bytes(gzip.compress(idx_bytes(IMAGES), mtime=0))
     (tmp_path / TRAIN_LABELS).rename(tmp_path / f"{TRAIN_LABELS}.gz")
     assert len(load(tmp_path).train) == 2
 
@@ -97,8 +97,8 @@ GOOD = idx_bytes(IMAGES)  # 16 + 24 bytes
         (TRAIN_IMAGES, GOOD[:-1], ["expected 40 bytes", "2 x 3 x 4", "truncated at byte 39"]),
         (TRAIN_IMAGES, GOOD[:4] + b"\xff" * 12 + GOOD[16:], ["4294967295 x 4294967295", "truncated at byte 40"]),
         (TRAIN_IMAGES, GOOD + b"\0\0\0", ["byte 40", "expected the end", "3 trailing bytes"]),
-        (TRAIN_IMAGES, gzip.compress(GOOD)[:-9], ["cut off at byte"]),
-        (TRAIN_IMAGES, gzip.compress(GOOD)[:-8] + bytes(8), ["damaged gzip data", "incorrect data check"]),
+        (TRAIN_IMAGES, gzip.compress(GOOD, mtime=0)[:-9], ["cut off at byte"]),
+        (TRAIN_IMAGES, gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), ["damaged gzip data", "incorrect data check"]),
         (TRAIN_IMAGES, b"\x1f\x8b" + GOOD, ["damaged gzip data near byte 0"]),
         (TRAIN_IMAGES, idx_bytes(IMAGES[:1]), ["1 images in train-images", "2 labels in train-labels"]),
     ],
@@ -108,13 +108,13 @@ def test_refuses(name: str, data: bytes, parts: list[str], packed: bool, tmp_pat
     write(tmp_path)
     (tmp_path / name).unlink()
     path = tmp_path / (f"{name}.gz" if packed else name)
-    path.write_bytes(gzip.compress(data) if packed and not data.startswith(b"\x1f\x8b") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if packed and not data.startswith(b"\x1f\x8b") else data)
     message = refused(lambda: load(tmp_path), str(tmp_path), *parts)
     assert name in message
 
 
 def test_says_where_a_gzip_file_is_damaged(tmp_path: Path) -> None:
-    header = gzip.compress(b"")[:10]
+    header = gzip.compress(b"", mtime=0)[:10]
     # RFC 1951: a stored block is its type, its length and the length's complement, and the bytes.
     stored = struct.pack("<BHH", 0, 60_000, 60_000 ^ 0xFFFF) + bytes(60_000)
     (tmp_path / f"{TRAIN_IMAGES}.gz").write_bytes(header + stored + struct.pack("<BHH", 0, 60_000, 0) + bytes(60_000))
@@ -162,7 +162,7 @@ def test_round_trip(tmp_path: Path, sample: tuple[np.ndarray, np.ndarray], packe
     images, labels = sample
     for name, values in ((TRAIN_IMAGES, images[..., 0]), (TRAIN_LABELS, labels.astype(np.uint8))):
         data = idx_bytes(values)
-        (tmp_path / name).write_bytes(gzip.compress(data, 1) if packed else data)
+        (tmp_path / name).write_bytes(gzip.compress(data, 1, mtime=0) if packed else data)
     train = load(tmp_path).train
     np.testing.assert_array_equal(train.images, images)
     np.testing.assert_array_equal(train.labels, labels)
@@ -172,5 +172,5 @@ def test_round_trip(tmp_path: Path, sample: tuple[np.ndarray, np.ndarray], packe
 def test_damage_is_refused_or_harmless(tmp_path: Path, harm: Callable[[bytes], bytes], packed: bool, name: str) -> None:
     write(tmp_path)
     data = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(harm(gzip.compress(data, 1) if packed else data))
+    (tmp_path / name).write_bytes(harm(gzip.compress(data, 1, mtime=0) if packed else data))
     read_or_refused(lambda: load(tmp_path))

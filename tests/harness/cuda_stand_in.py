@@ -12,9 +12,10 @@ import numpy as np
 from cuda_host import launch_at
 
 from bareconv.device import Array
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cuda.kernel import Kernel
 from bareconv.kernels.cuda.limits import H100, Limits
-from bareconv.plan.cuda.runtime import OnCompile, Part, describe
+from bareconv.plan.cuda.runtime import Part, describe
 
 
 class StandIn:

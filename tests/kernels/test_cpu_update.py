@@ -101,12 +101,14 @@ def test_the_rule_that_only_keeps_the_gradient(target: Target) -> None:
     assert_close(blocks["gradient"].data[0], g.sum(axis=0), target)
 
 
-def test_an_optimizer_without_a_rule_is_named() -> None:
+def test_gradients_alone_where_kernels_cannot_update() -> None:
+    """An optimizer that they do not know; a norm that is clipped before the update."""
+
     class Mine(SGD):
         pass
 
-    with pytest.raises(TypeError, match="Mine"):
-        Rule.of(Mine(0.1))
+    assert Rule.of(Mine(0.1)) == Rule.of(SGD(0.1), clip_norm=1.0) == Rule("gradient")
+    assert Rule.of(SGD(0.1)) == Rule("sgd")
 
 
 @settings(max_examples=10)

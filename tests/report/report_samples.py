@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from importlib import resources
 from typing import Any
 
-import jsonschema
+import jsonschema.exceptions
 import numpy as np
 
 from bareconv.report import Gallery
@@ -225,8 +226,17 @@ def result(runs: list[dict[str, Any]], *, gpu: bool = True, **changes: Any) -> d
 
 def check(made: dict[str, Any]) -> None:
     """Raise where ``made`` is not what the schema says a result is."""
+    error = jsonschema.exceptions.best_match(validator().iter_errors(made))
+    if error is not None:
+        raise error
+
+
+@functools.cache
+def validator() -> jsonschema.Draft202012Validator:
+    """Of results."""
     schema = json.loads(resources.files("bareconv.bench").joinpath("result.schema.json").read_text())
-    jsonschema.validate(made, schema)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
 
 
 def cpu_only() -> dict[str, Any]:

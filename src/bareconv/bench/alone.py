@@ -1,4 +1,4 @@
-"""A kernel by itself on arrays of the caller's: the machine's peak, and one convolution, without a plan around them."""
+"""A kernel by itself on arrays of the caller's: what the machine can do at best, and one convolution without a plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bareconv.errors import UsageError
 from bareconv.kernels.cpu.correlate import Correlate
 from bareconv.kernels.cpu.jit import compile_kernels
 from bareconv.kernels.cpu.kernel import Kernel
-from bareconv.kernels.cpu.peak import PeakFma
+from bareconv.kernels.cpu.peak import Nothing, PeakFma, Stream
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
 from bareconv.kernels.cpu.target import host_target
@@ -21,6 +21,8 @@ from bareconv.ops.windows import Window
 from bareconv.plan.cpu.memory import allocate
 from bareconv.plan.cpu.packing import correlate_places, in_registers
 
+AT_ONCE = 1 << 24  # bytes that a worker moves in a run, at least: a millisecond, about
+
 
 def peak_flops(precision: str, threads: int, seconds: float = 0.4) -> float:
     """Floating-point operations a second of multiply-adds alone, on that many threads: the best of several runs."""
@@ -29,13 +31,75 @@ def peak_flops(precision: str, threads: int, seconds: float = 0.4) -> float:
     operands = {"sums": _shared(sums, worker=True)}
     workers, rounds = Workers(threads), 200
     program = _program([Stage([Call(kernel, operands)], extent=threads * rounds, chunk=rounds)], workers)
+    best = _best(program, seconds)
+    workers.close()
+    return kernel.flops * rounds * threads / best
+
+
+def start_seconds(threads: int, seconds: float = 0.1) -> float:
+    """Seconds from Python into a program on that many threads, and back, where there is nothing to do: the best."""
+    workers = Workers(threads)
+    program = _program([Stage([Call(Nothing(host_target()), {})], extent=threads)], workers)
+    best = _best(program, seconds)
+    workers.close()
+    return best
+
+
+class Streams:
+    """Bandwidths of memory: each of ``threads`` workers has ``size`` bytes, which it was the first to write to.
+
+    So its pages are near its core, where memory has near and far. Close it, or it keeps its threads.
+    """
+
+    OPERATIONS = ("read", "copy", "triad")
+
+    def __init__(self, threads: int, size: int) -> None:
+        self._workers, self.threads = Workers(threads), threads
+        self._kernels = {name: Stream(host_target(), name) for name in Stream.ARRAYS}
+        self._piece = self._kernels["fill"].piece_bytes
+        self._pitch = max(len(self.OPERATIONS), -(-size // self._piece)) * self._piece
+        self._memory = allocate(threads * self._pitch)
+        self._sums = np.zeros((threads, self._piece), np.uint8)
+        self._passes = np.ones(1, np.int64)
+        self._program("fill", self._pitch)[0].run(0)
+
+    def bandwidth(self, operation: str, size: int, seconds: float) -> float:
+        """Bytes a second over all workers, each of which goes through ``size`` bytes of its own; the best of several.
+
+        The arrays of a "copy" or a "triad" have these bytes together.
+        """
+        program, moved = self._program(operation, size)
+        self._passes[0] = max(1, AT_ONCE // moved)
+        return moved * self.threads * int(self._passes[0]) / _best(program, seconds)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.close()
+
+    def _program(self, operation: str, size: int) -> tuple[Program, int]:
+        """A pass, and the bytes that it moves for each worker."""
+        kernel = self._kernels[operation]
+        pieces = max(1, min(size, self._pitch) // (self._piece * kernel.ARRAYS[operation]))
+        start, length = self._memory.ctypes.data, pieces * self._piece
+        operands = {
+            name: Address(start + number * length, worker=self._pitch)
+            for number, name in enumerate(("a", "b", "c")[: kernel.ARRAYS[operation]])
+        }
+        operands |= {"passes": _shared(self._passes), "sums": _shared(self._sums, worker=True)}
+        stage = Stage([Call(kernel, operands)], extent=self.threads * pieces, chunk=pieces, grain=pieces)
+        return _program([stage], self._workers), kernel.bytes(pieces, 0)
+
+
+def _best(program: Program, seconds: float) -> float:
+    """The least seconds of a run among those of that time, after one that brings everything near."""
+    program.run(0)
     best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while True:
         begun = time.perf_counter()
         program.run(0)
         best = min(best, time.perf_counter() - begun)
-    workers.close()
-    return kernel.flops * rounds * threads / best
+        if time.perf_counter() >= end:
+            return best
 
 
 class Conv2dAlone:

@@ -26,7 +26,7 @@ from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, Side, interleave, our_candidate
 from bareconv.bench.peers import CHECKED_STEPS, Compared, Found, catalog, check
 from bareconv.bench.process import StoppedError
-from bareconv.bench.workers.pytorch_cuda import LOCK
+from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
 from bareconv.errors import BareconvError, UsageError
 

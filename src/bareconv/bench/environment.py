@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bareconv import device, host
+from bareconv.bench.nvml import Gpu
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -32,6 +33,8 @@ LIBRARIES = (
     "llvmlite",
     "numba",
     "torch",
+    "jax",
+    "tinygrad",
     "scipy",
     "threadpoolctl",
 )  # whose versions a result names, besides NumPy's and CuPy's
@@ -237,7 +240,7 @@ def _gpus() -> list[dict[str, Any]]:
             gpu["compute_capability"] = None if capability is None else f"{capability[0]}.{capability[1]}"
             gpu["driver"] = driver
             gpu["driver_cuda"] = None if version is None else f"{version[0]}.{version[1]}"
-            found.append(gpu)
+            found.append(gpu | Gpu(pynvml, handle).settings())
         return found
     finally:
         pynvml.nvmlShutdown()

@@ -169,10 +169,12 @@ class Side:
 
     def run(self, block: float, lead: float = 0.0) -> None:
         """One block more; what fails is in ``error``."""
+        self._run(10 * self.expected(block, lead) + self.limits.answer, seconds=block, lead=lead)
+
+    def _run(self, patience: float, **message: Any) -> None:
         assert self._worker is not None
-        patience = 10 * self.expected(block, lead) + self.limits.answer
         try:
-            answer = self._worker.ask("run", patience, seconds=block, lead=lead)
+            answer = self._worker.ask("run", patience, **message)
         except WorkerError as error:
             self.fail(error)
             return
@@ -181,6 +183,21 @@ class Side:
             return
         self.samples.add(answer)
         self.step_seconds = self.samples.seconds[-1] / self.samples.steps[-1]
+
+    def advance(self, steps: int) -> bool:
+        """A block of so many steps; False where that fails, which is in ``error``."""
+        self._run(10 * steps * self.step_seconds + self.limits.answer, steps=steps)
+        return self.alive
+
+    def ask_accuracy(self) -> tuple[float, float] | None:
+        """(accuracy on the test images, seconds that finding it took); None where that fails, which is in ``error``."""
+        assert self._worker is not None
+        try:
+            answer = self._worker.ask("accuracy", self.limits.prepare)
+        except WorkerError as error:
+            self.fail(error)
+            return None
+        return float(answer["accuracy"]), float(answer["seconds"])
 
     def look_at_memory(self) -> None:
         """Ask for the memory; what fails is in ``error``."""

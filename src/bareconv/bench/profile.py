@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bareconv.bench.marks import Part, marked_step
 from bareconv.device import Array
 from bareconv.errors import UsageError
 from bareconv.nn.layer import Layer
@@ -184,49 +185,28 @@ def _profile_reference(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """From marks between the layers."""
     device = trainer.device
-    samples: dict[tuple[str, str], list[float]] = {}
-    has_dx: set[str] = set()
+    samples: dict[Part, list[float]] = {}
     with device.activate():
         for repeat in range(WARM_UP + steps):
-            marks, names = [device.mark()], [("", "")]
-
-            def tell(phase: str, name: str, marks: list[Any] = marks, names: list[tuple[str, str]] = names) -> None:
-                marks.append(device.mark())
-                names.append((phase, name))
-
-            def watch(phase: str, layer: Layer, result: Array | None, tell: Any = tell) -> None:
-                tell(phase, layer.name)
-                if phase == "backward" and result is not None:
-                    has_dx.add(layer.name)
-
-            x, labels = engine.inputs(trainer.batch(0))
-            tell("batch", "")
-            engine.forward(x, labels, trainer.step, watch=watch)
-            tell("forward", "")
-            engine.backward(watch=watch)
-            tell("backward", "")
-            engine.update(0.0)
-            tell("update", "")
+            marked = marked_step(engine, trainer.batch(0), 0.0)
             if repeat < WARM_UP:
                 device.synchronize()
                 continue
-            seconds = device.seconds_between(marks)
-            totals: dict[tuple[str, str], float] = {}
-            for key, value in zip(names[1:], seconds, strict=True):
-                totals[key] = totals.get(key, 0.0) + value
-                if key[1]:
-                    totals[key[0], ""] = totals.get((key[0], ""), 0.0) + value
-            for key, value in totals.items():
-                samples.setdefault(key, []).append(value)
+            totals: dict[Part, float] = {}
+            for (phase, name), value in marked.seconds(device).items():
+                totals[phase, name] = totals.get((phase, name), 0.0) + value
+                if name:
+                    totals[phase, ""] = totals.get((phase, ""), 0.0) + value
+            for part, value in totals.items():
+                samples.setdefault(part, []).append(value)
     median = {key: statistics.median(values) for key, values in samples.items()}
     phases = {name: median[name, ""] for name in ("batch", "forward", "backward", "update")}
-    batch = len(labels)
     executed = [*trainer.model.leaves(), engine.loss]
-    operations = [_operation(leaf, median, batch, leaf.name in has_dx) for leaf in executed]
+    operations = [_operation(leaf, median, marked.images, leaf.name in marked.has_dx) for leaf in executed]
     return {**phases, "profiled_steps": steps}, operations
 
 
-def _operation(leaf: Layer, median: dict[tuple[str, str], float], batch: int, has_dx: bool) -> dict[str, Any]:
+def _operation(leaf: Layer, median: dict[Part, float], batch: int, has_dx: bool) -> dict[str, Any]:
     flops = leaf.flops()
     return {
         "name": leaf.name,

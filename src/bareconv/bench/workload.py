@@ -73,7 +73,7 @@ class Workload:
         """
         if self.image_shape == (28, 28, 1) and 2 * self.batch_size <= len(_mnist().train):
             whole = _mnist()
-            return whole.take(len(whole.train) // self.batch_size * self.batch_size)
+            return whole.take(len(whole.train) // self.batch_size * self.batch_size)  # with all test images
         count = max(2, SYNTHETIC_IMAGES // self.batch_size) * self.batch_size
         pixels = count * int(np.prod(self.image_shape))
         drawn = random.words(self.seed, (random.SYNTHETIC, 0, 0), -(-pixels // 4)).view(np.uint8)[:pixels]
@@ -93,7 +93,8 @@ class Workload:
     def write(self, folder: Path, file: ImageFile | None = None) -> Dataset:
         """Write all that ``workers.serving.Job`` reads into ``folder``; returns the data.
 
-        ``file``: where ``images`` are, or will be. Of so many only one epoch's order is written: it alone may be 80 MB.
+        Test images are among it where the data have some: MNIST's 10,000. ``file``: where ``images`` are, or will be.
+        Of so many only one epoch's order is written: it alone may be 80 MB.
         """
         model, epochs, mapped = self.network(), EPOCHS, None
         if self.train_images is None:
@@ -124,6 +125,9 @@ class Workload:
         (folder / "job.json").write_text(json.dumps(settings), encoding="utf-8")
         np.save(folder / "labels.npy", dataset.train.labels)
         np.save(folder / "order.npy", np.stack(order))
+        if dataset.test is not None:
+            np.save(folder / "test_images.npy", dataset.test.images)
+            np.save(folder / "test_labels.npy", dataset.test.labels)
         np.savez(folder / "weights.npz", **model.state())  # type: ignore[arg-type]
         return dataset
 
@@ -156,6 +160,6 @@ def described(layer: Layer) -> dict[str, Any]:
 
 @functools.cache
 def _mnist() -> Dataset:
-    """The embedded MNIST's training images alone."""
+    """The embedded MNIST: training and test images."""
     whole = data.mnist()
-    return Dataset(whole.name, whole.train, None, None, whole.classes)
+    return Dataset(whole.name, whole.train, None, whole.test, whole.classes)

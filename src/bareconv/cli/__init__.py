@@ -24,6 +24,7 @@ VERBS = {
     "ladder": "From naive loops up: one convolution and one step, in every way.",
     "explain": "What the plan of a training step consists of, and its time.",
     "bench": "How fast training steps are, alone and beside other libraries.",
+    "report": "The page of a result, or of several machines beside each other.",
     "check": "Check every gradient, and every engine against the reference.",
     "info": "What this machine is and what will be used.",
 }

@@ -12,6 +12,7 @@ from typing import TextIO
 
 _SUPERSCRIPTS = dict(zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True))
 _OTHERS = {"×": "x", "·": ".", "–": "-", "µ": "u", "…": "...", "━": "=", "─": "-", "’": "'"}
+_OTHERS |= dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True))  # of small charts
 
 
 def make_legible(stream: TextIO) -> None:

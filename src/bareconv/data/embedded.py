@@ -10,6 +10,8 @@ from bareconv.data.files import unpack
 from bareconv.data.idx import parse_images, parse_labels
 from bareconv.errors import DataError
 
+NAME = "MNIST (embedded)"
+
 SHA256 = {
     "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
     "train-labels-idx1-ubyte.gz": "1787548bbe0bff1ec2ecdc0ef292b02df999e2d1a6002d27500982c652b17203",
@@ -23,7 +25,7 @@ def mnist() -> Dataset:
 
     Raises DataError where a file is missing or not the one that was embedded.
     """
-    return Dataset("MNIST (embedded)", _split("train"), None, _split("t10k"), 10)
+    return Dataset(NAME, _split("train"), None, _split("t10k"), 10)
 
 
 def _split(part: str) -> Split:

@@ -9,7 +9,11 @@ import contextlib
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
+
+OnCompile: TypeAlias = Callable[[int, int], None]  # (kernels compiled, kernels to compile), of those not kept
 
 
 def cache_folder() -> Path:

@@ -42,7 +42,7 @@ class Sequential(Layer):
             gradient = self.layers[i].backward(gradient, need_dx or i > first, watch)
         for layer in self.layers[:first]:
             for leaf in layer.leaves():
-                leaf._saved = None
+                leaf.forget()
         return gradient
 
     def leaves(self) -> Iterator[Layer]:

@@ -19,6 +19,7 @@ from bareconv.errors import BareconvError, ShapeError
 Shape: TypeAlias = tuple[int, ...]  # of one image or feature vector: without the batch axis
 
 # Called after each operation with ("forward" or "backward", the layer, its result): for profiles, pictures and checks.
+# A convolution and a dense layer also say "dW", in the midst of their backward, when their gradients are there.
 Watch: TypeAlias = Callable[[str, "Layer", Array | None], None]
 
 
@@ -59,7 +60,8 @@ class Layer:
     _saved: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
 
     def __init_subclass__(cls) -> None:
-        Layer.types[cls.__name__] = cls
+        if not cls.__name__.startswith("_"):  # what layers are made from is none
+            Layer.types[cls.__name__] = cls
 
     # What a layer defines
 
@@ -118,6 +120,10 @@ class Layer:
         for value in self._saved or ():
             if hasattr(value, "nbytes"):
                 yield value
+
+    def forget(self) -> None:
+        """Drop what the last training forward has kept: there will be no backward."""
+        self._saved = None
 
     def _take_saved(self) -> tuple[Any, ...]:
         if self._saved is None:

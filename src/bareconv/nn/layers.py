@@ -20,8 +20,41 @@ def _pair(value: int | Pair) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
+class _Operation(Layer):
+    """A layer that is one operation: ``_forward`` returns the output and what ``_backward`` needs to go back."""
+
+    def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
+        raise NotImplementedError
+
+    def _weight_gradient(self, dy: Array, saved: Saved) -> Array | None:
+        """dW of a layer that computes it apart from dX; in ``grads`` then, with that of the bias."""
+        return None
+
+    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
+        """dX, where it is needed; gradients of the parameters that are not there yet go to ``grads``."""
+        raise NotImplementedError
+
+    def forward(self, x: Array, training: bool = False, step: int = 0, watch: Watch | None = None) -> Array:
+        y, saved = self._forward(x, training, step)
+        if training:
+            self._saved = saved
+        if watch:
+            watch("forward", self, y)
+        return y
+
+    def backward(self, dy: Array, need_dx: bool = True, watch: Watch | None = None) -> Array | None:
+        saved = self._take_saved()
+        dw = self._weight_gradient(dy, saved)
+        if watch and dw is not None:
+            watch("dW", self, dw)
+        dx = self._backward(dy, saved, need_dx)
+        if watch:
+            watch("backward", self, dx)
+        return dx
+
+
 @dataclass(eq=False)
-class Conv2d(Layer):
+class Conv2d(_Operation):
     """conv2d with ``filters`` output channels: (N, H, W, C) -> (N, P, Q, filters).
 
     Parameters: ``weight`` (R, S, C/groups, filters), ``bias`` (filters). Sizes are a number or (height, width).
@@ -60,23 +93,20 @@ class Conv2d(Layer):
             self.params["bias"] = init.draw(scheme, (self.filters,), *fans, drawing.seed, (layer, 1))
         return P, Q, self.filters
 
-    def forward(self, x: Array, training: bool = False, step: int = 0, watch: Watch | None = None) -> Array:
+    def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         y, cols = ops.conv2d_forward(x, self.params["weight"], self.params.get("bias"), self.window, self.groups)
-        if training:
-            self._saved = (cols, x.shape)
-        if watch:
-            watch("forward", self, y)
-        return y
+        return y, (cols, x.shape)
 
-    def backward(self, dy: Array, need_dx: bool = True, watch: Watch | None = None) -> Array | None:
-        cols, x_shape = self._take_saved()
-        dx, dw, db = ops.conv2d_backward(dy, cols, self.params["weight"], x_shape, self.window, self.groups, need_dx)
-        self.grads["weight"] = dw
+    def _weight_gradient(self, dy: Array, saved: Saved) -> Array:
+        self.grads["weight"], db = ops.conv2d_weight_gradient(dy, saved[0], self.params["weight"].shape, self.groups)
         if self.bias:
             self.grads["bias"] = db
-        if watch:
-            watch("backward", self, dx)
-        return dx
+        return self.grads["weight"]
+
+    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
+        if not need_dx:
+            return None
+        return ops.conv2d_input_gradient(dy, self.params["weight"], saved[1], self.window, self.groups)
 
     def flops(self) -> Flops:
         work = 2 * features(self.out_shape) * features(self.params["weight"].shape[:3])
@@ -84,7 +114,7 @@ class Conv2d(Layer):
 
 
 @dataclass(eq=False)
-class Dense(Layer):
+class Dense(_Operation):
     """Dense with ``units`` outputs: (N, F) -> (N, units). Parameters: ``weight`` (F, units), ``bias`` (units)."""
 
     kind: ClassVar[str] = "dense"
@@ -102,51 +132,31 @@ class Dense(Layer):
             self.params["bias"] = init.draw(scheme, (self.units,), F, self.units, drawing.seed, (layer, 1))
         return (self.units,)
 
-    def forward(self, x: Array, training: bool = False, step: int = 0, watch: Watch | None = None) -> Array:
-        y = ops.dense_forward(x, self.params["weight"], self.params.get("bias"))
-        if training:
-            self._saved = (x,)
-        if watch:
-            watch("forward", self, y)
-        return y
+    def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
+        return ops.dense_forward(x, self.params["weight"], self.params.get("bias")), (x,)
 
-    def backward(self, dy: Array, need_dx: bool = True, watch: Watch | None = None) -> Array | None:
-        (x,) = self._take_saved()
-        dx, self.grads["weight"], db = ops.dense_backward(dy, x, self.params["weight"], need_dx)
+    def _weight_gradient(self, dy: Array, saved: Saved) -> Array:
+        self.grads["weight"], db = ops.dense_weight_gradient(dy, saved[0])
         if self.bias:
             self.grads["bias"] = db
-        if watch:
-            watch("backward", self, dx)
-        return dx
+        return self.grads["weight"]
+
+    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
+        return ops.dense_input_gradient(dy, self.params["weight"]) if need_dx else None
 
     def flops(self) -> Flops:
         work = 2 * features(self.params["weight"].shape)
         return Flops(work, work, work)
 
 
-class _Simple(Layer):
-    """A layer without parameters: ``_forward`` returns the output and what backward needs, ``_backward`` uses it."""
+class _Simple(_Operation):
+    """An operation without parameters, whose backward has nothing to make but dX."""
 
-    def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
+    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
+        return self._dx(dy, saved) if need_dx else None
+
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         raise NotImplementedError
-
-    def _backward(self, dy: Array, saved: Saved) -> Array:
-        raise NotImplementedError
-
-    def forward(self, x: Array, training: bool = False, step: int = 0, watch: Watch | None = None) -> Array:
-        y, saved = self._forward(x, training, step)
-        if training:
-            self._saved = saved
-        if watch:
-            watch("forward", self, y)
-        return y
-
-    def backward(self, dy: Array, need_dx: bool = True, watch: Watch | None = None) -> Array | None:
-        saved = self._take_saved()
-        dx = self._backward(dy, saved) if need_dx else None
-        if watch:
-            watch("backward", self, dx)
-        return dx
 
 
 @dataclass(eq=False)
@@ -161,7 +171,7 @@ class Flatten(_Simple):
     def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         return x.reshape(len(x), -1), (x.shape,)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         (x_shape,) = saved
         return dy.reshape(x_shape)
 
@@ -176,7 +186,7 @@ class ReLU(_Simple):
         y = ops.relu_forward(x)
         return y, (y,)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         (y,) = saved
         return ops.relu_backward(dy, y)
 
@@ -191,7 +201,7 @@ class LeakyReLU(_Simple):
     def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         return ops.leaky_relu_forward(x, self.slope), (x,)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         (x,) = saved
         return ops.leaky_relu_backward(dy, x, self.slope)
 
@@ -205,7 +215,7 @@ class GELU(_Simple):
     def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         return ops.gelu_forward(x), (x,)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         (x,) = saved
         return ops.gelu_backward(dy, x)
 
@@ -235,7 +245,7 @@ class MaxPool2d(_Simple):
         y, where = ops.max_pool_forward(x, self.window)
         return y, (where, x.shape)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         where, x_shape = saved
         return ops.max_pool_backward(dy, where, x_shape, self.window)
 
@@ -249,7 +259,7 @@ class AvgPool2d(MaxPool2d):
     def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         return ops.avg_pool_forward(x, self.window), (x.shape,)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         (x_shape,) = saved
         return ops.avg_pool_backward(dy, x_shape, self.window)
 
@@ -272,7 +282,7 @@ class GlobalMaxPool(_Simple):
         y, where = ops.max_pool_forward(x, self.window)
         return y[:, 0, 0], (where, x.shape)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         where, x_shape = saved
         return ops.max_pool_backward(dy[:, None, None], where, x_shape, self.window)
 
@@ -286,14 +296,14 @@ class GlobalAvgPool(GlobalMaxPool):
     def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         return x.mean(axis=(1, 2)), (x.shape,)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         (x_shape,) = saved
         _, H, W, _ = x_shape
         return namespace(dy).broadcast_to(dy[:, None, None] * (1.0 / (H * W)), x_shape)
 
 
 @dataclass(eq=False)
-class BatchNorm(Layer):
+class BatchNorm(_Operation):
     """Batch normalisation over all axes but the last.
 
     Parameters: ``gamma`` and ``beta`` (C). Buffers: ``mean`` and ``var`` (C), running estimates that evaluation uses,
@@ -312,27 +322,21 @@ class BatchNorm(Layer):
         self.buffers.update(mean=zeros.copy(), var=zeros + 1)
         return self.in_shape
 
-    def forward(self, x: Array, training: bool = False, step: int = 0, watch: Watch | None = None) -> Array:
+    def _forward(self, x: Array, training: bool, step: int) -> tuple[Array, Saved]:
         gamma, beta = self.params["gamma"], self.params["beta"]
-        if training:
-            y, xhat, inv_std, mean, var = ops.batch_norm_forward(x, gamma, beta, self.eps)
-            self._saved = (xhat, inv_std)
-            count = x.size // x.shape[-1]
-            unbiased = var * (count / max(count - 1, 1))
-            for key, now in (("mean", mean), ("var", unbiased)):
-                self.buffers[key] *= 1.0 - self.momentum
-                self.buffers[key] += self.momentum * now
-        else:
-            y = ops.batch_norm_inference(x, gamma, beta, self.buffers["mean"], self.buffers["var"], self.eps)
-        if watch:
-            watch("forward", self, y)
-        return y
+        if not training:
+            return ops.batch_norm_inference(x, gamma, beta, self.buffers["mean"], self.buffers["var"], self.eps), ()
+        y, xhat, inv_std, mean, var = ops.batch_norm_forward(x, gamma, beta, self.eps)
+        count = x.size // x.shape[-1]
+        unbiased = var * (count / max(count - 1, 1))
+        for key, now in (("mean", mean), ("var", unbiased)):
+            self.buffers[key] *= 1.0 - self.momentum
+            self.buffers[key] += self.momentum * now
+        return y, (xhat, inv_std)
 
-    def backward(self, dy: Array, need_dx: bool = True, watch: Watch | None = None) -> Array | None:
-        xhat, inv_std = self._take_saved()
+    def _backward(self, dy: Array, saved: Saved, need_dx: bool) -> Array | None:
+        xhat, inv_std = saved
         dx, self.grads["gamma"], self.grads["beta"] = ops.batch_norm_backward(dy, xhat, inv_std, self.params["gamma"])
-        if watch:
-            watch("backward", self, dx)
         return dx
 
 
@@ -358,6 +362,6 @@ class Dropout(_Simple):
         mask = ops.dropout_mask(x, self.p, self._seed, step, self._layer)
         return ops.dropout_forward(x, mask), (mask,)
 
-    def _backward(self, dy: Array, saved: Saved) -> Array:
+    def _dx(self, dy: Array, saved: Saved) -> Array:
         (mask,) = saved
         return ops.dropout_backward(dy, mask)

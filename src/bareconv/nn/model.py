@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bareconv.device import Array, Device, get_device
 from bareconv.errors import BareconvError, ShapeError, UsageError
 from bareconv.nn.blocks import Sequential
@@ -61,6 +63,14 @@ class Model:
             x -= self.mean
         x *= 1.0 / self.std
         return x
+
+    def check_pixels(self, images: Array) -> None:
+        """ShapeError where these are not uint8 images (N, H, W, C) of the model's shape: kernels believe it."""
+        if images.shape[1:] != self.input_shape or images.dtype != np.uint8:
+            raise ShapeError(
+                f"model {self.name} was built for uint8 images of {self.input_shape}; "
+                f"got {images.dtype} images of {images.shape[1:]}"
+            )
 
     def forward(self, x: Array, training: bool = False, step: int = 0, watch: Watch | None = None) -> Array:
         """Prepared images (N, H, W, C) -> logits (N, classes)."""

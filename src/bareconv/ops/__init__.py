@@ -11,10 +11,16 @@ from bareconv.ops.activation import (
     relu_backward,
     relu_forward,
 )
-from bareconv.ops.conv import conv2d_backward, conv2d_forward, conv2d_naive
+from bareconv.ops.conv import (
+    conv2d_backward,
+    conv2d_forward,
+    conv2d_input_gradient,
+    conv2d_naive,
+    conv2d_weight_gradient,
+)
 from bareconv.ops.conv_fft import conv2d_fft
 from bareconv.ops.conv_winograd import conv2d_winograd
-from bareconv.ops.dense import dense_backward, dense_forward
+from bareconv.ops.dense import dense_backward, dense_forward, dense_input_gradient, dense_weight_gradient
 from bareconv.ops.dropout import dropout_backward, dropout_forward, dropout_mask
 from bareconv.ops.loss import softmax, softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from bareconv.ops.norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
@@ -31,10 +37,14 @@ __all__ = [
     "conv2d_backward",
     "conv2d_fft",
     "conv2d_forward",
+    "conv2d_input_gradient",
     "conv2d_naive",
+    "conv2d_weight_gradient",
     "conv2d_winograd",
     "dense_backward",
     "dense_forward",
+    "dense_input_gradient",
+    "dense_weight_gradient",
     "dropout_backward",
     "dropout_forward",
     "dropout_mask",

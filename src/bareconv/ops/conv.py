@@ -107,23 +107,26 @@ def conv2d_backward(
     need_dx: bool = True,
 ) -> tuple[Array | None, Array, Array]:
     """(dX, dW, db). ``cols`` is what forward returned; dX is None where it is not needed (the first layer)."""
-    xp = namespace(dy)
-    N, P, Q, K = dy.shape
-    rows = dy.reshape(N * P * Q, K)
-    db = rows.sum(axis=0)
-    rows = _by_group(rows, groups)  # (G, N*P*Q, K/G)
-    dw = _product(cols.transpose(0, 2, 1), rows)  # (G, R*S*C/G, K/G)
-    dw = dw.transpose(1, 0, 2).reshape(w.shape)
-    if not need_dx:
-        return None, dw, db
+    dw, db = conv2d_weight_gradient(dy, cols, w.shape, groups)
+    return (conv2d_input_gradient(dy, w, x_shape, window, groups) if need_dx else None), dw, db
 
-    # dX: one product per tap, added to where that tap had read. Windows overlap, so it must add, never assign.
-    _, H, W, C = x_shape
+
+def conv2d_weight_gradient(dy: Array, cols: Array, w_shape: tuple[int, ...], groups: int = 1) -> tuple[Array, Array]:
+    """(dW, db), from the ``cols`` that forward returned."""
+    rows = dy.reshape(-1, dy.shape[3])
+    dw = _product(cols.transpose(0, 2, 1), _by_group(rows, groups))  # (G, R*S*C/G, K/G)
+    return dw.transpose(1, 0, 2).reshape(w_shape), rows.sum(axis=0)
+
+
+def conv2d_input_gradient(dy: Array, w: Array, x_shape: tuple[int, ...], window: Window, groups: int = 1) -> Array:
+    """dX: one product per tap, added to where that tap had read. Windows overlap, so it must add, never assign."""
+    xp, (N, P, Q, K), (_, H, W, C) = namespace(dy), dy.shape, x_shape
+    rows = _by_group(dy.reshape(N * P * Q, K), groups)  # (G, N*P*Q, K/G)
     dx = xp.zeros((N, H + 2 * window.padding[0], W + 2 * window.padding[1], C), dtype=dy.dtype)
     for r, s in window.taps:
         tap = _product(rows, _by_group(w[r, s], groups).transpose(0, 2, 1))  # (G, N*P*Q, C/G)
         dx[window.tap(r, s, (P, Q))] += tap.transpose(1, 0, 2).reshape(N, P, Q, C)
-    return window.crop(dx), dw, db
+    return window.crop(dx)
 
 
 def _by_group(matrix: Array, groups: int) -> Array:

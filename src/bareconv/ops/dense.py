@@ -46,5 +46,17 @@ def dense_forward(x: Array, w: Array, b: Array | None) -> Array:
 
 def dense_backward(dy: Array, x: Array, w: Array, need_dx: bool = True) -> tuple[Array | None, Array, Array]:
     """(dX, dW, db); dX is None where it is not needed (the first layer)."""
+    dw, db = dense_weight_gradient(dy, x)
+    return (dense_input_gradient(dy, w) if need_dx else None), dw, db
+
+
+def dense_weight_gradient(dy: Array, x: Array) -> tuple[Array, Array]:
+    """(dW, db)."""
     dw: Array = namespace(x).ascontiguousarray((dy.T @ x).T) if _tall_and_narrow(*dy.shape) else x.T @ dy
-    return (dy @ w.T if need_dx else None), dw, dy.sum(axis=0)
+    return dw, dy.sum(axis=0)
+
+
+def dense_input_gradient(dy: Array, w: Array) -> Array:
+    """dX."""
+    dx: Array = dy @ w.T
+    return dx

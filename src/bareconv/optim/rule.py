@@ -26,9 +26,21 @@ class Rule:
     nesterov: bool = False
     decay: bool = False
 
+    @property
+    def states(self) -> int:
+        """How many arrays of state it uses, 0 to 2."""
+        return {"gradient": 0, "sgd": 0, "rmsprop": 1, "adam": 2, "adamw": 2}[self.name] + self.momentum
+
+    @property
+    def moved(self) -> int:
+        """Numbers of the parameter and its state that a step reads and writes for one weight, beside its gradient."""
+        return 1 if self.name == "gradient" else 2 + 2 * self.states
+
     @classmethod
-    def of(cls, optimizer: Optimizer) -> Rule:
-        """The rule of that optimizer. TypeError for a class that has none here."""
+    def of(cls, optimizer: Optimizer, clip_norm: float | None = None) -> Rule:
+        """The rule of that optimizer; "gradient" for a class that has none here, and where a norm is to be clipped."""
+        if clip_norm is not None:
+            return cls("gradient")
         decay = optimizer.weight_decay > 0
         if type(optimizer) is SGD:
             return cls("sgd", optimizer.momentum > 0, optimizer.nesterov, decay)
@@ -36,7 +48,7 @@ class Rule:
             return cls("rmsprop", optimizer.momentum > 0, decay=decay)
         if type(optimizer) in (Adam, AdamW):
             return cls(type(optimizer).__name__.lower(), decay=decay)
-        raise TypeError(f"optimizer {type(optimizer).__name__} has no kernel")
+        return cls("gradient")
 
 
 def scalars(optimizer: Optimizer, lr: float, ahead: int = 0) -> list[float]:

@@ -62,6 +62,15 @@ class Graph:
     nodes: list[Node]
 
 
+def trained_tensors(graph: Graph) -> set[Tensor]:
+    """Those that depend on a parameter: what goes backward needs their gradients."""
+    found: set[Tensor] = set()
+    for node in graph.nodes:
+        if any(layer.params for layer in node.layers) or not found.isdisjoint(node.inputs):
+            found.add(node.output)
+    return found
+
+
 def graph_of(model: Model, drop: tuple[type[Layer], ...] = ()) -> Graph:
     """The fused graph of that model, without the layers of the types ``drop`` (dropout, for evaluation)."""
     made = _Maker(drop)

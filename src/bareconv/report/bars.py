@@ -10,10 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 
 from bareconv.report import format as fmt
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
@@ -24,6 +22,7 @@ from bareconv.report.marks import (
     legend,
     looks,
     room_for_values,
+    set_bytes,
     set_linear,
     set_log,
     short,
@@ -196,19 +195,9 @@ def memory_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
     axes.set_yticks(range(len(runs)), [look.name for _, look in runs])
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"], labelsize=9.5)
     axes.set_ylim(len(runs) - 0.5, -0.5)
-    _binary_axis(axes, whole / (1 - room))
+    set_bytes(axes, whole / (1 - room))
     axes.grid(visible=False, axis="y")
     axes.spines["bottom"].set_visible(False)
     if parts:
         legend(figure, [(Patch(color=LIGHT[part], linewidth=0), part) for part in parts], columns=3 if narrow else 6)
     return figure
-
-
-def _binary_axis(axes: Axes, high: float) -> None:
-    """An axis of bytes with ticks at round numbers of its unit: 256 MiB, not 244 MiB for 256,000,000 bytes."""
-    unit = 1024 ** int(math.log(max(high, 1), 1024))
-    most = high / unit
-    step = next((s for s in (0.1, 0.2, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if most / s <= 6), 512)
-    axes.set_xlim(0, high)
-    axes.set_xticks([i * step * unit for i in range(int(most / step) + 1)])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(fmt.bytes_(x)) if x else "0"))

@@ -14,14 +14,7 @@ import numpy as np
 from bareconv.report import format as fmt
 from bareconv.report.gallery import Gallery, is_signed
 from bareconv.report.runs import Run, engines_differ, labels, main_pair, operation_seconds, pairs, speedups
-
-
-@dataclass(frozen=True)
-class Words:
-    """A figure's two texts."""
-
-    alt: str
-    caption: str
+from bareconv.report.sections import Words
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,13 @@ Every function takes a number or None and returns text; None, NaN and infinities
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TypeGuard
 
 MISSING = "–"
+
+_WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -93,14 +97,36 @@ def scientific(x: float | None) -> str:
 
 def flops(x: float | None) -> str:
     """Floating-point operations a second: "1.23 TFLOP/s"."""
+    return metric(x, "FLOP/s")
+
+
+def metric(x: float | None, unit: str) -> str:
+    """A quantity with the prefix that fits: "1.23 TB/s", "2.70 GHz", "340 mJ", "12.0 W"."""
     if not _is_number(x):
         return MISSING
-    value, prefix = float(x), ""
-    for larger in ("k", "M", "G", "T", "P"):
-        if abs(value) < 999.5:
-            break
-        value, prefix = value / 1000, larger
-    return f"{significant(value)} {prefix}FLOP/s"
+    if x == 0:
+        return f"0 {unit}"
+    # Where rounding would carry into the next prefix (999.7), that prefix is the one to use.
+    scale, prefix = next((p for p in _PREFIXES if abs(x) >= 0.9995 * p[0]), _PREFIXES[-1])
+    return f"{significant(x / scale)} {prefix}{unit}"
+
+
+def between(low: float, high: float, text: Callable[[float], str]) -> str:
+    """An interval, its unit said once where both ends have the same: "3.25 to 3.44×", "998 µs to 1.02 ms"."""
+    first, last = text(low), text(high)
+    number = last.rstrip("".join({c for c in last if not c.isdigit()}))
+    unit = last[len(number) :]
+    return f"{first.removesuffix(unit) if unit and first.endswith(unit) else first} to {last}"
+
+
+def within(estimate: Mapping[str, float], text: Callable[[float], str]) -> str:
+    """A figure with its interval (``value``, ``low`` and ``high``): "3.31× (3.25 to 3.44×)"."""
+    return f"{text(estimate['value'])} ({between(estimate['low'], estimate['high'], text)})"
+
+
+def number_word(x: int) -> str:
+    """A small whole number as a word: "two"; a larger one in digits: "16"."""
+    return _WORDS[x] if 0 <= x < len(_WORDS) else count(x)
 
 
 def significant(x: float, digits: int = 3) -> str:

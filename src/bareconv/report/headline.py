@@ -24,7 +24,7 @@ from bareconv.report.runs import (
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar below the headline: a run's time, with its length as a fraction of the longest."""
+    """One bar below the headline: a side's figure, with its length as a fraction of the longest."""
 
     name: str
     gpu: bool
@@ -34,13 +34,26 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """A part of the result that the title rests on, and its address within the page."""
+
+    text: str
+    anchor: str
+
+
+@dataclass(frozen=True)
 class Headline:
-    """The title, the sentences below it, and the runs' times as bars, of what ``measure`` says."""
+    """The title, the sentences below it, and the sides' figures as bars, of what ``measure`` says.
+
+    ``also``: what else the result says, ``basis``: what the title rests on. Names between backticks are code.
+    """
 
     title: str
     lead: list[str] = field(default_factory=list)
     measure: str = ""
     bars: list[Bar] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
+    basis: list[Basis] = field(default_factory=list)
 
 
 def headline(result: dict[str, Any]) -> Headline:

@@ -38,6 +38,7 @@ class Look:
     dashes: tuple[float, ...]
     gpu: bool
     broad: bool
+    marker: str = ""
 
     def stroke(self) -> dict[str, Any]:
         """Its line: beside a GPU's a CPU's is broad, pale and below it, so that where they agree both are seen."""
@@ -117,6 +118,19 @@ def set_linear(axes: Axes, which: str, high: float, text: Callable[[float], str]
     (axes.set_xlim if which == "x" else axes.set_ylim)(0, high)
     axis.set_major_locator(MaxNLocator(most))
     axis.set_major_formatter(FuncFormatter(lambda x, _: text(x)))
+
+
+def set_bytes(axes: Axes, high: float, most: int = 6) -> None:
+    """Make the horizontal axis one of bytes from 0 to ``high``, with ``most`` ticks or so at round numbers of its unit.
+
+    So it is 256 MiB, not 244 MiB for 256,000,000 bytes.
+    """
+    unit = 1024 ** int(math.log(max(high, 1), 1024))
+    units = high / unit
+    step = next((s for s in (0.1, 0.2, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if units / s <= most), 512)
+    axes.set_xlim(0, high)
+    axes.set_xticks([i * step * unit for i in range(int(units / step) + 1)])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(fmt.bytes_(x)) if x else "0"))
 
 
 def short(text: str) -> str:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import base64
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bareconv.files import write_whole
 from bareconv.report import captions, table
 from bareconv.report import format as fmt
-from bareconv.report.captions import Words
 from bareconv.report.gallery import Gallery
 from bareconv.report.headline import headline
 from bareconv.report.palette import DARK, LIGHT, css_variables
 from bareconv.report.runs import labels, pairs
+from bareconv.report.sections import Chart, Download, Fold, Section, Words
+from bareconv.report.verdict import verdict as verdict_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 
@@ -40,38 +44,109 @@ FIGURES = (
 class Picture:
     """A figure as it stands in the page: inline SVG for a desk and for a telephone, and its caption."""
 
+    kind: ClassVar[str] = "picture"
     wide: str
     narrow: str
     caption: str
 
 
-def write_report(result: dict[str, Any], gallery: Gallery | None, folder: str | Path) -> Path:
+Keep = Callable[[str, "Figure"], None]
+
+
+def write_report(
+    result: dict[str, Any], gallery: Gallery | None, folder: str | Path, name: str = "result.json"
+) -> Path:
     """Write ``report.html`` into ``folder``, beside it every figure as PNG; returns the page's path.
 
-    ``result`` has passed ``bench/result.schema.json``. What it, or the gallery, does not have is left out. The same
-    result and gallery give the same bytes.
+    ``result`` has passed ``bench/result.schema.json``; ``name`` is its file's. What it, or the gallery, does not have
+    is left out. The same result and gallery give the same bytes.
     """
     folder = Path(folder)
-    pictures = _pictures(result, gallery, folder)
-    page = _environment().get_template("report.html").render(_context(result, pictures))
+
+    def keep(figure_name: str, figure: Figure) -> None:
+        from bareconv.report.canvas import png
+
+        write_whole(folder / f"{figure_name}.png", png(figure))
+
+    page = render(result, gallery, name=name, keep=keep)
     return write_whole(folder / "report.html", page.encode("utf-8", "replace"))
 
 
-def _pictures(result: dict[str, Any], gallery: Gallery | None, folder: Path) -> dict[str, Picture]:
-    """Every figure there are data for, by name; each is also written to ``folder`` as PNG."""
+def render(
+    result: dict[str, Any], gallery: Gallery | None = None, *, name: str = "result.json", keep: Keep | None = None
+) -> str:
+    """The page of a result; ``keep`` is given the name of every figure and the figure, drawn for a desk."""
+    from bareconv.report import bench
+
+    shown = _drawn(bench.sections(result, name), keep)
+    trained = {**result, "runs": [run for run in result["runs"] if "throughput" not in run]}
+    pictures = _pictures(trained, gallery, keep)
+    context = _context(result, trained, pictures, shown) | {"file": name}
+    return _environment().get_template("report.html").render(context)
+
+
+def render_machines(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """One page of several results, each with its file's name: what machines are to each other."""
+    from bareconv.report import machines
+
+    shown = _drawn(machines.sections(results), None)
+    context = {
+        "fmt": fmt,
+        "light": css_variables(LIGHT),
+        "dark": css_variables(DARK),
+        "head": machines.headline(results),
+        "version": results[0][1]["bareconv"],
+        "made": ", ".join(name for name, _ in results),
+        "created": "",
+        "notes": [],
+        "file": "",
+        "sections": shown,
+        "training": False,
+        "result": None,
+        "contents": [(section.anchor, section.short) for section in shown],
+    }
+    return _environment().get_template("report.html").render(context)
+
+
+def _picture(
+    name: str, draw: Callable[[float], Figure], words: Callable[[], Words], keep: Keep | None
+) -> Picture | None:
+    """A figure at both widths; None where there is nothing to show."""
+    from bareconv.report.canvas import NARROW, WIDE, NothingToShow, svg
+
+    try:
+        wide, narrow = draw(WIDE), draw(NARROW)
+    except NothingToShow:
+        return None
+    said = words()
+    if keep is not None:
+        keep(name, wide)
+    return Picture(svg(wide, f"{name}-w", said.alt), svg(narrow, f"{name}-n", said.alt), said.caption)
+
+
+def _drawn(sections: Sequence[Section], keep: Keep | None) -> list[Section]:
+    """The sections with their charts as pictures; those with nothing to show are left out."""
+
+    def block(one: Any) -> Any:
+        if isinstance(one, Chart):
+            return _picture(one.name, one.draw, one.words, keep)
+        if isinstance(one, Fold):
+            return replace(one, blocks=[b for b in map(block, one.blocks) if b is not None])
+        return one
+
+    return [replace(s, blocks=[b for b in map(block, s.blocks) if b is not None]) for s in sections]
+
+
+def _pictures(result: dict[str, Any], gallery: Gallery | None, keep: Keep | None) -> dict[str, Picture]:
+    """Every figure of trainings that there are data for, by name."""
     from bareconv.report import bars, curves, pictures
-    from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
 
     made: dict[str, Picture] = {}
 
     def add(name: str, draw: Callable[[float], Figure], words: Callable[[], Words]) -> None:
-        try:
-            wide, narrow = draw(WIDE), draw(NARROW)
-        except NothingToShow:
-            return
-        said = words()
-        write_whole(folder / f"{name}.png", png(wide))
-        made[name] = Picture(svg(wide, f"{name}-w", said.alt), svg(narrow, f"{name}-n", said.alt), said.caption)
+        picture = _picture(name, draw, words, keep)
+        if picture is not None:
+            made[name] = picture
 
     add("convergence", lambda w: curves.convergence(result, width=w), lambda: captions.convergence(result))
     add("speedup", lambda w: bars.speedup_bars(result, width=w), lambda: captions.speedup(result))
@@ -101,20 +176,27 @@ def _pictures(result: dict[str, Any], gallery: Gallery | None, folder: Path) -> 
     return made
 
 
-def _context(result: dict[str, Any], pictures: dict[str, Picture]) -> dict[str, Any]:
-    """What the template is filled with."""
-    runs, environment = result["runs"], result["environment"]
+def _context(
+    result: dict[str, Any], trained: dict[str, Any], pictures: dict[str, Picture], shown: list[Section]
+) -> dict[str, Any]:
+    """What the template is filled with; ``trained``: the result with the runs that learned something alone."""
+    runs, environment = trained["runs"], result["environment"]
+    verdict = verdict_of(result)
     return {
         "fmt": fmt,
         "light": css_variables(LIGHT),
         "dark": css_variables(DARK),
-        "head": headline(result),
+        "head": verdict or headline(trained),
         "result": result,
+        "version": result["bareconv"],
+        "made": result["created"],
         "created": _day(result["created"]),
-        "notes": _notes(result),
+        "notes": _notes(result, trained),
+        "sections": shown,
+        "training": True,
         "columns": table.columns(runs),
-        "common": table.common(result) if runs else [],
-        "sections": [section for section in table.sections(result) if section.rows],
+        "common": table.common(trained) if runs else [],
+        "parts": [section for section in table.sections(trained) if section.rows],
         "operation_rows": table.operation_rows(runs),
         "memory_rows": table.memory_rows(runs),
         "epoch_rows": table.epoch_rows(runs),
@@ -126,21 +208,21 @@ def _context(result: dict[str, Any], pictures: dict[str, Picture]) -> dict[str, 
         "profiled": sorted({run["phases"]["profiled_steps"] for run in runs if "phases" in run}),
         "compared": bool(pairs(runs)),
         "pictures": {name: pictures.get(name) for name in FIGURES},
-        "contents": _contents(result, pictures),
+        "contents": [(s.anchor, s.short) for s in shown] + _contents(trained, pictures),
     }
 
 
-def _notes(result: dict[str, Any]) -> list[str]:
+def _notes(result: dict[str, Any], trained: dict[str, Any]) -> list[str]:
     """What the reader should know before believing anything; each once, and not the reason that the headline gives."""
     environment = result["environment"]
     missing = environment.get("cuda_missing")
-    said = [*result.get("notes", ()), *environment.get("warnings", ())]
+    said = [*environment.get("warnings", ()), *result.get("notes", ())]
     if missing:
         said = [note for note in said if missing not in note]
-    names = labels(result["runs"])
+    names = labels(trained["runs"])
     said += [
         f"The run {name} was stopped before its last epoch."
-        for run, name in zip(result["runs"], names, strict=True)
+        for run, name in zip(trained["runs"], names, strict=True)
         if run.get("stopped")
     ]
     return [note[:1].upper() + note[1:] for note in dict.fromkeys(said)]
@@ -190,10 +272,26 @@ def _day(created: str) -> str:
     return f"{moment.day} {month[moment.month - 1]} {moment.year}, {moment:%H:%M} UTC"
 
 
+def _code(text: str) -> Markup:
+    """Escaped, with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _plain(text: str) -> str:
+    """Without the backticks, for where there is no code."""
+    return text.replace("`", "")
+
+
+def _data_uri(download: Download) -> str:
+    return f"data:{download.media_type};base64,{base64.b64encode(download.content).decode('ascii')}"
+
+
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("bareconv.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -201,3 +299,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"code": _code, "plain": _plain, "data_uri": _data_uri}
+    return environment

@@ -256,6 +256,14 @@ def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
         ):
             if gpu.get(key):
                 facts.append(f"{name} {gpu[key]}")
+        if gpu.get("sm_clock_max_hz"):
+            facts.append(f"up to {fmt.metric(gpu['sm_clock_max_hz'], 'Hz')}")
+        if gpu.get("power_limit_watts"):
+            facts.append(f"up to {fmt.metric(gpu['power_limit_watts'], 'W')}")
+        if "ecc" in gpu:
+            facts.append(f"ECC {'on' if gpu['ecc'] else 'off'}")
+        if "persistence" in gpu:
+            facts.append(f"persistence {'on' if gpu['persistence'] else 'off'}")
         rows.append(("GPU", ", ".join(facts)))
     if environment.get("cuda_missing"):
         rows.append(("No GPU used", environment["cuda_missing"]))

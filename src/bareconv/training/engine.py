@@ -7,17 +7,16 @@ the trainer can do without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from bareconv.device import Array, Device, namespace
 from bareconv.errors import UsageError
+from bareconv.kernels.cache import OnCompile
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer
 from bareconv.training.precision import check_known
-
-OnCompile = Callable[[int, int], None]  # (kernels compiled, kernels to compile)
 
 PREDICT_IMAGES = 256  # laid out for, where an engine predicts and no training says how large its batches are
 CHUNK = 200  # images to predict at once: enough to fill a GPU, little enough for a processor's cache, a laptop's memory

@@ -17,10 +17,11 @@ from bareconv.data import Dataset
 from bareconv.data.mapped import expect_random_access
 from bareconv.device import Array, Device, get_device
 from bareconv.errors import NotFiniteError, UsageError
+from bareconv.kernels.cache import OnCompile
 from bareconv.nn.layer import Layer, Watch
 from bareconv.nn.model import Model
 from bareconv.optim import SGD, OneCycle, Optimizer, Schedule
-from bareconv.training.engine import CHUNK, Batch, Batches, Engine, EngineSettings, OnCompile
+from bareconv.training.engine import CHUNK, Batch, Batches, Engine, EngineSettings
 from bareconv.training.engines import ReferenceEngine, make_engine
 from bareconv.training.evaluation import Evaluation, evaluate
 from bareconv.training.history import EpochRecord, History

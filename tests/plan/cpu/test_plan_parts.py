@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from bareconv.plan.cpu.step import Step
 from bareconv.plan.graph import graph_of
 
 
-def names(layers: list[Layer], **options: tuple[type[Layer], ...]) -> list[str]:
+def names(layers: Sequence[Layer], **options: tuple[type[Layer], ...]) -> list[str]:
     return [node.name for node in graph_of(Model(layers, (12, 12, 2)), **options).nodes]
 
 

@@ -12,8 +12,9 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bareconv.bench.workers.serving import Candidate, Job, UnsupportedError, serve
+from bareconv.bench.workers.serving import Candidate, Job, UnsupportedError, blas_flags, in_parts, serve
 
 Function = Callable[[Any], Any]
 
@@ -54,16 +55,30 @@ class DeZero(Candidate):
     def steps(self, first: int, count: int) -> float:
         for step in range(first, first + count):
             chosen = self.job.batch(step)
-            x = self.images[chosen].astype(self.dtype)
-            if self.mean:
-                x -= self.mean
-            x *= self.scale
+            x = self._normalised(self.images[chosen])
             loss = self.dezero.functions.softmax_cross_entropy(self.model(x), self.labels[chosen])
             for parameter in self.parameters:
                 parameter.cleargrad()
             loss.backward()
             self.optimizer.update()
         return float(loss.data)
+
+    def _normalised(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        x = images.astype(self.dtype)
+        if self.mean:
+            x -= self.mean
+        x *= self.scale
+        return x
+
+    def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> float:
+        predicted = []
+        with self.dezero.no_grad(), self.dezero.test_mode():
+            for part in in_parts(images):
+                predicted.append(self.model(self._normalised(part.transpose(0, 3, 1, 2))).data.argmax(axis=1))
+        return float((np.concatenate(predicted) == labels).mean())
+
+    def flags(self) -> dict[str, str]:
+        return blas_flags()
 
     def versions(self) -> dict[str, str]:
         return {"dezero": metadata.version("dezero"), "numpy": np.__version__}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bareconv import __version__, host, optim
 from bareconv.bench.workers.serving import CHUNK, Candidate, Job, serve
@@ -14,6 +15,7 @@ from bareconv.data import Dataset, Split
 from bareconv.device import CpuDevice, get_device
 from bareconv.nn.model import Model
 from bareconv.training import Settings, Trainer
+from bareconv.training.evaluation import predict
 
 GPU_CHUNK = 8192  # steps of some microseconds each, between two waits for the GPU
 
@@ -56,6 +58,19 @@ class Ours(Candidate):
     def steps(self, first: int, count: int) -> float:
         return self.timed(first, count)[0]
 
+    def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> float:
+        predicted, _ = predict(self.trainer.engine, np.asarray(images))
+        return float((predicted == labels).mean())
+
+    def flags(self) -> dict[str, str]:
+        engine = self.trainer.engine
+        return {
+            "device": self.device.description,
+            "engine": engine.description,
+            "precision": engine.precision,
+            **({} if engine.threads is None else {"threads": str(engine.threads)}),
+        }
+
     def engine(self) -> str:
         return self.trainer.engine.name
 
@@ -64,10 +79,6 @@ class Ours(Candidate):
 
     def versions(self) -> dict[str, str]:
         return {"bareconv": __version__, "numpy": np.__version__}
-
-    def flags(self) -> dict[str, str]:
-        engine = self.trainer.engine
-        return {"precision": engine.precision, "threads": str(engine.threads)}
 
     def memory(self) -> int:
         return self.device.memory()

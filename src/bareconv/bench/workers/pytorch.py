@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bareconv import host
-from bareconv.bench.workers.serving import Candidate, Job, UnsupportedError, serve
+from bareconv.bench.workers.serving import Candidate, Job, UnsupportedError, in_parts, serve
 
 
 class PyTorch(Candidate):
@@ -34,6 +35,7 @@ class PyTorch(Candidate):
         layout = torch.channels_last if self.options["layout"] == "channels_last" else torch.contiguous_format
         model = Builder(torch, job.weights).sequence(values["layers"])
         model = model.to(dtype=self.dtype, memory_format=layout).train()
+        self.model, self.layout = model, layout
         images = torch.from_numpy(job.images).permute(0, 3, 1, 2)
         self.images = images.contiguous(memory_format=layout)
         self.labels = torch.from_numpy(job.labels).long()
@@ -49,21 +51,47 @@ class PyTorch(Candidate):
     def steps(self, first: int, count: int) -> float:
         for step in range(first, first + count):
             chosen = self.order[step]
-            x = self.images[chosen].to(self.dtype)
-            if self.mean:
-                x -= self.mean
-            x *= self.scale
-            loss = self.loss(x, self.labels[chosen])
+            loss = self.loss(self._normalised(self.images[chosen]), self.labels[chosen])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
         return float(loss.item())
 
+    def _normalised(self, images: Any) -> Any:
+        x = images.to(self.dtype)
+        if self.mean:
+            x -= self.mean
+        x *= self.scale
+        return x
+
+    def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> float:
+        torch, predicted = self.torch, []
+        self.model.eval()
+        with torch.no_grad():
+            for part in in_parts(images):
+                x = torch.from_numpy(part).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
+                predicted.append(self.model(self._normalised(x)).argmax(1).numpy())
+        self.model.train()
+        return float((np.concatenate(predicted) == labels).mean())
+
     def compile_seconds(self, first_step: float, step: float) -> float:
         return max(0.0, first_step - step) if self.options["mode"] == "compile" else 0.0
 
+    def flags(self) -> dict[str, str]:
+        return {**effective_flags(self.torch), "mkldnn.enabled": str(self.torch.backends.mkldnn.enabled)}
+
     def versions(self) -> dict[str, str]:
         return {"torch": self.torch.__version__, "numpy": np.__version__}
+
+
+def effective_flags(torch: Any) -> dict[str, str]:
+    """What PyTorch says of threads, determinism and the precision of products, on any device."""
+    return {
+        "get_num_threads": str(torch.get_num_threads()),
+        "get_default_dtype": str(torch.get_default_dtype()),
+        "get_float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "are_deterministic_algorithms_enabled": str(torch.are_deterministic_algorithms_enabled()),
+    }
 
 
 class Builder:

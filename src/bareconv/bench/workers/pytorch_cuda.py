@@ -13,16 +13,17 @@ the two ways that are in use:
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from bareconv.bench.workers.pytorch import Builder
-from bareconv.bench.workers.serving import Candidate, Job, UnsupportedError, serve
+import numpy as np
+from numpy.typing import NDArray
 
-LOCK = "BARECONV_BENCH_LOCK"  # the environment variable that names the file of ``Alone``
+from bareconv.bench.workers.lock import Alone
+from bareconv.bench.workers.pytorch import Builder, effective_flags
+from bareconv.bench.workers.serving import Candidate, Job, in_parts, serve
+
 WARM_UP_STEPS = 3
 
 
@@ -71,7 +72,8 @@ class PyTorchCuda(Candidate):
             fused=True,
         )
         self.replay: Callable[[], None] = self._advance
-        self.loss = self._loss(values["mean"], 1.0 / values["std"], channels_last)
+        self.logits = self._forward(values["mean"], 1.0 / values["std"])
+        self.loss = self._loss(channels_last)
         self._get_ready()
 
     def _set_precision(self, name: str) -> None:
@@ -96,23 +98,34 @@ class PyTorchCuda(Candidate):
             master.grad = torch.empty_like(master)
         return halves, masters
 
-    def _loss(self, mean: float, scale: float, channels_last: bool) -> Callable[[Any], Any]:
-        """The loss of the images that are chosen; in a graph, of those whose turn it is by ``position``."""
-        torch, model, images, labels, order = self.torch, self.model, self.images, self.labels, self.order
+    def _forward(self, mean: float, scale: float) -> Callable[[Any], Any]:
+        """The logits of images (N, C, H, W) in bytes: float32, or float64."""
+        torch, model, device = self.torch, self.model, self.device.type
         half = torch.bfloat16 if self.mixed == "copy" else None
         autocast = self.mixed == "autocast"
+
+        def logits(x: Any) -> Any:
+            if mean:
+                x = x - mean
+            x = x * scale
+            if half is not None:
+                return model(x.to(half)).float()
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                y = model(x)
+            return y.float() if autocast else y  # in which autocast takes the loss, too
+
+        return logits
+
+    def _loss(self, channels_last: bool) -> Callable[[Any], Any]:
+        """The loss of the images that are chosen; in a graph, of those whose turn it is by ``position``."""
+        logits, images, labels, order = self.logits, self.images, self.labels, self.order
+        cross_entropy = self.torch.nn.functional.cross_entropy
 
         def loss(chosen: Any) -> Any:
             x = images[chosen]
             if channels_last:  # images are NHWC in memory; PyTorch sees NCHW
                 x = x.permute(0, 3, 1, 2)
-            if mean:
-                x = x - mean
-            x = x * scale
-            if half is not None:
-                return torch.nn.functional.cross_entropy(model(x.to(half)).float(), labels[chosen])
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-                return torch.nn.functional.cross_entropy(model(x), labels[chosen])
+            return cross_entropy(logits(x), labels[chosen])
 
         def at(position: Any) -> Any:
             return loss(order[position].view(-1))
@@ -220,6 +233,34 @@ class PyTorchCuda(Candidate):
     def compile_seconds(self, first_step: float, step: float) -> float:
         return self.compiling
 
+    def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> float:
+        torch, predicted = self.torch, []
+        self.model.eval()
+        with torch.no_grad():
+            for part in in_parts(images):
+                x = torch.from_numpy(part).to(self.device).permute(0, 3, 1, 2)
+                x = x if self.options["layout"] == "channels_last" else x.contiguous()
+                predicted.append(self.logits(x).argmax(1).cpu().numpy())
+        self.model.train()
+        return float((np.concatenate(predicted) == labels).mean())
+
+    def flags(self) -> dict[str, str]:
+        torch, backends = self.torch, self.torch.backends
+        found = {
+            **effective_flags(torch),
+            "backends.cuda.matmul.allow_tf32": backends.cuda.matmul.allow_tf32,
+            "backends.cudnn.allow_tf32": backends.cudnn.allow_tf32,
+            "backends.cudnn.benchmark": backends.cudnn.benchmark,
+            "backends.cudnn.deterministic": backends.cudnn.deterministic,
+            "device": torch.cuda.get_device_name(self.device) if self.on_gpu else self.device,
+        }
+        if self.mixed == "autocast":
+            with torch.autocast(self.device.type, torch.bfloat16):
+                found["get_autocast_dtype"] = torch.get_autocast_dtype(self.device.type)
+        elif self.mixed == "copy":
+            found["dtype of products"] = self.halves[0].dtype
+        return {name: str(value) for name, value in found.items()}
+
     def versions(self) -> dict[str, str]:
         torch = self.torch
         cudnn = torch.backends.cudnn.version() if self.on_gpu else None
@@ -231,47 +272,6 @@ class PyTorchCuda(Candidate):
 
     def peak_memory(self) -> int:
         return int(self.torch.cuda.max_memory_reserved()) if self.on_gpu else super().peak_memory()
-
-
-class Alone:
-    """Within it, no other process that shares the lock is choosing algorithms by their times on the GPU.
-
-    Several candidates get ready side by side; what is timed while others use the GPU is chosen by chance. Without a
-    lock's file in the environment it does nothing. Entering it again from within is allowed.
-    """
-
-    def __init__(self) -> None:
-        path = os.environ.get(LOCK)
-        self.file = Path(path).open("a") if path else None  # noqa: SIM115 (for as long as the process)
-        self.depth = 0
-
-    def __enter__(self) -> None:
-        if self.file is not None and self.depth == 0:
-            import fcntl
-
-            fcntl.flock(self.file, fcntl.LOCK_EX)
-        self.depth += 1
-
-    def __exit__(self, *exc: object) -> None:
-        self.depth -= 1
-        if self.file is not None and self.depth == 0:
-            import fcntl
-
-            fcntl.flock(self.file, fcntl.LOCK_UN)
-
-    def guard_autotuning(self) -> None:
-        """Let torch.compile time each of its kernels alone; compiling them goes on side by side."""
-        try:
-            from torch._inductor.runtime.benchmarking import benchmarker
-        except ImportError as error:
-            raise UnsupportedError(f"this PyTorch's autotuning is not where it was looked for: {error}") from None
-        measure = benchmarker.benchmark_gpu
-
-        def alone(*arguments: Any, **named: Any) -> Any:
-            with self:
-                return measure(*arguments, **named)
-
-        benchmarker.benchmark_gpu = alone
 
 
 if __name__ == "__main__":

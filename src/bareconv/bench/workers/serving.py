@@ -3,10 +3,11 @@
     {"do": "prepare", "folder": ..., "options": ..., "checks": n, "warm_up": s}
         -> losses of the first n steps, seconds of a step after warming up until steps are steady, s seconds at most,
            warmed_up (whether they are), compile_seconds, versions, flags (effective settings), engine (the one that
-           runs, which may be another than the one asked for; empty where it has no name)
+           runs, which may be another than the one asked for; empty where it has no name), steps taken so far
     {"do": "run", "seconds": s, "lead": l}  or  {"do": "run", "steps": n}
         -> steps, images, seconds (by the device's own clock), wall_seconds, loss of the last step; l seconds of steps
            come first, outside the clock
+    {"do": "accuracy"}  -> accuracy (the fraction right of the job's test images), seconds that finding it took
     {"do": "memory"}  -> baseline (what the process held before the model and the data), peak, in bytes
     {"do": "quit"}    -> the process ends
 
@@ -22,7 +23,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from bareconv.bench.estimates import WINDOW, is_steady
 
 WARM_UP_BLOCK = 0.1  # seconds
 CHUNK = 256  # steps between two looks at the clock, at most, unless a candidate says otherwise
+EVALUATED = 500  # images at once, where an accuracy is found
 
 
 class UnsupportedError(Exception):
@@ -47,8 +49,8 @@ class Job:
 
     images: uint8 (N, H, W, C), perhaps mapped from a file; labels: int32 (N,); order: int64 (epochs, N), the images of
     each epoch in order, of which every ``batch_size`` are a batch; weights: the model's state by the names of our
-    layers, in our layouts (HWIO, (in, out)). ``settings`` holds the rest: the tree of layers, the optimizer's numbers,
-    precision, threads.
+    layers, in our layouts (HWIO, (in, out)); test_images, test_labels: as images and labels, held out, None where there
+    are none. ``settings`` holds the rest: the tree of layers, the optimizer's numbers, precision, threads.
     """
 
     settings: Mapping[str, Any]
@@ -56,6 +58,8 @@ class Job:
     labels: NDArray[np.int32]
     order: NDArray[np.int64]
     weights: Mapping[str, NDArray[Any]]
+    test_images: NDArray[np.uint8] | None = None
+    test_labels: NDArray[np.int32] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Job:
@@ -69,7 +73,11 @@ class Job:
             images = np.memmap(mapped["path"], np.uint8, "r", shape=tuple(mapped["shape"]))
         with np.load(folder / "weights.npz") as archive:
             weights = {name: archive[name] for name in archive.files}
-        return cls(settings, images, labels, order, weights)
+        held_out = []
+        if (folder / "test_images.npy").exists():
+            # Not read before they are asked for: they are no part of a training's memory.
+            held_out = [np.load(folder / f"test_{name}.npy", mmap_mode="r") for name in ("images", "labels")]
+        return cls(settings, images, labels, order, weights, *held_out)
 
     @property
     def batch_size(self) -> int:
@@ -84,6 +92,23 @@ class Job:
     def batch(self, step: int) -> NDArray[np.int64]:
         """Which images that step trains on."""
         return self.order.reshape(-1, self.batch_size)[step]
+
+
+def in_parts(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Images (N, H, W, C) to evaluate, some after the others, in memory."""
+    for start in range(0, len(images), EVALUATED):
+        yield np.array(images[start : start + EVALUATED])
+
+
+def blas_flags() -> dict[str, str]:
+    """NumPy's BLAS, as NumPy tells it, and the threads that the environment gives it."""
+    config: Any = np.show_config(mode="dicts")
+    blas = config["Build Dependencies"]["blas"]
+    asked = host.requested_threads()
+    return {
+        "blas": f"{blas['name']} {blas.get('version', '')}".strip(),
+        **({} if asked is None else {asked[0]: str(asked[1])}),
+    }
 
 
 class Candidate:
@@ -107,6 +132,10 @@ class Candidate:
         begun = time.perf_counter()
         loss = self.steps(first, count)
         return loss, time.perf_counter() - begun
+
+    def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> float:
+        """The fraction of these images that the model, as it is now and in evaluation mode, gives their labels."""
+        raise NotImplementedError
 
     def engine(self) -> str:
         """What runs, where it may be another than what was asked for."""
@@ -156,6 +185,7 @@ class _Server:
             "versions": {"python": sys.version.split()[0], **self.candidate.versions()},
             "flags": self.candidate.flags(),
             "engine": self.candidate.engine(),
+            "steps": self.step,
         }
 
     def _warm_up(self, seconds: float) -> bool:
@@ -172,6 +202,14 @@ class _Server:
         if lead:
             self._advance(seconds=lead)
         return self._advance(seconds, steps)
+
+    def accuracy(self) -> dict[str, Any]:
+        images, labels = self.job.test_images, self.job.test_labels
+        if images is None or labels is None:
+            raise UnsupportedError(f"{self.job.settings['data']} has no test images: the accuracy is found on MNIST's")
+        begun = time.perf_counter()
+        found = self.candidate.accuracy(images, labels)
+        return {"accuracy": found, "seconds": time.perf_counter() - begun}
 
     def memory(self) -> dict[str, Any]:
         return {"baseline": self.baseline, "peak": self.candidate.peak_memory()}
@@ -191,7 +229,7 @@ class _Server:
         return {"steps": done, "images": images, "seconds": elapsed, "wall_seconds": wall, "loss": loss}
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Be killed when the one who asks is: while this process is stopped, it could not see it. Linux only."""
     pr_set_pdeathsig = 1  # prctl(2)
     with contextlib.suppress(OSError, AttributeError):
@@ -200,7 +238,7 @@ def _end_with_parent() -> None:
 
 def serve(make: Callable[[Mapping[str, Any]], Candidate]) -> None:
     """Answer commands until "quit" or the end of standard input. Whatever else is printed goes to standard error."""
-    _end_with_parent()
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print too
     server = _Server(make)
@@ -211,7 +249,12 @@ def serve(make: Callable[[Mapping[str, Any]], Candidate]) -> None:
             if do == "quit":
                 return
             commands: dict[str, Callable[..., dict[str, Any]]]
-            commands = {"prepare": server.prepare, "run": server.run, "memory": server.memory}
+            commands = {
+                "prepare": server.prepare,
+                "run": server.run,
+                "accuracy": server.accuracy,
+                "memory": server.memory,
+            }
             try:
                 answer = commands[do](**message)
             except Exception as error:  # whatever it is: the one who asked has to know

@@ -9,6 +9,9 @@ from bareconv.cli import Verbs
 VERBS = {
     "run": "How many images a second our engines train.",
     "peers": "The same beside other libraries, measured by turns.",
+    "clocks": "A whole training from cold, from warm, and at its steady rate.",
+    "ceilings": "What this machine can do at best: arithmetic, memory, a launch.",
+    "layers": "Each layer's forward, gradients and update beside that.",
     "sweep": "How the cost grows, and where the GPU overtakes the CPU.",
 }
 
@@ -16,6 +19,8 @@ EPILOG = """\b
 Examples:
   bareconv bench run --model basic --budget 10
   bareconv bench peers --model basic --model small --budget 60
+  bareconv bench clocks --device cuda
+  bareconv bench layers --model basic --batch-size 64
   bareconv bench sweep --axis width --model basic
 
 "bareconv bench VERB --help" shows a verb's options.

@@ -30,7 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _TICKS = 10  # parts of a second, as the bar counts
 
 
-def several(name: str, into: str, values: list[str] | tuple[str, ...], default: str, text: str) -> Callable[[F], F]:
+def several(
+    name: str, into: str, values: list[str] | tuple[str, ...], default: tuple[str, ...], text: str
+) -> Callable[[F], F]:
     """An option of named values that may be given more than once."""
     return click.option(
         name,
@@ -38,23 +40,51 @@ def several(name: str, into: str, values: list[str] | tuple[str, ...], default: 
         type=click.Choice(values),
         metavar="NAME",
         multiple=True,
-        default=(default,),
+        default=default,
         show_default=True,
         help=f"{text}: {', '.join(values)}. May be repeated.",
     )
 
 
-def bench_options(budget: int) -> Callable[[F], F]:
-    """What to train, how, for how long, and where the result goes; ``workloads`` takes most of them."""
+OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the result, as JSON, to this file.",
+)
+DEVICE = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Where to compute: cpu, cuda, cuda:1 or auto.",
+)
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    metavar="NAME",
+    default="float32",
+    show_default=True,
+    help=f"{', '.join(PRECISIONS)}; {' and '.join(ON_GPU_ONLY)} on a GPU.",
+)
+
+
+def bench_options(
+    budget: int,
+    *,
+    output: Callable[[Any], Any] = OUTPUT,
+    device: Callable[[Any], Any] = DEVICE,
+    precision: Callable[[Any], Any] = PRECISION,
+    engines: tuple[str, ...] = (Settings.engine,),
+) -> Callable[[F], F]:
+    """What to train, how, for how long, and where the result goes; ``workloads`` takes most of them.
+
+    ``output``, ``device``, ``precision``: options in place of the ordinary ones.
+    """
 
     def decorate(function: F) -> F:
         for option in (
-            click.option(
-                "--output",
-                type=click.Path(path_type=Path, dir_okay=False),
-                metavar="FILE",
-                help="Write the result, as JSON, to this file.",
-            ),
+            output,
             seed_option,
             click.option(
                 "--lr",
@@ -79,22 +109,9 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 metavar="N",
                 help="Threads of each candidate. [default: the cores that this process may use]",
             ),
-            click.option(
-                "--device",
-                default="cpu",
-                show_default=True,
-                metavar="NAME",
-                help="Where to compute: cpu, cuda, cuda:1 or auto.",
-            ),
-            click.option(
-                "--precision",
-                type=click.Choice(PRECISIONS),
-                metavar="NAME",
-                default="float32",
-                show_default=True,
-                help=f"{', '.join(PRECISIONS)}; {' and '.join(ON_GPU_ONLY)} on a GPU.",
-            ),
-            several("--engine", "engines", ENGINES, Settings.engine, "Our engines to measure"),
+            device,
+            precision,
+            several("--engine", "engines", ENGINES, engines, "Our engines to measure"),
             click.option(
                 "--batch-size",
                 "batch_sizes",
@@ -105,7 +122,7 @@ def bench_options(budget: int) -> Callable[[F], F]:
                 show_default=True,
                 help="Images in a step. May be repeated.",
             ),
-            several("--model", "models", list(ZOO), "basic", "The networks"),
+            several("--model", "models", list(ZOO), ("basic",), "The networks"),
         ):
             function = option(function)
         return function

@@ -1,115 +1,199 @@
-"""``bareconv bench run``."""
+"""``bareconv bench run``: the whole benchmark, its result and its page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from bareconv.bench import results
+from bareconv.bench.conditions import Watcher
 from bareconv.bench.deadline import Deadline
-from bareconv.bench.interleave import our_candidate
-from bareconv.bench.steady import measure, run_record
-from bareconv.cli.bench.common import (
-    Story,
-    bench_options,
-    chosen_device,
-    conclude,
-    doubts,
-    interval,
-    introduce,
-    threads,
-    workloads,
-)
-from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
-from bareconv.report.format import bytes_, count, rate, seconds
+from bareconv.bench.peers import PEERS, find
+from bareconv.bench.suite import PARTS, Place, Suite, Watching
+from bareconv.cli.bench.common import Story, bench_options, introduce, several, workloads
+from bareconv.cli.folder import RESULT, result_folder
+from bareconv.cli.screen import Bar, Interrupt, Screen, on_screen, stop_gently
+from bareconv.device import CpuDevice, Device, all_devices, get_device, why_no_cuda
+from bareconv.errors import BareconvError, UsageError
+from bareconv.report import write_report
+from bareconv.report.format import seconds
+from bareconv.report.terminal import show_summary
+from bareconv.training import PRECISIONS
+from bareconv.training.precision import ON_GPU_ONLY
 
 EPILOG = """\b
 Examples:
   bareconv bench run
-  bareconv bench run --model basic --batch-size 64 --threads 2 --budget 10 --json
-  bareconv bench run --model basic --model resnet9 --batch-size 32 --batch-size 256
+  bareconv bench run --model basic --model resnet9 --budget 900
+  bareconv bench run --part throughput --part layers --budget 30 --json
+  bareconv bench run --device cpu --threads 1 --peer pytorch --no-compile
 """
 
+ON_CPU, ON_GPU = ("float32",), ("float32", "bfloat16")  # precisions, unless told otherwise
+PAGE_SHARE, PAGE_SECONDS = 0.12, 20.0  # of the budget, and at most: for drawing the page
 
-@click.command(epilog=EPILOG, short_help="How many images a second our engines train.")
-@bench_options(budget=10)
+TITLES = {
+    "layers": "Layers and ceilings",
+    "throughput": "Throughput",
+    "peers": "Other libraries",
+    "sweep": "Batch sizes",
+    "clocks": "Cold, warm and steady clocks",
+    "learning": "Accuracy over time",
+    "energy": "Energy",
+}
+
+
+@click.command(epilog=EPILOG, short_help="The whole benchmark of this machine, with a page to look at.")
+@bench_options(
+    budget=300,
+    engines=("plan", "reference"),
+    output=click.option(
+        "--output",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="FOLDER",
+        help="Where the result and the page go. [default: results/TIME, and results/latest points to it]",
+    ),
+    device=click.option(
+        "--device",
+        default="all",
+        show_default=True,
+        metavar="NAME",
+        help="Where to compute: all, cpu, cuda or cuda:1.",
+    ),
+    precision=click.option(
+        "--precision",
+        "precisions",
+        type=click.Choice(PRECISIONS),
+        metavar="NAME",
+        multiple=True,
+        help=f"{', '.join(PRECISIONS)}; {' and '.join(ON_GPU_ONLY)} on a GPU alone. May be repeated. [default: "
+        f"{ON_CPU[0]}, on a GPU also {ON_GPU[1]}]",
+    ),
+)
+@several("--part", "parts", PARTS, PARTS, "What to measure")
+@click.option(
+    "--peer",
+    "peers",
+    type=click.Choice(list(PEERS)),
+    metavar="NAME",
+    multiple=True,
+    help=f"What to compare with: {', '.join(PEERS)}. May be repeated. [default: all that are installed]",
+)
+@click.option(
+    "--python",
+    envvar="BARECONV_TORCH_PYTHON",
+    metavar="PATH",
+    help="A Python that has the peers, where this one has not. [default: BARECONV_TORCH_PYTHON, else this one]",
+)
+@click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which may take minutes to compile.")
 @on_screen
 def run(screen: Screen, **options: Any) -> int:
-    """Measure the steady-state throughput of training steps: images a second, with a 95% interval.
+    """Measure all there is to know of this machine's training steps: what its GPU is worth, for which work, and why.
 
-    Each engine runs in its own process, which has warmed up and compiled before its first block; several engines take
-    turns. A workload is a model with a batch size; the budget is divided among them. Images of 28x28x1 are MNIST's,
-    others are drawn at random.
+    Where the time of a step goes and how near that is to what the hardware can do; the throughput of our engines on
+    the CPU and on the GPU, by turns, and beside other libraries; how it grows with the batch, and from which size on
+    the GPU is ahead; whole trainings from a cold and a warm start; accuracy over time; energy, where it is counted.
 
-    Ctrl-C ends the block at hand and reports what there is. Exit code 1 if something could not be measured.
+    All of it ends within the budget, with the best that could be measured: a larger one gives narrower intervals. Each
+    candidate is a process of its own. Ctrl-C ends the block at hand and reports what there is. Exit code 1 if
+    something failed.
     """
-    device = chosen_device(options)
-    jobs = list(workloads(options))
-    notes = introduce(screen, options, f"{device.name} ({device.description.partition(', ')[0]})")
-    engines = [our_candidate(name, device.name, threads(options)) for name in dict.fromkeys(options["engines"])]
-    runs: list[dict[str, Any]] = []
-    failures: list[str] = []
-    doubtful: list[str] = []
-    for note in notes:
-        screen.say(note)
-    with (
-        stop_gently(screen, "finishing this block, then reporting what there is") as interrupt,
-        Bar(screen) as bar,
-    ):
-        story = Story(screen, bar, interrupt, len(jobs))
-        deadline = Deadline.after(options["budget"])
-        for place, job in enumerate(jobs):
-            story.begins(job.title)
-            measured = measure(job, engines, deadline.part(1 / (len(jobs) - place)), story)
-            doubtful += doubts(job.title, measured.sides)
-            for side in measured.sides:
-                record = run_record(measured, side)
-                if record is not None:
-                    runs.append(record)
-                    _say(screen, record)
-                elif side.error is not None:
-                    failures.append(f"{job.title}, {side.candidate.label}: {side.error}.")
-                    screen.warn(failures[-1])
-            if interrupt.requested:
-                break
-        stopped = interrupt.requested
-        if stopped and not runs:
-            raise KeyboardInterrupt
-    if stopped:
-        notes.append("Stopped early by request: the runs are those that were done, the last one perhaps in part.")
-    _show(screen, runs)
-    for note in doubtful:
-        screen.say(note)
-    conclude(screen, options, screen.result(runs=runs, notes=[*notes, *doubtful, *failures]))
-    return 130 if stopped else 1 if failures else 0
-
-
-def _say(screen: Screen, record: dict[str, Any]) -> None:
-    steady = record["throughput"]
-    screen.say(
-        f"  {record['engine']}: {rate(steady['images_per_second'], 'images')} ({interval(steady['interval'])}), "
-        f"{count(len(steady['samples']['seconds']))} blocks"
-    )
-
-
-def _show(screen: Screen, runs: list[dict[str, Any]]) -> None:
-    if not runs:
-        return
-    table = screen.table(
-        "model", "batch", "engine", "images/s", "95% interval", "one step", "compiling", "warm-up", "peak memory"
-    )
-    for record in runs:
-        steady = record["throughput"]
-        table.add_row(
-            record["model"],
-            count(record["batch_size"]),
-            record["engine"],
-            rate(steady["images_per_second"]).removesuffix("/s"),
-            interval(steady["interval"]),
-            seconds(record["seconds_per_iteration"]),
-            seconds(steady["compile_seconds"]),
-            seconds(steady["warm_up_seconds"]),
-            bytes_(steady["peak_memory_bytes"]),
+    devices = all_devices() if options["device"] == "all" else [get_device(options["device"])]
+    jobs = list(workloads({**options, "precision": "float32"}))
+    places = [_place(device, options) for device in devices]
+    _check_precisions(options["precisions"], places)
+    with result_folder(options["output"]) as folder:
+        names = ", ".join(f"{device.name} ({device.description.partition(', ')[0]})" for device in devices)
+        notes = introduce(screen, {**options, "output": None}, names)
+        reason = why_no_cuda()
+        if options["device"] == "all" and reason is not None:
+            notes.append(f"No GPU: {reason}.")
+        for note in notes:
+            screen.say(note)
+        suite = Suite(
+            jobs,
+            places,
+            list(dict.fromkeys(options["engines"])),
+            parts=options["parts"],
+            compiled=not options["no_compile"],
+            notes=notes,
         )
-    screen.say()
-    screen.show(table)
+        budget = options["budget"]
+        deadline = Deadline.after(budget - min(PAGE_SECONDS, PAGE_SHARE * budget))
+        with (
+            stop_gently(screen, "finishing this block, then reporting what there is") as interrupt,
+            Bar(screen) as bar,
+        ):
+            story = _Parts(screen, bar, interrupt, deadline)
+            with Watcher(devices) as watcher:
+
+                def keep(made: dict[str, Any]) -> None:
+                    if any(made.values()):
+                        results.write(screen.result(**made, notes=suite.notes), folder / RESULT)
+
+                made = suite.run(deadline, story, keep)
+            stopped = interrupt.requested
+            if not any(made.values()):
+                if stopped:
+                    raise KeyboardInterrupt
+                raise BareconvError(f"nothing could be measured: {' '.join(suite.notes)}")
+            if stopped:
+                suite.notes.append("Stopped early by request: the figures are of what was done by then.")
+            bar.begin("Drawing the page")
+            result = screen.result(**made, notes=suite.notes, conditions=watcher.record())
+            results.write(result, folder / RESULT)
+            page = write_report(result, None, folder)
+    show_summary(screen, result)
+    screen.say(f"\nWrote {page}{'' if options['output'] else latest(screen, page)}")
+    screen.finish(result)
+    return 130 if stopped else 1 if suite.failed else 0
+
+
+def latest(screen: Screen, page: Path) -> str:
+    """Let results/latest mean this result; what stands in its way is no reason to fail."""
+    try:
+        return f" (also {results.point_latest(page.parent) / page.name})"
+    except BareconvError as error:
+        screen.warn(str(error))
+        return ""
+
+
+def _place(device: Device, options: dict[str, Any]) -> Place:
+    """The device with the precisions that it computes in, and the peers that are there in each of them."""
+    asked: Sequence[str] = options["precisions"]
+    if isinstance(device, CpuDevice):
+        precisions = tuple(precision for precision in asked if precision not in ON_GPU_ONLY) or ON_CPU
+    else:
+        precisions = tuple(asked) or ON_GPU
+    names = list(dict.fromkeys(options["peers"])) or list(PEERS)
+    wanted = names if "peers" in options["parts"] else []
+    found = {precision: find(wanted, options["python"], device.name, precision) for precision in precisions}
+    return Place(device, tuple(found), found)
+
+
+def _check_precisions(asked: Sequence[str], places: Sequence[Place]) -> None:
+    """UsageError where one is no device's."""
+    for precision in asked:
+        if not any(precision in place.precisions for place in places):
+            raise UsageError(f"--precision {precision}: the CPU computes in float32 or float64; give --device cuda")
+
+
+class _Parts(Story, Watching):
+    """Tells how far the whole is, and how much of its time is left."""
+
+    def __init__(self, screen: Screen, bar: Bar, interrupt: Interrupt, whole: Deadline) -> None:
+        super().__init__(screen, bar, interrupt, 1)
+        self.whole = whole
+
+    def begins_part(self, name: str, deadline: Deadline) -> None:
+        self.title = TITLES[name]
+        self.screen.say(f"{self.title}: {seconds(round(deadline.left))} at most, {self._all_left()} left in all")
+
+    def stage(self, text: str) -> None:
+        self.bar.begin(f"{self.title} ({self._all_left()} left in all): {text}")
+
+    def _all_left(self) -> str:
+        return seconds(round(self.whole.left))

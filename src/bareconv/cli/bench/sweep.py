@@ -55,7 +55,7 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
 )
 @model_option
 @number("--batch-size", 64, 1, "Images in a step, unless that is the axis.")
-@several("--engine", "engines", ENGINES, Settings.engine, "Our engines to measure")
+@several("--engine", "engines", ENGINES, (Settings.engine,), "Our engines to measure")
 @precision_option(several=True)
 @click.option(
     "--device",

@@ -64,6 +64,12 @@ class Correlate(Kernel):
         (ph, pw), (P, Q) = self.pool, self.size
         return 2 * (P // ph * ph) * (Q // pw * pw) * self.filters * self.taps[0] * self.taps[1] * self.x.channels
 
+    def bytes(self, count: int, images: int) -> int:
+        written = self.cells[0] * self.cells[1] * self.filters
+        weights = self.taps[0] * self.taps[1] * self.x.channels * self.filters + self.bias * self.filters
+        each = self.target.element_bytes * (self.x.numbers + written * (1 + self.add)) + self.keep_where * written
+        return count * each + self.target.element_bytes * weights
+
     @property
     def label(self) -> str:
         return f"direct {self.blocking.cells[0]}x{self.blocking.cells[1]} cells x {self.blocking.vectors} vectors"

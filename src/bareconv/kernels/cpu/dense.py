@@ -33,6 +33,10 @@ class DenseKernel(Kernel):
     def flops(self) -> int:
         return 2 * self.features * self.units
 
+    def bytes(self, count: int, images: int) -> int:
+        numbers = count * (self.features + self.units) + self.features * self.units
+        return numbers * self.target.element_bytes
+
 
 @dataclass(frozen=True)
 class DenseForward(DenseKernel):
@@ -151,6 +155,10 @@ class DenseWeightUpdate(DenseKernel):
     rule: Rule
     blocked: bool = False
 
+    def bytes(self, count: int, images: int) -> int:
+        numbers = images * (count + self.units) + count * self.units * self.rule.moved
+        return numbers * self.target.element_bytes
+
     @property
     def label(self) -> str:
         rows, vectors = tile_shape(self)
@@ -228,6 +236,9 @@ class ColumnSums(Kernel):
     operands: ClassVar[tuple[str, ...]] = ("y", "sums")
 
     units: int
+
+    def bytes(self, count: int, images: int) -> int:
+        return (count + 1) * self.units * self.target.element_bytes
 
     def write(self, k: Frame) -> None:
         b, y, sums = k.b, k.operand("y"), k.operand("sums").base

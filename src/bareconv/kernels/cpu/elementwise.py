@@ -26,6 +26,10 @@ class Elementwise(Kernel):
     b: Plane
     y: Plane
 
+    def bytes(self, count: int, images: int) -> int:
+        arrays = 2 if self.operation in ("copy", "relu") else 3
+        return count * arrays * self.a.numbers * self.target.element_bytes
+
     @property
     def label(self) -> str:
         return self.operation

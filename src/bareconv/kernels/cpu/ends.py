@@ -24,6 +24,9 @@ class Normalise(Kernel):
     mean: float
     std: float
 
+    def bytes(self, count: int, images: int) -> int:
+        return count * self.y.numbers * (1 + self.target.element_bytes)
+
     @property
     def label(self) -> str:
         return "gathers the batch, 8-bit pixels to numbers"
@@ -54,6 +57,9 @@ class SoftmaxCrossEntropy(Kernel):
 
     classes: int
     smoothing: float
+
+    def bytes(self, count: int, images: int) -> int:
+        return count * (2 * self.classes * self.target.element_bytes + 3 * 8)  # label, loss and hit have 8 each
 
     @property
     def label(self) -> str:

@@ -34,6 +34,11 @@ class Spread(Kernel):
     relu: bool = True
     bias: bool = True
 
+    def bytes(self, count: int, images: int) -> int:
+        numbers = self.dy.numbers * (1 + self.relu) + self.out.numbers
+        each = self.target.element_bytes * numbers + (self.dy.numbers if self.pool != (1, 1) else 0)
+        return count * each + self.bias * self.out.channels * self.target.element_bytes
+
     @property
     def label(self) -> str:
         return "relu" * self.relu + " and pool" * (self.pool != (1, 1)) + " backward, dense"
@@ -88,6 +93,10 @@ class WeightGradient(Kernel):
     def flops(self) -> int:
         work = self.dy.height * self.dy.width * self.dy.channels
         return 2 * work * self.taps[0] * self.taps[1] * self.x.channels
+
+    def bytes(self, count: int, images: int) -> int:
+        weights = self.taps[0] * self.taps[1] * self.x.channels * self.dy.channels
+        return (count * (self.x.numbers + self.dy.numbers) + weights) * self.target.element_bytes
 
     @property
     def label(self) -> str:

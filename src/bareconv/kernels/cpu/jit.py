@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bareconv.kernels import cache
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 from bareconv.kernels.cpu.target import Target
 
@@ -28,7 +29,7 @@ class Compiled:
     written: int = 0  # kernels that were not in the cache
 
 
-def compile_kernels(kernels: Iterable[Kernel], on_progress: Callable[[int, int], None] | None = None) -> Compiled:
+def compile_kernels(kernels: Iterable[Kernel], on_progress: OnCompile | None = None) -> Compiled:
     """The machine code of all ``kernels``: from memory, from the disk, or written now.
 
     ``on_progress(done, total)`` is told of those that have to be compiled.

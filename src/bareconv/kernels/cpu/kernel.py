@@ -36,6 +36,14 @@ class Kernel:
         """Floating-point operations executed for one image; a multiply-add counts two."""
         return 0
 
+    def bytes(self, count: int, images: int) -> int:
+        """That must at least be read and written where the range is ``count`` long, in a batch of ``images``.
+
+        What is read comes in once, whole arrays of it, and what is written goes out once: nothing for lists of places,
+        scratch memory, or a second visit.
+        """
+        return 0
+
     @property
     def label(self) -> str:
         """What ``explain`` calls it."""

@@ -76,6 +76,11 @@ class NarrowKernel(DenseKernel):
     def flops(self) -> int:
         return 2 * self.width * self.units
 
+    def _bytes(self, count: int, pixels: Pixels | None) -> int:
+        size = self.target.element_bytes
+        row = self.features * (size if pixels is None else 1) + self.units * size
+        return count * row + self.features * self.units * size
+
     @property
     def width(self) -> int:
         """Elements from a unit's weights to the next's."""
@@ -96,6 +101,9 @@ class NarrowForward(NarrowKernel):
     bias: bool = True
     relu: bool = False
     pixels: Pixels | None = None
+
+    def bytes(self, count: int, images: int) -> int:
+        return self._bytes(count, self.pixels)
 
     @property
     def label(self) -> str:
@@ -131,6 +139,9 @@ class NarrowWeightGradient(NarrowKernel):
     operands: ClassVar[tuple[str, ...]] = ("x", "order", "dy", "gradient")
 
     pixels: Pixels | None = None
+
+    def bytes(self, count: int, images: int) -> int:
+        return self._bytes(count, self.pixels)
 
     @property
     def label(self) -> str:

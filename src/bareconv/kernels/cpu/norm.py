@@ -19,7 +19,7 @@ from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.sweep import columns
 from bareconv.ops.windows import Pair
 
-DOUBLE = ir.DoubleType()
+DOUBLE, DOUBLE_BYTES = ir.DoubleType(), 8
 
 
 def _add_to(b: Builder, sums: Pointer, at: Index, value: Value, mask: Value | None) -> None:
@@ -55,6 +55,9 @@ class NormSums(Kernel):
     operands: ClassVar[tuple[str, ...]] = ("x", "pivot", "sums")
 
     x: Plane
+
+    def bytes(self, count: int, images: int) -> int:
+        return count * self.x.numbers * self.target.element_bytes + 2 * self.x.channels * DOUBLE_BYTES
 
     @property
     def label(self) -> str:
@@ -93,6 +96,10 @@ class NormFinish(Kernel):
     momentum: float
     eps: float
 
+    def bytes(self, count: int, images: int) -> int:
+        # gamma, beta, the running statistics, which are written too, and four coefficients
+        return count * (2 * DOUBLE_BYTES + 10 * self.target.element_bytes)
+
     @property
     def label(self) -> str:
         return "mean, variance, running statistics"
@@ -128,6 +135,9 @@ class NormScale(Kernel):
     channels: int
     eps: float
 
+    def bytes(self, count: int, images: int) -> int:
+        return count * 8 * self.target.element_bytes
+
     @property
     def label(self) -> str:
         return "scale and shift from the running statistics"
@@ -152,6 +162,10 @@ class NormApply(Kernel):
     pool: Pair = (1, 1)
     relu: bool = True
     keep_where: bool = False
+
+    def bytes(self, count: int, images: int) -> int:
+        each = (self.x.numbers + self.y.numbers) * self.target.element_bytes + self.keep_where * self.y.numbers
+        return count * each + 2 * self.x.channels * self.target.element_bytes
 
     @property
     def label(self) -> str:
@@ -198,6 +212,10 @@ class NormBackwardSums(Kernel):
     pool: Pair = (1, 1)
     relu: bool = True
 
+    def bytes(self, count: int, images: int) -> int:
+        channels = 2 * self.x.channels * (self.target.element_bytes + DOUBLE_BYTES)
+        return count * _read_bytes(self) + channels
+
     @property
     def label(self) -> str:
         return "sums of dY and dY xhat"
@@ -239,6 +257,10 @@ class NormBackwardFinish(Kernel):
     pixels: int
     pitch: int
 
+    def bytes(self, count: int, images: int) -> int:
+        # gamma, 1 / deviation; two gradients and three terms
+        return count * (2 * DOUBLE_BYTES + 7 * self.target.element_bytes)
+
     @property
     def label(self) -> str:
         return "gradients of gamma and beta"
@@ -270,6 +292,10 @@ class NormBackward(Kernel):
     dx: Plane
     pool: Pair = (1, 1)
     relu: bool = True
+
+    def bytes(self, count: int, images: int) -> int:
+        size = self.target.element_bytes
+        return count * (_read_bytes(self) + self.dx.numbers * size) + 5 * self.x.channels * size
 
     @property
     def label(self) -> str:
@@ -307,6 +333,12 @@ class NormBackward(Kernel):
                         for y in b.range(*rows):
                             for xx in b.range(*wide):
                                 put(y * self.x.row + xx * C + column, y * self.dx.row + xx * C + column, None)
+
+
+def _read_bytes(of: NormBackwardSums | NormBackward) -> int:
+    """X, dY, and what says where dY goes, of one image."""
+    numbers = of.x.numbers + of.dy.numbers * (1 + of.relu)
+    return numbers * of.target.element_bytes + (of.dy.numbers if of.pool != (1, 1) else 0)
 
 
 def _cell(x: Plane, pool: Pair) -> list[int]:

@@ -34,6 +34,9 @@ class Update(Kernel):
     mapped: bool
     rule: Rule
 
+    def bytes(self, count: int, images: int) -> int:
+        return count * (1 + self.rule.moved) * self.target.element_bytes
+
     @property
     def label(self) -> str:
         return f"sum over threads, {self.rule.name}"
@@ -68,6 +71,9 @@ class Pack(Kernel):
     """
 
     operands: ClassVar[tuple[str, ...]] = ("weight", "places", "packed")
+
+    def bytes(self, count: int, images: int) -> int:
+        return 2 * count * self.target.element_bytes
 
     @property
     def label(self) -> str:

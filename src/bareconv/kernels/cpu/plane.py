@@ -18,6 +18,11 @@ class Plane:
     border: tuple[int, int] = (0, 0)
 
     @property
+    def numbers(self) -> int:
+        """Elements of an image without its border."""
+        return self.height * self.width * self.channels
+
+    @property
     def row(self) -> int:
         """Elements from a pixel to the one below it."""
         return (self.width + 2 * self.border[1]) * self.channels

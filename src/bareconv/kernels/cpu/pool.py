@@ -29,6 +29,10 @@ class PoolForward(Kernel):
     mean: bool = False
     keep_where: bool = True
 
+    def bytes(self, count: int, images: int) -> int:
+        where = self.y.numbers if self.keep_where and not self.mean else 0
+        return count * ((self.x.numbers + self.y.numbers) * self.target.element_bytes + where)
+
     @property
     def label(self) -> str:
         return "mean of windows" if self.mean else "maximum of windows"
@@ -73,6 +77,10 @@ class PoolBackward(Kernel):
     stride: Pair
     origin: Pair = (0, 0)
     mean: bool = False
+
+    def bytes(self, count: int, images: int) -> int:
+        where = 0 if self.mean else self.dy.numbers
+        return count * ((self.dx.numbers + self.dy.numbers) * self.target.element_bytes + where)
 
     @property
     def label(self) -> str:

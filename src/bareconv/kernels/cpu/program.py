@@ -66,8 +66,10 @@ class Run(Kernel):
     """The code that goes through a program, as worker ``worker``.
 
     Not a kernel over data, but compiled and kept like one. ``begin`` is the number of waits that the barrier has seen
-    before; the table is what ``Program`` lays out.
+    before; the table is what ``Program`` lays out. Without ``timed`` it looks at no clock.
     """
+
+    timed: bool = True
 
     def write(self, k: Frame) -> None:
         from bareconv.kernels.cpu.emit import I64, Value, Variable
@@ -79,10 +81,12 @@ class Run(Kernel):
         turn, stage_at = b.pointer(barrier, I64), b.pointer(stage_table, I64)
         call_at, my_ticks = b.pointer(call_table, I64), b.pointer(ticks + k.worker * tick_pitch, I64)
         restore = b.flush_denormals()
-        waits, clock = b.variable(k.begin), b.variable(b.clock)
+        waits, clock = b.variable(k.begin), b.variable(b.clock if self.timed else b.index(0))
 
         def spent(number: Value) -> None:
             """What has passed since the last time counts for call ``number``; 0 is waiting."""
+            if not self.timed:
+                return
             now = b.clock
             my_ticks.store(my_ticks.load(number) + (now - clock.value), number)
             clock.value = now
@@ -174,6 +178,10 @@ class Program:
         self._header[_IMAGES] = images
         waits_so_far = int(self._barrier[0]) // self.threads.count
         self.threads.run(self._function, self._table, waits_so_far)
+
+    def run_by(self, function: int) -> None:
+        """Go through the stages by that code from now on: the address of another ``Run``."""
+        self._function = function
 
     def seconds(self) -> list[float]:
         """Of every call, since the last ``clear_ticks``: the mean over the workers; waiting comes first."""

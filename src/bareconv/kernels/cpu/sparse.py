@@ -66,6 +66,12 @@ class SparseBackward(Kernel):
         each = 2 * self.taps[0] * self.taps[1] * self.x.channels * (2 if self.need_dx else 1)
         return self.dy.height * self.dy.width * self.dy.channels // 2 * each
 
+    def bytes(self, count: int, images: int) -> int:
+        filters = self.dy.channels
+        weights = self.taps[0] * self.taps[1] * self.x.channels * filters * (1 + self.need_dx) + self.bias * filters
+        numbers = self.x.numbers * (1 + self.need_dx) + 2 * self.dy.numbers
+        return count * (self.target.element_bytes * numbers + self.dy.numbers) + self.target.element_bytes * weights
+
     @property
     def run(self) -> int:
         """Elements of a packed run."""

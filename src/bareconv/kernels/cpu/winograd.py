@@ -43,6 +43,9 @@ class WinogradWeights(Kernel):
     width: int
     panel: int  # registers
 
+    def bytes(self, count: int, images: int) -> int:
+        return count * self.width * (9 + POSITIONS) * self.target.element_bytes
+
     @property
     def label(self) -> str:
         return "weights transformed"
@@ -100,6 +103,12 @@ class Winograd(Kernel):
         T = self.tiles[0] * self.tiles[1]
         transforms = 32 * self.x.channels + 24 * self.filters
         return T * (2 * POSITIONS * self.x.channels * self.filters + transforms)
+
+    def bytes(self, count: int, images: int) -> int:
+        written = self.size[0] * self.size[1] // (self.pool[0] * self.pool[1]) * self.filters
+        weights = 9 * self.x.channels * self.filters + self.bias * self.filters
+        each = self.target.element_bytes * (self.x.numbers + written * (1 + self.add)) + self.keep_where * written
+        return count * each + self.target.element_bytes * weights
 
     @property
     def label(self) -> str:

@@ -7,12 +7,13 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import resources
 
 from bareconv.kernels import cache
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cuda import nvrtc
 from bareconv.kernels.cuda.kernel import Kernel
 from bareconv.kernels.cuda.nvrtc import Compiled
@@ -30,7 +31,7 @@ class CompiledKernels:
 
 
 def compile_kernels(
-    kernels: Iterable[Kernel], architecture: str, on_progress: Callable[[int, int], None] | None = None
+    kernels: Iterable[Kernel], architecture: str, on_progress: OnCompile | None = None
 ) -> CompiledKernels:
     """Machine code of all ``kernels`` for ``architecture`` ("sm_90"): from the disk, or written now by all cores.
 

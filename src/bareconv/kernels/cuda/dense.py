@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
 from bareconv.kernels.cuda.matrix import ACROSS, ALONG, CACHE_RATE, Tiling, has_matrix_unit, tilings
-from bareconv.kernels.cuda.update import rule_defines, states_of
+from bareconv.kernels.cuda.update import rule_defines
 from bareconv.optim.rule import Rule
 
 _FINISH_THREADS = 128
@@ -176,7 +176,7 @@ def backward(
     """
     if precision == "float32" or not has_matrix_unit(limits) or rule.name == "gradient" or len(shapes) > MOST_TOGETHER:
         return None
-    found = _backward_tile(precision, tuple(shapes), batch, limits, states_of(rule), dx)
+    found = _backward_tile(precision, tuple(shapes), batch, limits, rule.states, dx)
     if found is None:
         return None
     tile, chunk, stages, shared = found
@@ -205,7 +205,7 @@ def backward(
         shared_bytes=shared,
         operands=operands,
         flops=sum(shape.flops(batch) * (2 if dx and i == 0 else 1) for i, shape in enumerate(shapes)),
-        bytes=_backward_bytes(precision, shapes, batch, states_of(rule), dx),
+        bytes=_backward_bytes(precision, shapes, batch, rule.states, dx),
     )
 
 
@@ -398,7 +398,7 @@ def _weight(
     if rule is not None:
         operands = ("x", "dy", "control", "scalars", "weight", "weight_state1", "weight_state2", "copy")
         operands += ("bias", "bias_state1", "bias_state2")
-        written = 8 + 8 * states_of(rule) + KEPT_BYTES[precision]
+        written = 8 + 8 * rule.states + KEPT_BYTES[precision]
     return Kernel(
         "dense_weight.cu",
         "dense_gradient_of_weight" if rule is None else "dense_update",

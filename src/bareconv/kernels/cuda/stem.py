@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from bareconv.kernels.cuda import stem_float32
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, Kernel, Precision, padded
 from bareconv.kernels.cuda.limits import Limits
-from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem
+from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem, bands_of, stem_kernel
 from bareconv.ops.windows import Pair
 
 # Of a thread's 255 registers: for weights, or for the gradient of weights; for the gradient of A's weights beside B's
@@ -94,17 +94,7 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
                 "BAND_ROWS": rows,
                 "B_TILES": tiles,
             }
-            kernel = Kernel(
-                "stem_forward.cu",
-                "stem_forward",
-                tuple({**sizes.defines, **defines, "B_TILES": tiles, "SHARED_BYTES": shared}.items()),
-                grid=(grid, 1, 1),
-                threads=warps * WARP,
-                shared_bytes=shared,
-                operands=("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "bias_b", "y", "where"),
-                flops=stem.a.flops(batch) + stem.b.flops(batch),
-                bytes=batch * (sizes.image + sizes.output * (sizes.kept + 1)),
-            )
+            kernel = stem_kernel("stem_forward", stem, precision, batch, defines, (grid, 1, 1), shared)
             yield Choice(_cycles(batch * bands, grid, warps, blocks, products, others), kernel)
 
 
@@ -145,29 +135,15 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
             if shared > limits.shared_bytes:
                 break
             grid = min(-(-batch * bands // teams), limits.multiprocessors)
-            defines = {"WARPS": warps, "TEAMS": teams, "BANDS": bands, "BAND_ROWS": rows}
-            kernel = Kernel(
-                "stem_backward_b.cu",
-                "stem_backward_b",
-                tuple(
-                    {
-                        **sizes.defines,
-                        **defines,
-                        "WARP_EIGHTS": at_once,
-                        "B_TILES": tiles,
-                        "SHARED_BYTES": shared,
-                    }.items()
-                ),
-                grid=(grid, 1, 1),
-                threads=teams * warps * WARP,
-                shared_bytes=shared,
-                operands=(
-                    *("pixels", "order", "control", "weight_a", "bias_a", "dy", "where"),
-                    *("partial_weight_b", "partial_bias_b"),
-                ),
-                flops=stem.a.flops(batch) + stem.b.flops(batch),
-                bytes=batch * (sizes.image + sizes.output * (sizes.kept + 1)),
-            )
+            defines = {
+                "WARPS": warps,
+                "TEAMS": teams,
+                "BANDS": bands,
+                "BAND_ROWS": rows,
+                "WARP_EIGHTS": at_once,
+                "B_TILES": tiles,
+            }
+            kernel = stem_kernel("stem_backward_b", stem, precision, batch, defines, (grid, 1, 1), shared)
             yield Choice(_cycles(batch * bands, grid * teams, warps, teams, products, others), kernel)
 
 
@@ -207,20 +183,7 @@ def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
                 break
             grid = min(-(-batch * bands // teams), limits.multiprocessors)
             defines = {"WARPS": warps, "TEAMS": teams, "BANDS": bands, "BAND_ROWS": rows}
-            kernel = Kernel(
-                "stem_backward_a.cu",
-                "stem_backward_a",
-                tuple({**sizes.defines, **defines, "SHARED_BYTES": shared}.items()),
-                grid=(grid, 1, 1),
-                threads=teams * warps * WARP,
-                shared_bytes=shared,
-                operands=(
-                    *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "dy", "where"),
-                    *("partial_weight_a", "partial_bias_a"),
-                ),
-                flops=2 * stem.a.flops(batch) + stem.b.flops(batch),
-                bytes=batch * (sizes.image + sizes.output * (sizes.kept + 1)),
-            )
+            kernel = stem_kernel("stem_backward_a", stem, precision, batch, defines, (grid, 1, 1), shared)
             yield Choice(_cycles(batch * bands, grid * teams, warps, teams, products, others), kernel)
 
 
@@ -240,10 +203,8 @@ def _splits(square_rows: int, shares: int) -> Iterator[tuple[int, int, int]]:
     possible = range(shares, WARPS + 1, shares)
     # The multiprocessor's four schedulers each have as many of them, where that can be.
     for warps in [warps for warps in possible if WARPS % warps == 0] or possible:
-        for rows in range(square_rows, 0, -1):
-            bands = -(-square_rows // rows)
-            if rows == -(-square_rows // bands):
-                yield warps, bands, rows
+        for bands, rows in bands_of(square_rows):
+            yield warps, bands, rows
 
 
 def _cycles(bands: int, teams: int, warps: int, beside: int, products: float, others: float) -> float:
@@ -263,8 +224,7 @@ class _Sizes:
         self.stem, self.precision, self.kept = stem, precision, KEPT_BYTES[precision]
         self.piece = 16 // self.kept
         a, b = stem.a, stem.b
-        self.image = a.height * a.width * a.channels
-        self.pixels = -(-self.image // 16) * 16
+        self.pixels = -(-a.height * a.width * a.channels // 16) * 16
         self.line_numbers = a.kernel[1] * a.channels
         self.line_pieces = self.pieces(self.line_numbers)
         self.a_weights = a.kernel[0] * self.line_pieces * self.piece * self.pixel(-(-a.filters // 16) * 16)
@@ -274,8 +234,6 @@ class _Sizes:
         P, Q = stem.output
         self.b_square_rows, self.b_squares = (P, Q) if stem.b_pool else (-(-P // 2), -(-Q // 2))
         self.a_squares = stem.middle[1] if stem.a_pool else -(-stem.middle[1] // 2)
-        self.output = P * Q * padded(b.filters)
-        self.defines = stem.defines(precision)
 
     def pieces(self, numbers: int) -> int:
         """Pieces of 16 bytes."""

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bareconv.kernels.cuda.geometry import Convolution
-from bareconv.kernels.cuda.kernel import NUMBER, Kernel, Precision
+from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, padded
 from bareconv.ops.windows import Pair
 
 MAX_CHANNELS = 4
 WARP = 32
+
+OPERANDS = {
+    "stem_forward": (
+        *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "bias_b"),
+        *("y", "where"),
+    ),
+    "stem_backward_b": (
+        *("pixels", "order", "control", "weight_a", "bias_a", "dy", "where"),
+        *("partial_weight_b", "partial_bias_b"),
+    ),
+    "stem_backward_a": (
+        *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "dy", "where"),
+        *("partial_weight_a", "partial_bias_a"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,44 @@ class Choice:
 
     cycles: float
     kernel: Kernel
+
+
+def stem_kernel(
+    entry: str,
+    stem: Stem,
+    precision: Precision,
+    batch: int,
+    defines: dict[str, int],
+    grid: tuple[int, int, int],
+    shared_bytes: int,
+) -> Kernel:
+    """One of the block's kernels, of ``OPERANDS``; ``defines`` are the constants of the way that is chosen.
+
+    A block of threads has TEAMS of WARPS each; ``shared_bytes`` is what it takes.
+    """
+    source = entry.replace("stem", "stem_float32") if precision == "float32" else entry
+    P, Q = stem.output
+    image = stem.a.height * stem.a.width * stem.a.channels
+    times_a = 2 if entry == "stem_backward_a" else 1  # a is made again from the pixels, then comes its gradient
+    return Kernel(
+        f"{source}.cu",
+        entry,
+        tuple({**stem.defines(precision), **defines, "SHARED_BYTES": shared_bytes}.items()),
+        grid=grid,
+        threads=defines["WARPS"] * defines["TEAMS"] * WARP,
+        shared_bytes=shared_bytes,
+        operands=OPERANDS[entry],
+        flops=times_a * stem.a.flops(batch) + stem.b.flops(batch),
+        bytes=batch * (image + P * Q * padded(stem.b.filters) * (KEPT_BYTES[precision] + 1)),
+    )
+
+
+def bands_of(rows: int) -> Iterator[tuple[int, int]]:
+    """Ways to cut ``rows`` rows: how many bands, of how many rows."""
+    for size in range(rows, 0, -1):
+        bands = -(-rows // size)
+        if size == -(-rows // bands):
+            yield bands, size
 
 
 def _pooled(size: Pair, pool: bool) -> Pair:

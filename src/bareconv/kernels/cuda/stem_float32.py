@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from itertools import product
 from math import gcd
 
-from bareconv.kernels.cuda.kernel import Kernel, padded
+from bareconv.kernels.cuda.kernel import padded
 from bareconv.kernels.cuda.limits import Limits
-from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem
+from bareconv.kernels.cuda.stem_block import WARP, Choice, Stem, bands_of, stem_kernel
 
 REGISTERS = 65536  # of a multiprocessor
 # For so many squares at once: registers of a thread, and how much longer than its products alone a loop takes.
@@ -42,7 +42,7 @@ def forward_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
         pitch = _up(max(2 * squares * (sets - 1) + read, middle_width + b.padding[1]), 4)
         for slices in (n for n in range(1, eights + 1) if eights % n == 0):
             weights = (inputs + b.taps * padded(b.filters) // slices) * channels * 4
-            for bands, rows in _bands(P):
+            for bands, rows in bands_of(P):
                 a_rows = 2 * rows + R - 1
                 planes = a.channels * (takes * a_rows + a.kernel[0] - 1)
                 planes *= _up(takes * middle_width + a.kernel[1] - 1, 4) * 4
@@ -63,7 +63,6 @@ def forward_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
                     # Four warps of a multiprocessor run at a time, one of them at half their pace at best.
                     cycles = -(-batch * bands // grid) * (max(-(-warps * blocks // 4), 2) * of_warp + BAND)
                     defines = {
-                        **stem.defines("float32"),
                         "WARPS": warps,
                         "TEAMS": 1,
                         "BLOCKS": blocks,
@@ -71,22 +70,8 @@ def forward_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choice]:
                         "BAND_ROWS": rows,
                         "SQUARES_AT_ONCE": squares,
                         "SLICES": slices,
-                        "SHARED_BYTES": shared,
                     }
-                    kernel = Kernel(
-                        "stem_float32_forward.cu",
-                        "stem_forward",
-                        tuple(defines.items()),
-                        grid=(grid, slices, 1),
-                        threads=warps * WARP,
-                        shared_bytes=shared,
-                        operands=(
-                            *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "bias_b"),
-                            *("y", "where"),
-                        ),
-                        flops=a.flops(batch) + b.flops(batch),
-                        bytes=batch * (a.height * a.width * a.channels + P * Q * padded(b.filters) * 5),
-                    )
+                    kernel = stem_kernel("stem_forward", stem, "float32", batch, defines, (grid, slices, 1), shared)
                     yield Choice(cycles, kernel)
 
 
@@ -101,7 +86,7 @@ def backward_b_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
     inputs, count = a.taps * a.channels, at_once * (b.taps + 1)
     shares, width = channels // WARP * (filters // at_once), max(2 * Q + S - 1, stem.middle[1] + b.padding[1])
     patch = (R + 1) * (S + 1)
-    for bands, rows in _bands(P):
+    for bands, rows in bands_of(P):
         a_rows = 2 * rows + R - 1
         planes = a.channels * (takes * a_rows + a.kernel[0] - 1)
         planes *= _up(takes * _up(stem.middle[1], 4) + a.kernel[1] - 1, 4) * 4
@@ -118,28 +103,13 @@ def backward_b_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
                 grid = min(-(-batch * bands // teams), limits.multiprocessors)
                 cycles = -(-batch * bands // (grid * teams)) * (max(warps * teams / 4, 4) * of_warp + BAND)
                 defines = {
-                    **stem.defines("float32"),
                     "WARPS": warps,
                     "TEAMS": teams,
                     "BANDS": bands,
                     "BAND_ROWS": rows,
                     "FILTERS_AT_ONCE": at_once,
-                    "SHARED_BYTES": shared,
                 }
-                kernel = Kernel(
-                    "stem_float32_backward_b.cu",
-                    "stem_backward_b",
-                    tuple(defines.items()),
-                    grid=(grid, 1, 1),
-                    threads=teams * warps * WARP,
-                    shared_bytes=shared,
-                    operands=(
-                        *("pixels", "order", "control", "weight_a", "bias_a", "dy", "where"),
-                        *("partial_weight_b", "partial_bias_b"),
-                    ),
-                    flops=a.flops(batch) + b.flops(batch),
-                    bytes=batch * (a.height * a.width * a.channels + P * Q * filters * 5),
-                )
+                kernel = stem_kernel("stem_backward_b", stem, "float32", batch, defines, (grid, 1, 1), shared)
                 yield Choice(cycles, kernel)
 
 
@@ -157,7 +127,7 @@ def backward_a_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
         if (R + 1) * width > SUMS or 3 * squares > CODES or -(-fours * 4 // filters) < slices:
             continue
         weights = (filters * b.taps + inputs) * channels * 4
-        for bands, rows in _bands(P):
+        for bands, rows in bands_of(P):
             planes = a.channels * (2 * rows + R + a.kernel[0] - 2)
             planes *= _up(2 * squares * (runs - 1) + width + a.kernel[1] - 1, 4) * 4
             team = _up(2 * _image(stem) + planes + rows * Q * filters * 5, 16)
@@ -173,38 +143,17 @@ def backward_a_choices(stem: Stem, batch: int, limits: Limits) -> Iterator[Choic
                     grid = min(-(-batch * bands // teams), max(1, limits.multiprocessors // slices))
                     cycles = -(-batch * bands // (grid * teams)) * (max(warps * teams / 4, 4) * of_warp + BAND)
                     defines = {
-                        **stem.defines("float32"),
                         "WARPS": warps,
                         "TEAMS": teams,
                         "BANDS": bands,
                         "BAND_ROWS": rows,
                         "SQUARES_AT_ONCE": squares,
                         "SLICES": slices,
-                        "SHARED_BYTES": shared,
                     }
-                    kernel = Kernel(
-                        "stem_float32_backward_a.cu",
-                        "stem_backward_a",
-                        tuple(defines.items()),
-                        grid=(grid * slices, 1, 1),
-                        threads=teams * warps * WARP,
-                        shared_bytes=shared,
-                        operands=(
-                            *("pixels", "order", "control", "weight_a", "bias_a", "weight_b", "dy", "where"),
-                            *("partial_weight_a", "partial_bias_a"),
-                        ),
-                        flops=2 * a.flops(batch) + b.flops(batch),
-                        bytes=batch * (a.height * a.width * a.channels + P * Q * fours * 20),
+                    kernel = stem_kernel(
+                        "stem_backward_a", stem, "float32", batch, defines, (grid * slices, 1, 1), shared
                     )
                     yield Choice(cycles, kernel)
-
-
-def _bands(rows: int) -> Iterator[tuple[int, int]]:
-    """Ways to cut ``rows`` rows: how many bands, of how many rows."""
-    for size in range(rows, 0, -1):
-        bands = -(-rows // size)
-        if size == -(-rows // bands):
-            yield bands, size
 
 
 def _up(number: int, multiple: int) -> int:

@@ -67,11 +67,6 @@ def rule_defines(rule: Rule) -> dict[str, int]:
     }
 
 
-def states_of(rule: Rule) -> int:
-    """How many arrays of state ``update.cuh`` uses for it, 0 to 2; the other operands may be null."""
-    return {"gradient": 0, "sgd": 0, "rmsprop": 1, "adam": 2, "adamw": 2}[rule.name] + rule.momentum
-
-
 def update(precision: Precision, rule: Rule, parameters: Sequence[Parameter], limits: Limits, batch: int) -> Kernel:
     """All ``parameters`` by ``rule``, and the step's end. It must be the last kernel of the step.
 
@@ -82,7 +77,7 @@ def update(precision: Precision, rule: Rule, parameters: Sequence[Parameter], li
     ``hits`` int32 (steps), where the step's mean loss and number of hits go; ``readers``, one int32, 0 to begin with.
     Working copies are written but for their padding, which must be zeros.
     """
-    moved = 0 if rule.name == "gradient" else 8 + 8 * states_of(rule)
+    moved = 0 if rule.name == "gradient" else 8 + 8 * rule.states
     return Kernel(
         "update.cu",
         "update",
@@ -182,7 +177,6 @@ __all__ = [
     "copy_weights",
     "finish_step",
     "rule_defines",
-    "states_of",
     "update",
     "update_table",
 ]

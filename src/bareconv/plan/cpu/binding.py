@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cpu.jit import compile_kernels
+from bareconv.kernels.cpu.kernel import Kernel
 from bareconv.kernels.cpu.plane import Plane
 from bareconv.kernels.cpu.program import Address, Call, Program, Run, Stage
 from bareconv.kernels.cpu.workers import Workers
@@ -18,8 +21,6 @@ from bareconv.plan.cpu.lowering import Lowered
 from bareconv.plan.cpu.memory import Buffer, allocate, lay_out
 from bareconv.plan.cpu.record import Recorded, RecordedStage
 from bareconv.plan.explain import Row
-
-OnCompile = Callable[[int, int], None]
 
 
 class Bound:
@@ -54,6 +55,8 @@ class Bound:
         self._moving: dict[Buffer, list[NDArray[np.int64]]] = {buffer: [] for buffer in moving}
         self._last: dict[Buffer, NDArray[Any]] = {}
         self._turns: list[Program | RecordedStage] = []
+        self._run_addresses: dict[Kernel, int] = {}  # with and without clocks, where that was asked for
+        self._host_seconds: dict[int, float] = {}  # of Python's turns, by their place
         self._make_programs()
 
     def _allocate(self) -> NDArray[np.uint8]:
@@ -149,12 +152,14 @@ class Bound:
             arrays = self.step.model.buffers()
             for name, buffer in outside.running.items():
                 self._find(buffer, arrays[name])
-        for turn in self._turns:
+        for place, turn in enumerate(self._turns):
             if isinstance(turn, Program):
                 turn.run(images)
-            else:
-                assert turn.host is not None
-                turn.host(self.view, self._add_gradient, images, step)
+                continue
+            assert turn.host is not None
+            begun = time.perf_counter()
+            turn.host(self.view, self._add_gradient, images, step)
+            self._host_seconds[place] = self._host_seconds.get(place, 0.0) + time.perf_counter() - begun
 
     def _find(self, buffer: Buffer, array: NDArray[Any]) -> None:
         """Let the calls that use this array find it where it is now."""
@@ -187,7 +192,7 @@ class Bound:
         return [turn for turn in self._turns if isinstance(turn, Program)]
 
     def rows(self) -> list[Row]:
-        """Every call in order, with the seconds that it has taken."""
+        """Every call in order, with the seconds that it has taken; Python's turns have none (``seconds``)."""
         times = iter([seconds for program in self._programs for seconds in program.seconds()[1:]])
         rows = []
         for stage in self.lowered.stages:
@@ -197,8 +202,17 @@ class Bound:
             for call in stage.calls:
                 kernel = call.kernel
                 name = type(kernel).__name__
-                rows.append(Row(call.node, call.phase, name, kernel.label, kernel.flops, next(times)))
+                moved = kernel.bytes(self.capacity if stage.extent is None else stage.extent, self.capacity)
+                each = round(moved / self.capacity)
+                rows.append(Row(call.node, call.phase, name, kernel.label, kernel.flops, next(times), each))
         return rows
+
+    def seconds(self) -> list[float]:
+        """What each row has taken, in their order, and last what a worker has waited for others."""
+        found: list[float] = []
+        for place, turn in enumerate(self._turns):
+            found += turn.seconds()[1:] if isinstance(turn, Program) else [self._host_seconds.get(place, 0.0)]
+        return [*found, self.waiting_seconds()]
 
     def waiting_seconds(self) -> float:
         """How long a worker has waited for others."""
@@ -206,5 +220,14 @@ class Bound:
 
     def clear_times(self) -> None:
         """Begin them anew."""
+        self._host_seconds.clear()
         for program in self._programs:
             program.clear_ticks()
+
+    def time_calls(self, on: bool) -> None:
+        """Whether the machine code looks at the clock after every call, as it does to begin with."""
+        run = replace(self._run_kernel, timed=on)
+        if run not in self._run_addresses:
+            self._run_addresses |= compile_kernels([run]).addresses
+        for program in self._programs:
+            program.run_by(self._run_addresses[run])

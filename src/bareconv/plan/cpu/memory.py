@@ -12,29 +12,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bareconv.plan.placing import Placed, place
+
 LINE = 64  # bytes of a cache line: where every array starts
 SLACK = 256  # bytes after each: kernels may touch a register beyond the end
 PAGE = 4096
 
 
 @dataclass(eq=False)
-class Buffer:
+class Buffer(Placed):
     """An array of ``elements`` for each image, each worker, or once: ``per`` "image", "worker" or "plan".
 
-    ``zeros``: it starts as zeros, and what no kernel writes stays so: it shares its place with nothing.
+    Its ``span`` counts stretches between two waits, not stages: one worker may be a stage ahead of another.
     """
 
     name: str
     elements: int
     dtype: str = "float32"
     per: str = "image"
-    zeros: bool = False
     rows: bool = False  # images are rows of a matrix, one right after the other
-    kept: bool = False  # someone else reads it after the last stage
-    span: tuple[int, int] | None = None  # the first and last stretch between two waits in which it is used
     local: int = 0  # to a stage's call or a segment's round, which alone use it: each worker has ``chunk`` images of it
     chunk: int = 1
-    offset: int = -1
 
     @property
     def pitch(self) -> int:
@@ -60,25 +58,8 @@ class Buffer:
 
 
 def lay_out(buffers: Sequence[Buffer], images: int, workers: int) -> int:
-    """Give every buffer its offset; returns the bytes of all. Larger ones first, each as low as its time allows."""
-    placed: list[tuple[int, int, Buffer]] = []
-    for buffer in sorted(buffers, key=lambda one: -one.bytes(images, workers)):
-        size = -(-buffer.bytes(images, workers) // LINE) * LINE
-        offset = 0
-        for low, high, other in sorted(placed, key=lambda one: one[0]):
-            if _together(buffer, other) and offset < high and low < offset + size:
-                offset = high
-        buffer.offset = offset
-        placed.append((offset, offset + size, buffer))
-    return max((high for _, high, _ in placed), default=0)
-
-
-def _together(a: Buffer, b: Buffer) -> bool:
-    """Whether the two are in use at one time."""
-    if a.zeros or b.zeros or a.kept or b.kept or a.span is None or b.span is None:
-        return True
-    # By stretches between waits, not by stages: one worker may be a stage ahead of another.
-    return a.span[0] <= b.span[1] and b.span[0] <= a.span[1]
+    """Give every buffer its offset; returns the bytes of all."""
+    return place([(buffer, buffer.bytes(images, workers)) for buffer in buffers], LINE)
 
 
 def allocate(size: int) -> NDArray[np.uint8]:

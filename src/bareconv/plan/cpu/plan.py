@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 
 from bareconv.errors import ShapeError, UsageError
 from bareconv.host import blas_threads
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cpu.target import Target, host_target
 from bareconv.kernels.cpu.workers import Workers
 from bareconv.nn import layers
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
 from bareconv.optim.rule import Rule, scalars
-from bareconv.plan.cpu.binding import Bound, OnCompile
+from bareconv.plan.cpu.binding import Bound
 from bareconv.plan.cpu.covers import is_sparse, is_updated_at_once, lays_out_its_gradient
 from bareconv.plan.cpu.lowering import Lowered, lower
 from bareconv.plan.cpu.parameters import Parameters
+from bareconv.plan.cpu.record import RecordedStage
 from bareconv.plan.cpu.step import Step
 from bareconv.plan.explain import Explanation
 from bareconv.plan.graph import graph_of
@@ -59,7 +61,7 @@ class CpuPlan:
         mapped |= {f"{leaf.name}.weight" for leaf in model.leaves() if lays_out_its_gradient(leaf, self.target)}
         dense = {f"{leaf.name}.weight" for leaf in model.leaves() if is_updated_at_once(leaf)}
         self.parameters = Parameters(model, mapped, dense)
-        self.rule = self._rule()
+        self.rule = Rule.of(optimizer, clip_norm)
         self._update_on_host = self.rule.name == "gradient"
         self._graph = graph
         self._training: Bound | None = None
@@ -75,14 +77,6 @@ class CpuPlan:
             lowered = lower(step, self._smoothing)
             self._training = self._bound(lowered, self.batch_size, on_compile)
         return self._training
-
-    def _rule(self) -> Rule:
-        if self.clip_norm is not None:
-            return Rule("gradient")
-        try:
-            return Rule.of(self.optimizer)
-        except TypeError:
-            return Rule("gradient")
 
     def _bound(self, lowered: Lowered, images: int, on_compile: OnCompile | None) -> Bound:
         optimizer = None if self._update_on_host else self.optimizer
@@ -108,14 +102,7 @@ class CpuPlan:
     def _gradients(
         self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], order: NDArray[np.int64], lr: float, step: int
     ) -> tuple[float, int]:
-        images = len(order)
-        self._check(pixels, order)
-        if len(labels) != len(pixels) or labels.dtype != np.int64:
-            raise ShapeError(
-                f"labels {labels.shape} of {labels.dtype}: expected an int64 for each of {len(pixels)} images"
-            )
-        if images > self.batch_size:
-            raise UsageError(f"a batch of {images} images: the plan was made for at most {self.batch_size}")
+        self._check(pixels, labels, order)
         self.parameters.take_over()
         if not self._update_on_host:
             self.parameters.adopt(self.optimizer)
@@ -124,32 +111,35 @@ class CpuPlan:
             numbers = scalars(self.optimizer, lr)
             bound.scalars[: len(numbers)] = numbers
         bound.run(pixels, order, labels, step)
+        images = len(order)
         return float(bound.losses[:images].sum()) / images, int(bound.hits[:images].sum())
 
-    def _check(self, pixels: NDArray[Any], order: NDArray[np.int64] | None = None) -> None:
+    def _check(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], order: NDArray[np.int64]) -> None:
         """Machine code believes what it is given."""
-        if pixels.shape[1:] != self.model.input_shape or pixels.dtype != np.uint8:
-            raise ShapeError(
-                f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
-                f"got {pixels.dtype} images of {pixels.shape[1:]}"
-            )
-        if order is not None and not (len(order) and order.min() >= 0 and order.max() < len(pixels)):
+        self.model.check_pixels(pixels)
+        if not (len(order) and order.min() >= 0 and order.max() < len(pixels)):
             raise ShapeError(f"order of {len(order)} images: expected at least one, each from 0 to {len(pixels) - 1}")
+        if len(labels) != len(pixels) or labels.dtype != np.int64:
+            raise ShapeError(
+                f"labels {labels.shape} of {labels.dtype}: expected an int64 for each of {len(pixels)} images"
+            )
+        if len(order) > self.batch_size:
+            raise UsageError(f"a batch of {len(order)} images: the plan was made for at most {self.batch_size}")
 
     def gradients(self) -> dict[str, NDArray[Any]]:
         """The last step's gradients by parameter, where the plan keeps them: not where it updates at once."""
         if not self._update_on_host:
             raise UsageError("this plan updates parameters where their gradients are made; it keeps none")
-        return {name: self.parameters.view(self.parameters.gradient, name) for name in self.model.parameters()}
+        return self.parameters.gradients()
 
     def predict(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Logits (N, classes) of uint8 images."""
+        self.model.check_pixels(pixels)
         if self._inference is None:
             graph = graph_of(self.model, drop=(layers.Dropout,))
             step = Step(graph, self.model, self.target, self.parameters, self.rule, PREDICT_IMAGES, training=False)
             lowered = lower(step)
             self._inference = self._bound(lowered, PREDICT_IMAGES, None)
-        self._check(pixels)
         self.parameters.take_over()
         bound = self._inference
         out = np.empty((len(pixels), *self.model.output_shape), self.model.precision)
@@ -169,6 +159,18 @@ class CpuPlan:
     def clear_times(self) -> None:
         """Begin the times that ``explain`` shows anew."""
         self._prepared().clear_times()
+
+    def time_calls(self, on: bool) -> None:
+        """Whether the calls of a step are timed, as they are to begin with; else ``explain``'s times stand still."""
+        self._prepared().time_calls(on)
+
+    def seconds(self) -> list[float]:
+        """Since ``clear_times``: of each row of ``explain()``, Python's too, and last the waiting of a thread."""
+        return self._prepared().seconds()
+
+    def stages(self) -> list[RecordedStage]:
+        """A training step as it was written down: its calls in order, stage by stage."""
+        return self._prepared().lowered.stages
 
     def kept_bytes(self) -> dict[str, int]:
         """What the plan has allocated: activations with their gradients and scratch memory; gradients of parameters."""

@@ -101,8 +101,7 @@ def find_lifetimes(stages: Sequence[RecordedStage]) -> None:
         segment += int(bool(apart) or (before is not None and before.extent is not None))
         stage.segment, before = segment, stage
         for buffer in stage.buffers():
-            first, last = buffer.span or (span, span)
-            buffer.span = min(first, span), max(last, span)
+            buffer.use(span)
             uses.setdefault(buffer, []).append(stage)
     for stage in stages:
         if stage.extent is None and stage.host is None:

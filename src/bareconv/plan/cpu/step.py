@@ -23,7 +23,7 @@ from bareconv.plan.cpu.covers import has_kernel, is_sparse
 from bareconv.plan.cpu.memory import Buffer
 from bareconv.plan.cpu.parameters import Parameters
 from bareconv.plan.cpu.record import Place, RecordedStage, Recorder
-from bareconv.plan.graph import Graph, Node, Tensor
+from bareconv.plan.graph import Graph, Node, Tensor, trained_tensors
 
 GRAIN = 1024  # parameters dealt out together
 
@@ -41,22 +41,22 @@ def pitch(buffer: Buffer) -> int:
     return buffer.pitch // np.dtype(buffer.dtype).itemsize
 
 
-@dataclass(eq=False)
 class Outside:
     """Memory that is not the record's own: whoever binds it knows where it is."""
 
-    pixels: Buffer = field(default_factory=lambda: Buffer("pixels", 0, per="outside"))
-    order: Buffer = field(default_factory=lambda: Buffer("order", 0, per="outside"))
-    labels: Buffer = field(default_factory=lambda: Buffer("labels", 0, per="outside"))
-    images: Buffer = field(default_factory=lambda: Buffer("images", 0, per="outside"))
-    workers: Buffer = field(default_factory=lambda: Buffer("workers", 0, per="outside"))
-    scalars: Buffer = field(default_factory=lambda: Buffer("scalars", 0, per="outside"))
-    weight: Buffer = field(default_factory=lambda: Buffer("weight", 0, per="outside"))
-    state1: Buffer = field(default_factory=lambda: Buffer("state1", 0, per="outside"))
-    state2: Buffer = field(default_factory=lambda: Buffer("state2", 0, per="outside"))
-    gradient: Buffer = field(default_factory=lambda: Buffer("gradient", 0, per="outside"))
-    partial: Buffer = field(default_factory=lambda: Buffer("partial", 0, per="outside"))
-    running: dict[str, Buffer] = field(default_factory=dict)  # statistics of batch norms, by "layer.key"
+    def __init__(self) -> None:
+        self.pixels = Buffer("pixels", 0, per="outside")
+        self.order = Buffer("order", 0, per="outside")
+        self.labels = Buffer("labels", 0, per="outside")
+        self.images = Buffer("images", 0, per="outside")
+        self.workers = Buffer("workers", 0, per="outside")
+        self.scalars = Buffer("scalars", 0, per="outside")
+        self.weight = Buffer("weight", 0, per="outside")
+        self.state1 = Buffer("state1", 0, per="outside")
+        self.state2 = Buffer("state2", 0, per="outside")
+        self.gradient = Buffer("gradient", 0, per="outside")
+        self.partial = Buffer("partial", 0, per="outside")
+        self.running: dict[str, Buffer] = {}  # statistics of batch norms, by "layer.key"
 
 
 @dataclass(eq=False)
@@ -89,17 +89,14 @@ class Step:
         self._gradients: dict[Tensor, Array] = {}
         self._written: set[Tensor] = set()
         self._packs: list[tuple[str, int, Buffer, Buffer]] = []
-        self._trains: dict[Tensor, bool] = {self.graph.input: False}
-        for node in self.graph.nodes:
-            has = any(layer.params for layer in node.layers)
-            self._trains[node.output] = has or any(self._trains[tensor] for tensor in node.inputs)
+        self._trained = trained_tensors(self.graph)
         # The gradients that are summed over workers lie like the parameters; those in other orders follow.
         ends = [self.parameters.end(name) for name in (*self.parameters.summed, *self.parameters.mapped)]
         self.partial_size = max(ends, default=ALIGNMENT)
 
     def trains(self, tensor: Tensor) -> bool:
         """Whether a parameter's gradient depends on that tensor's."""
-        return self._trains[tensor]
+        return tensor in self._trained
 
     # Arrays
 
@@ -107,7 +104,7 @@ class Step:
         self, name: str, elements: int, dtype: str | None = None, per: str = "image", zeros: bool = False
     ) -> Buffer:
         """A new array; ``Buffer`` says what the fields mean."""
-        made = Buffer(name, elements, dtype or self.target.dtype, per, zeros)
+        made = Buffer(name, elements, dtype or self.target.dtype, per, zeros=zeros)
         self.buffers.append(made)
         return made
 
@@ -161,7 +158,7 @@ class Step:
     def same_gradient(self, tensor: Tensor, array: Array) -> bool:
         """Let that tensor's gradient be what is in ``array``, where no one else writes it; False where it cannot be."""
         sparse = any(is_sparse(node, self.target) for node in tensor.readers)
-        if tensor in self._gradients or sparse or array[1] != plane_of(tensor.shape) or not self._trains[tensor]:
+        if tensor in self._gradients or sparse or array[1] != plane_of(tensor.shape) or tensor not in self._trained:
             return False
         self._gradients[tensor] = array
         self._written.add(tensor)
@@ -169,7 +166,7 @@ class Step:
 
     def into(self, tensor: Tensor) -> tuple[Buffer, Plane, bool] | None:
         """Where dX goes, and whether it is added to what is there; None where no one needs it."""
-        if not self._trains[tensor]:
+        if tensor not in self._trained:
             return None
         add = tensor in self._written
         self._written.add(tensor)

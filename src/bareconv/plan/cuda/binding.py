@@ -7,8 +7,9 @@ from typing import Any
 
 from bareconv.device import Array
 from bareconv.errors import BareconvError
+from bareconv.kernels.cache import OnCompile
 from bareconv.plan.cuda.record import BRANCH, TRUNK, Buffer, Place, Recorded, RecordedHost, Recorder, lay_out
-from bareconv.plan.cuda.runtime import OnCompile, Runtime
+from bareconv.plan.cuda.runtime import Runtime
 
 GRAPH_LAUNCHES = 512  # of one graph at most: beyond, a launch of it saves no more
 GRAPH_STEPS = 32

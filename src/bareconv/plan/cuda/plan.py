@@ -9,6 +9,7 @@ import numpy as np
 
 from bareconv.device import Array, CudaDevice
 from bareconv.errors import ShapeError, UsageError
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cuda.kernel import PRECISIONS, Precision
 from bareconv.nn import layers
 from bareconv.nn.layer import features
@@ -20,8 +21,8 @@ from bareconv.plan.cuda.blocks import with_sums
 from bareconv.plan.cuda.fused.host import from_kept
 from bareconv.plan.cuda.lowering import Lowered, lower, refresher
 from bareconv.plan.cuda.parameters import Parameters
-from bareconv.plan.cuda.record import BRANCH, Buffer, Recorded, RecordedHost
-from bareconv.plan.cuda.runtime import GpuRuntime, OnCompile, Runtime
+from bareconv.plan.cuda.record import BRANCH, Buffer, Recorded, RecordedHost, lay_out
+from bareconv.plan.cuda.runtime import GpuRuntime, Runtime
 from bareconv.plan.cuda.step import Step
 from bareconv.plan.explain import Explanation, Row
 from bareconv.plan.graph import graph_of
@@ -74,7 +75,7 @@ class CudaPlan:
         xp = runtime.xp
         self._graph = with_sums(graph_of(model))
         self.parameters = Parameters(model, self._graph, self.precision, xp)
-        self.rule = self._rule()
+        self.rule = Rule.of(optimizer, clip_norm)
         self._update_on_host = self.rule.name == "gradient"
         # Control and the steps' scalars are written together, by one copy.
         self._numbers = xp.zeros(CONTROL_BYTES + 4 * SCALARS * WINDOW, xp.uint8)
@@ -97,14 +98,6 @@ class CudaPlan:
     def compile_seconds(self) -> float:
         """Spent on them so far."""
         return self.runtime.compile_seconds
-
-    def _rule(self) -> Rule:
-        if self.clip_norm is not None:
-            return Rule("gradient")
-        try:
-            return Rule.of(self.optimizer)
-        except TypeError:
-            return Rule("gradient")
 
     # Making
 
@@ -135,8 +128,6 @@ class CudaPlan:
 
     def _largest(self, error: NoRoomError) -> str:
         """What batch would fit, for the error that says that this one does not."""
-        from bareconv.plan.cuda.record import lay_out
-
         fits, too_many = 0, self.batch_size
         while too_many - fits > 1:
             batch = (fits + too_many) // 2
@@ -275,16 +266,12 @@ class CudaPlan:
         """The last step's gradients by parameter, where the plan keeps them: not where it updates at once."""
         if not self._update_on_host:
             raise UsageError("this plan updates parameters where their gradients are made; it keeps none")
-        return {name: self.parameters.view(self.parameters.gradient, name) for name in self.model.parameters()}
+        return self.parameters.gradients()
 
     def predict(self, pixels: Array) -> Array:
         """float32 logits (N, classes) of uint8 images."""
         xp = self.runtime.xp
-        if pixels.shape[1:] != self.model.input_shape or pixels.dtype != xp.uint8:
-            raise ShapeError(
-                f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
-                f"got {pixels.dtype} images of {pixels.shape[1:]}"
-            )
+        self.model.check_pixels(pixels)
         if self._inference is None:
             self._inference = self._made(PREDICT_IMAGES, False)
             # A head computes a loss as well; its labels are anything.
@@ -313,12 +300,7 @@ class CudaPlan:
 
     def _check(self, pixels: Array, labels: Array, images: int, steps: int, everything: bool) -> None:
         """Kernels believe what they are given."""
-        xp = self.runtime.xp
-        if pixels.shape[1:] != self.model.input_shape or pixels.dtype != xp.uint8:
-            raise ShapeError(
-                f"model {self.model.name} was built for uint8 images of {self.model.input_shape}; "
-                f"got {pixels.dtype} images of {pixels.shape[1:]}"
-            )
+        self.model.check_pixels(pixels)
         if len(labels) != len(pixels):
             raise ShapeError(f"{len(labels)} labels: expected one for each of {len(pixels)} images")
         if everything and images > self.batch_size:

@@ -9,26 +9,19 @@ from typing import TypeAlias
 import numpy as np
 
 from bareconv.kernels.cuda.kernel import Kernel
+from bareconv.plan.placing import Placed, place
 
 ALIGNMENT = 256  # bytes at whose multiples buffers start
 TRUNK, BRANCH = 0, 1  # what a step's later launches wait for, and what may run beside it
 
 
 @dataclass(eq=False)
-class Buffer:
-    """``elements`` of ``dtype`` in the device's memory.
-
-    ``kept``: someone else reads it after the last launch, or it must outlive a step; it shares its place with nothing.
-    ``zeros``: it starts as zeros.
-    """
+class Buffer(Placed):
+    """``elements`` of ``dtype`` in the device's memory. Its ``span`` counts launches."""
 
     name: str
     elements: int
     dtype: str
-    kept: bool = False
-    zeros: bool = False
-    span: tuple[int, int] | None = None  # the first and the last launch that use it
-    offset: int = -1
 
     @property
     def bytes(self) -> int:
@@ -115,27 +108,12 @@ class Recorder:
 
 
 def lay_out(recorder: Recorder, outside: Container[Buffer] = ()) -> int:
-    """Give every buffer but those ``outside`` an offset; returns the bytes of all. Those of different times overlap."""
+    """Give every buffer but those ``outside`` its offset; returns the bytes of all."""
     last = len(recorder.items)
     buffers: dict[Buffer, None] = {}
     for number, branch, buffer in recorder.buffers():
         if buffer not in outside:
             # What the branch uses may be in use until the two join, at the end.
-            first, end = buffer.span or (number, number)
-            buffer.span = min(first, number), max(end, last if branch == BRANCH else number)
+            buffer.use(number, last if branch == BRANCH else number)
             buffers[buffer] = None
-    placed: list[tuple[int, int, Buffer]] = []
-    for buffer in sorted(buffers, key=lambda one: -one.bytes):
-        size, offset = -(-max(buffer.bytes, 1) // ALIGNMENT) * ALIGNMENT, 0
-        for low, high, other in sorted(placed, key=lambda one: one[0]):
-            if _together(buffer, other) and offset < high and low < offset + size:
-                offset = high
-        buffer.offset = offset
-        placed.append((offset, offset + size, buffer))
-    return max((high for _, high, _ in placed), default=0)
-
-
-def _together(a: Buffer, b: Buffer) -> bool:
-    if a.kept or b.kept or a.zeros or b.zeros or a.span is None or b.span is None:
-        return True
-    return a.span[0] <= b.span[1] and b.span[0] <= a.span[1]
+    return place([(buffer, buffer.bytes) for buffer in buffers], ALIGNMENT)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 from bareconv.device import Array, CudaDevice
+from bareconv.kernels.cache import OnCompile
 from bareconv.kernels.cuda import driver
 from bareconv.kernels.cuda.compiler import CompiledKernels, compile_kernels
 from bareconv.kernels.cuda.kernel import Kernel
@@ -17,7 +18,6 @@ from bareconv.plan.cuda.record import BRANCH, TRUNK
 
 TIMED_ROWS = 7  # of launches, of which the first warms up
 
-OnCompile = Callable[[int, int], None]
 Part: TypeAlias = tuple[Callable[[int], None], int, bool]  # a launch, its branch, whether it waits for the other
 
 

@@ -13,27 +13,27 @@ from bareconv.ops.windows import Window
 from bareconv.optim.rule import Rule
 from bareconv.plan.cuda.parameters import Layout, Parameters, layouts
 from bareconv.plan.cuda.record import BRANCH, Buffer, Operand, Place, Recorder
-from bareconv.plan.graph import Graph, Tensor
+from bareconv.plan.graph import Graph, Tensor, trained_tensors
 
 
-@dataclass(eq=False)
 class Outside:
     """Memory that is not the record's own: whoever binds it knows where it is."""
 
-    pixels: Buffer = field(default_factory=lambda: Buffer("pixels", 0, "uint8"))
-    order: Buffer = field(default_factory=lambda: Buffer("order", 0, "int32"))
-    labels: Buffer = field(default_factory=lambda: Buffer("labels", 0, "int32"))
-    control: Buffer = field(default_factory=lambda: Buffer("control", 0, "int32"))
-    scalars: Buffer = field(default_factory=lambda: Buffer("scalars", 0, "float32"))
-    losses: Buffer = field(default_factory=lambda: Buffer("losses", 0, "float32"))
-    hits: Buffer = field(default_factory=lambda: Buffer("hits", 0, "int32"))
-    weight: Buffer = field(default_factory=lambda: Buffer("weight", 0, "float32"))
-    state1: Buffer = field(default_factory=lambda: Buffer("state1", 0, "float32"))
-    state2: Buffer = field(default_factory=lambda: Buffer("state2", 0, "float32"))
-    gradient: Buffer = field(default_factory=lambda: Buffer("gradient", 0, "float32"))
-    copy: Buffer = field(default_factory=lambda: Buffer("copy", 0, "uint8"))
-    pieces: Buffer = field(default_factory=lambda: Buffer("pieces", 0, "uint8"))  # what the update works on
-    running: dict[str, Buffer] = field(default_factory=dict)  # statistics of batch norms, by "layer.key"
+    def __init__(self) -> None:
+        self.pixels = Buffer("pixels", 0, "uint8")
+        self.order = Buffer("order", 0, "int32")
+        self.labels = Buffer("labels", 0, "int32")
+        self.control = Buffer("control", 0, "int32")
+        self.scalars = Buffer("scalars", 0, "float32")
+        self.losses = Buffer("losses", 0, "float32")
+        self.hits = Buffer("hits", 0, "int32")
+        self.weight = Buffer("weight", 0, "float32")
+        self.state1 = Buffer("state1", 0, "float32")
+        self.state2 = Buffer("state2", 0, "float32")
+        self.gradient = Buffer("gradient", 0, "float32")
+        self.copy = Buffer("copy", 0, "uint8")
+        self.pieces = Buffer("pieces", 0, "uint8")  # what the update works on
+        self.running: dict[str, Buffer] = {}  # statistics of batch norms, by "layer.key"
 
     def all(self) -> list[Buffer]:
         """Every one of them."""
@@ -75,10 +75,7 @@ class Step:
         self._written: set[Tensor] = set()
         self._masked: set[Tensor] = set()
         self.finished: set[Tensor] = set()  # whose gradients nothing reads any more
-        self._trains: dict[Tensor, bool] = {self.graph.input: False}
-        for node in self.graph.nodes:
-            has = any(layer.params for layer in node.layers)
-            self._trains[node.output] = has or any(self._trains[tensor] for tensor in node.inputs)
+        self._trained = trained_tensors(self.graph)
 
     @property
     def kept(self) -> str:
@@ -87,7 +84,7 @@ class Step:
 
     def trains(self, tensor: Tensor) -> bool:
         """Whether a parameter's gradient depends on that tensor's."""
-        return self._trains[tensor]
+        return tensor in self._trained
 
     def launch(self, kernel: Kernel, **operands: Operand) -> None:
         """A launch, as ``Recorder.launch``; the control block is given to whoever wants it."""
@@ -138,7 +135,7 @@ class Step:
         theirs added to it in place, if no launch to come looks for the old values there. False where that is not so,
         and where no gradient is wanted, or some of it is somewhere else already.
         """
-        if tensor in self._gradients or not self._trains[tensor]:
+        if tensor in self._gradients or tensor not in self._trained:
             return False
         if len(tensor.readers) > 1:
             if not self.may_overwrite(buffer, passed):
@@ -164,7 +161,7 @@ class Step:
 
     def into(self, tensor: Tensor) -> tuple[Buffer, bool] | None:
         """Where dX goes, and whether it is added to what is there; None where no one needs it."""
-        if not self._trains[tensor]:
+        if tensor not in self._trained:
             return None
         add = tensor in self._written
         self._written.add(tensor)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bareconv import host, ops
 from bareconv.device import Array, CpuDevice, Device
+from bareconv.kernels.cache import OnCompile
 from bareconv.nn.layer import Layer, Watch
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer, clip_grad_norm
-from bareconv.training.engine import Batch, EngineSettings, OnCompile, StepByStep, count_correct
+from bareconv.training.engine import Batch, EngineSettings, StepByStep, count_correct
 
 
 class SoftmaxCrossEntropy(Layer):

@@ -8,9 +8,10 @@ import numpy as np
 
 from bareconv import host
 from bareconv.device import Array
+from bareconv.kernels.cache import OnCompile
 from bareconv.nn.model import Model
 from bareconv.optim import Optimizer
-from bareconv.training.engine import Batch, EngineSettings, OnCompile, threads_in_words
+from bareconv.training.engine import Batch, EngineSettings, threads_in_words
 from bareconv.training.engines.reference import ReferenceEngine
 
 

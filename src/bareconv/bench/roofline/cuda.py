@@ -1,9 +1,4 @@
-"""How near each kernel of a step on a GPU comes to what that GPU can do: a roofline.
-
-A launch takes at least as long as its operations take the unit that it computes with, and as its bytes take the memory
-that they lie in. Both ceilings are measured on the device at hand, by the instructions that the kernels use
-(``kernels/cuda/peak.py``); the share of the roofline is the longer of these two times over the time measured. Work is
-what the formula needs, and what must at least be read and written: what a kernel does beyond that counts against it.
+"""The ceilings of a GPU, by the instructions that the kernels use, and steps of the plan there, launch by launch.
 
 Each launch is timed by itself, again and again on the same data. So what it touches lies in the second-level cache
 where it fits; then the cache's bandwidth is its ceiling (``FITS``).
@@ -11,29 +6,46 @@ where it fits; then the cache's bandwidth is its ceiling (``FITS``).
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bareconv import optim, random
+from bareconv.bench.deadline import Deadline
+from bareconv.bench.roofline.gemm import GEMM
+from bareconv.bench.roofline.records import (
+    BATCH,
+    BOTH,
+    BOTH_UPDATE,
+    DW,
+    DW_UPDATE,
+    DX,
+    FITS,
+    FORWARD,
+    LAUNCH,
+    MEMORY,
+    OTHER,
+    UPDATE,
+    Ceiling,
+    Part,
+    Roof,
+)
 from bareconv.bench.workload import MOMENTUM, Workload
 from bareconv.device import Array, Device
 from bareconv.errors import UsageError
 from bareconv.kernels.cuda import peak
 from bareconv.kernels.cuda.kernel import KEPT_BYTES, Kernel
+from bareconv.kernels.cuda.limits import Limits
 from bareconv.plan.cuda.plan import WINDOW, CudaPlan
 from bareconv.plan.cuda.record import BRANCH, Recorded
-from bareconv.plan.cuda.runtime import Runtime
-from bareconv.report.format import flops, percent, seconds, significant
+from bareconv.plan.cuda.runtime import TIMED_ROWS, Runtime
 
-CASES = ("basic:64,256,1024:bfloat16", "basic:256:tf32,float32", "resnet9:512:bfloat16")
-MEMORY, CACHE, LAUNCH = "memory", "cache", "launch"
-FITS = 0.5  # of the second-level cache: what a launch moves stays there from one to the next
+CACHE = "cache"
 REPEATS = 50  # of a launch in a row
 ROWS = 5  # of whole steps
+FEW = 8  # steps, to see how long one takes
 
 
 @dataclass(frozen=True)
@@ -45,16 +57,6 @@ class Effort:
     passes: int = 16
     launches: int = 512
     warm_up: float = 0.3
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """``per_second``: operations ("FLOP"), bytes or launches, whatever ``unit`` says; ``how`` it was measured."""
-
-    name: str
-    per_second: float
-    unit: str
-    how: str
 
 
 def measure_ceilings(runtime: Runtime, effort: Effort | None = None) -> dict[str, Ceiling]:
@@ -141,6 +143,37 @@ def least_seconds(kernel: Kernel, ceilings: Mapping[str, Ceiling], runtime: Runt
     return name, times[name]
 
 
+def roof(ceilings: Mapping[str, Ceiling], limits: Limits) -> Roof:
+    """What bounds the reference's steps, whose products are the library's."""
+    units: dict[str, str] = dict(peak.UNITS.items())
+    units["float64"] = GEMM["float64"]
+    return Roof(ceilings, units, [(CACHE, float(limits.cache_bytes))])
+
+
+_BACKWARD = {  # of a kernel's name, what of a step it computes on the way back
+    "weight_gradient": DW,
+    "dense_gradient_of_weight": DW,
+    "dense_pixels_gradient": DW,
+    "stem_backward_b": DW,
+    "sum_gradients": DW,
+    "finish_gradients": DW,
+    "stem_backward_a": BOTH,
+    "dense_update": DW_UPDATE,
+}
+
+
+def operation_of(item: Recorded) -> str:
+    """What of a step a launch computes."""
+    name = item.kernel.name
+    if item.phase == "forward":
+        return BATCH if name == "prepare" else FORWARD
+    if item.phase == "update":
+        return UPDATE
+    if name == "dense_backward":
+        return BOTH_UPDATE if item.operands.get("dx") is not None else DW_UPDATE
+    return _BACKWARD.get(name, DX) if item.phase == "backward" else OTHER
+
+
 def measure_step(
     workload: Workload,
     device: Device,
@@ -149,12 +182,16 @@ def measure_step(
     *,
     repeats: int = REPEATS,
     steps: int | None = None,
+    deadline: Deadline | None = None,
 ) -> dict[str, Any]:
     """A ``rooflines.steps`` entry of a result: the plan's step on a workload, launch by launch.
 
-    ``steps``: of one row of whole steps, by default those of an epoch. UsageError where a step is no graph.
+    ``steps``: of one row of whole steps, by default those of an epoch; ``repeats`` of each launch. With a ``deadline``
+    there are as few of both as are done by then. UsageError where a step is no graph.
     """
     with device.activate():
+        device.reset_peak_memory()
+        held = device.memory()
         model, dataset = workload.network().to(device), workload.dataset()
         size, optimizer = workload.batch_size, optim.SGD(workload.lr, MOMENTUM)
         plan = CudaPlan(model, optimizer, size, precision=workload.precision, runtime=runtime)
@@ -162,117 +199,58 @@ def measure_step(
             raise UsageError(f"{workload.title}: a step is no graph: {plan.why_not_captured}")
         xp = plan.runtime.xp
         pixels, labels = xp.asarray(dataset.train.images), xp.asarray(dataset.train.labels)
+        parameters = sum(int(array.nbytes) for array in model.parameters().values())
+        named = {
+            "parameters": sum(int(array.nbytes) for array in model.state().values()),
+            "data": int(pixels.nbytes + labels.nbytes),
+        }
+        predicted = {**named, **plan.kept_bytes(), "optimizer": len(optimizer.slots) * parameters}
         count = min(steps or WINDOW, WINDOW, len(pixels) // size)
         drawn = random.permutation(workload.seed, (random.SHUFFLE, 0, 0), len(pixels))[: count * size]
         order = xp.asarray(drawn.astype("int32"))
-        taken = []
-        for row in range(1 + ROWS):
+
+        def row(count: int) -> float:
+            """Seconds of a step, of so many one after another."""
             begun = device.mark()
-            plan.steps(pixels, labels, order, [workload.lr] * count, row * count)
+            plan.steps(pixels, labels, order[: count * size], [workload.lr] * count, 0)
             device.synchronize()  # so that the mark comes after all of it, on whichever streams that is
-            taken += device.seconds_between([begun, device.mark()])
+            return device.seconds_between([begun, device.mark()])[0] / count
+
+        if deadline is not None:
+            few = min(FEW, count)
+            row(few)  # binds memory, captures graphs
+            count, repeats = _within(deadline, row(few), count, repeats)
+        taken = [row(count) for _ in range(1 + ROWS)]
+        growth = max(0, device.peak_memory() - held)
+        state = sum(int(array.nbytes) for array in optimizer.state().values())
+        kept = {**named, **plan.kept_bytes(), "optimizer": state}
         profile = plan.profile(pixels, labels, order, repeats)
         launches = [
             _launch(item, row.how, one, ceilings, plan.runtime)
             for item, (row, one) in zip(plan.launches(), profile, strict=True)
         ]
+    found = {**kept, "overhead": max(0, growth - sum(kept.values()))}
     return {
         "model": workload.model,
         "batch_size": size,
         "precision": workload.precision,
-        "step_seconds": statistics.median(taken[1:]) / count,
+        "step_seconds": statistics.median(taken[1:]),
+        "memory": {"predicted": predicted, "measured": found},
         "launches": launches,
     }
+
+
+def _within(deadline: Deadline, step: float, steps: int, repeats: int) -> tuple[int, int]:
+    """(steps of a row, repeats of a launch): as many as are done by then, if a step takes so long."""
+    half = deadline.left / 2
+    most = int(half / ((1 + ROWS) * step)), int(half / ((1 + TIMED_ROWS) * step))
+    return max(1, min(steps, most[0])), max(2, min(repeats, most[1]))
 
 
 def _launch(
     item: Recorded, how: str, taken: float, ceilings: Mapping[str, Ceiling], runtime: Runtime
 ) -> dict[str, Any]:
-    ceiling, least = least_seconds(item.kernel, ceilings, runtime)
-    return {
-        "node": item.node,
-        "phase": item.phase,
-        "kernel": item.kernel.name,
-        "how": how,
-        "beside": item.branch == BRANCH,
-        "flops": item.kernel.flops,
-        "bytes": item.kernel.bytes,
-        "seconds": taken,
-        "ceiling": ceiling,
-        "least_seconds": least,
-        "share": least / taken,
-    }
-
-
-def record(device: Device, ceilings: Mapping[str, Ceiling], steps: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One device's entry of the ``rooflines`` of a result."""
-    return {
-        "device": device.name,
-        "device_description": device.description,
-        "ceilings": [vars(ceiling) for ceiling in ceilings.values()],
-        "steps": list(steps),
-    }
-
-
-@dataclass(frozen=True)
-class Group:
-    """Launches of one kernel under one ceiling: how many, for what, their seconds in all, the least by the ceiling."""
-
-    phase: str
-    kernel: str
-    node: str
-    launches: int
-    seconds: float
-    least_seconds: float
-    ceiling: str
-
-    @property
-    def share(self) -> float:
-        return self.least_seconds / self.seconds
-
-
-def groups(step: Mapping[str, Any]) -> list[Group]:
-    """A step's launches by phase, kernel and ceiling, those that take longest first."""
-    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for one in step["launches"]:
-        found.setdefault((one["phase"], one["kernel"], one["ceiling"]), []).append(one)
-    made = [
-        Group(
-            *(phase, kernel, some[0]["node"] if len(some) == 1 else f"{len(some)} launches", len(some)),
-            *(math.fsum(one["seconds"] for one in some), math.fsum(one["least_seconds"] for one in some), ceiling),
-        )
-        for (phase, kernel, ceiling), some in found.items()
-    ]
-    return sorted(made, key=lambda group: -group.seconds)
-
-
-def step_title(step: Mapping[str, Any]) -> str:
-    """What a person calls it."""
-    return f"{step['model']}, batch {step['batch_size']:,}, {step['precision']}"
-
-
-def in_words(ceiling: Mapping[str, Any]) -> str:
-    """A ceiling's name and value: "memory 4.12 TB/s"."""
-    value = ceiling["per_second"]
-    if ceiling["unit"] == "FLOP":
-        return f"{ceiling['name']} {flops(value)}"
-    if ceiling["unit"] == "byte":
-        return f"{ceiling['name']} {significant(value / 1e12)} TB/s"
-    return f"{ceiling['name']} {seconds(1 / value)}"
-
-
-def table(rooflines: Mapping[str, Any]) -> str:
-    """The ceilings on a line, where there are any, and a few lines a step, for a terminal."""
-    lines = [", ".join(map(in_words, rooflines["ceilings"]))] if rooflines["ceilings"] else []
-    for step in rooflines["steps"]:
-        every = step["launches"]
-        alone = math.fsum(one["seconds"] for one in every)
-        share = math.fsum(one["least_seconds"] for one in every) / alone
-        lines.append(
-            f"{step_title(step)}: {seconds(step['step_seconds'])} a step, {len(every)} launches of {seconds(alone)} "
-            f"one by one, {percent(share, 0)} of the roofline"
-        )
-        for group in groups(step):
-            what = f"{group.phase} {group.kernel} ({group.node})"
-            lines.append(f"  {seconds(group.seconds):>8}  {percent(group.share, 0):>5} of {group.ceiling:<14} {what}")
-    return "\n".join(lines)
+    kernel, beside = item.kernel, item.branch == BRANCH
+    work = kernel.flops, kernel.bytes, beside
+    part = Part(item.node, item.phase, operation_of(item), kernel.name, how, taken, *work)
+    return part.to_json(least_seconds(kernel, ceilings, runtime))

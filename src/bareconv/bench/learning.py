@@ -1,0 +1,120 @@
+"""Accuracy over time: candidates that train one after another from the same weights, on the same batches.
+
+The time is that of training steps alone, by the candidate's own clock. Getting ready, compiling and the first step, in
+which libraries do what they do once, are not in it; nor is finding the accuracy.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bareconv.bench.deadline import Deadline
+from bareconv.bench.interleave import Candidate, Limits, Listener, Side
+from bareconv.bench.peers import CHECKED_STEPS, check
+from bareconv.bench.process import StoppedError
+from bareconv.bench.workload import Workload
+
+EPOCHS = 3
+POINTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the first epoch; then one every half
+
+
+def measure_learning(
+    workload: Workload,
+    candidates: Sequence[Candidate],
+    deadline: Deadline,
+    listener: Listener,
+    target: float | None = None,
+    limits: Limits | None = None,
+) -> dict[str, Any]:
+    """The ``learning`` entry of a result; the first candidate is ours, whose first losses the others must have.
+
+    Each trains for ``EPOCHS`` epochs, until it reaches the accuracy ``target``, or for its share of the time.
+    """
+    with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
+        folder = Path(name)
+        dataset = workload.write(folder)
+        sides, curves = [], []
+        for place, candidate in enumerate(candidates):
+            if listener.should_stop() or deadline.passed:
+                break
+            side = Side(candidate, folder, limits or Limits())
+            sides.append(side)
+            steps = points(len(dataset.train) // workload.batch_size)
+            part = deadline.part(1 / (len(candidates) - place))
+            curves.append(_learn(side, sides, steps, target, workload, part, listener))
+    return {
+        "model": workload.model,
+        "batch_size": workload.batch_size,
+        "precision": workload.precision,
+        "device": str(candidates[0].options.get("device", "cpu")),
+        "data": dataset.name,
+        "test_images": 0 if dataset.test is None else len(dataset.test),
+        **({} if target is None else {"target": target}),
+        "candidates": curves,
+    }
+
+
+def points(steps_per_epoch: int) -> list[int]:
+    """After how many steps the accuracy is looked at: soon at first, then every half of an epoch."""
+    shares = [*POINTS, *(1 + half / 2 for half in range(1, 2 * (EPOCHS - 1) + 1))]
+    return sorted({max(CHECKED_STEPS, round(share * steps_per_epoch)) for share in shares})
+
+
+def _learn(
+    side: Side,
+    sides: Sequence[Side],
+    looks: Sequence[int],
+    target: float | None,
+    workload: Workload,
+    deadline: Deadline,
+    listener: Listener,
+) -> dict[str, Any]:
+    """One candidate's curve, as far as it comes."""
+    candidate = side.candidate
+    listener.stage(f"Learning: {candidate.label}")
+    steps, seconds, accuracy = [], [], []
+    try:
+        side.prepare(CHECKED_STEPS, 0.0, listener.should_stop, deadline)
+        check(side, sides, workload.precision)
+        for done, elapsed, right in _curve(side, looks, deadline, listener):
+            steps.append(done)
+            seconds.append(elapsed)
+            accuracy.append(right)
+            if target is not None and right >= target:
+                break
+    except StoppedError:
+        pass
+    finally:
+        side.close()
+    return {
+        "name": candidate.name,
+        "variant": candidate.variant,
+        "ours": candidate.ours,
+        "error": side.error,
+        "steps": steps,
+        "seconds": seconds,
+        "accuracy": accuracy,
+    }
+
+
+def _curve(
+    side: Side, looks: Sequence[int], deadline: Deadline, listener: Listener
+) -> Iterator[tuple[int, float, float]]:
+    """(steps, seconds of those after the first ones, accuracy) at each look that there is time for."""
+    done, elapsed, looking = CHECKED_STEPS, 0.0, 0.0
+    for look in looks:
+        expected = (look - done) * side.step_seconds + looking
+        if not side.alive or listener.should_stop() or expected > deadline.left:
+            return
+        if look > done:
+            if not side.advance(look - done):
+                return
+            done, elapsed = look, elapsed + side.samples.seconds[-1]
+        found = side.ask_accuracy()
+        if found is None:
+            return
+        right, looking = found
+        yield done, elapsed, right

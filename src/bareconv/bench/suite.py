@@ -1,0 +1,232 @@
+"""The whole benchmark of this machine: every part of it, one after another, within one budget.
+
+Each part has a share of the time that is left, so that what one does not need goes to those after it. What was measured
+is handed on after every part, and is kept when the rest is cut short.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bareconv.bench.clocks import measure_clocks
+from bareconv.bench.deadline import Deadline
+from bareconv.bench.depth import measure_depth
+from bareconv.bench.energy import measure_energies
+from bareconv.bench.estimates import noise
+from bareconv.bench.interleave import Candidate, Listener, Side, our_candidate
+from bareconv.bench.learning import measure_learning
+from bareconv.bench.peers import Compared, Found, compare, record
+from bareconv.bench.process import StoppedError
+from bareconv.bench.steady import Measured, measure, run_record
+from bareconv.bench.sweep import measure_sweep
+from bareconv.bench.workload import Workload
+from bareconv.device import CpuDevice, Device
+from bareconv.errors import BareconvError
+from bareconv.training.precision import stored
+
+# Of the time that is left when a part begins, beside the parts after it.
+SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 8.0, "sweep": 5.0, "clocks": 2.0, "energy": 1.0, "learning": 4.0}
+PARTS = tuple(SHARES)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device that takes part, in these precisions, and the peers that are there on it in each of them."""
+
+    device: Device
+    precisions: tuple[str, ...]
+    peers: Mapping[str, Found]
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is the CPU."""
+        return isinstance(self.device, CpuDevice)
+
+
+class Watching(Listener):
+    """Also told which part of the suite begins, and by when it ends."""
+
+    def begins_part(self, name: str, deadline: Deadline) -> None:
+        """A part begins."""
+
+
+@dataclass
+class Suite:
+    """What to measure: ``workloads`` on ``places`` by ``engines``, of which the first is ours at its best.
+
+    ``parts``: which of ``PARTS``. ``batch_sizes``: of the sweep. ``notes``: what a reader should know, as it comes up;
+    ``failed``: whether something of ours, or of a peer that is there, could not be measured.
+    """
+
+    workloads: Sequence[Workload]
+    places: Sequence[Place]
+    engines: Sequence[str]
+    parts: Sequence[str] = PARTS
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    compiled: bool = True
+    notes: list[str] = field(default_factory=list)
+    failed: bool = False
+    _rivals: dict[tuple[Workload, str], list[Candidate]] = field(default_factory=dict)  # by workload and device
+
+    def run(self, deadline: Deadline, listener: Watching, on_part: Callable[[Record], None]) -> Record:
+        """Measure every part until the deadline; ``on_part`` gets the schema's parts so far after each.
+
+        What fails is in the notes; Ctrl-C, which the listener tells of, ends it after the block at hand.
+        """
+        made: Record = {"runs": []}
+        methods = {name: getattr(self, f"_{name}") for name in PARTS}
+        for name in self._order():
+            if listener.should_stop():
+                break
+            waiting = [other for other in self._order() if PARTS.index(other) >= PARTS.index(name)]
+            part = deadline.part(SHARES[name] / sum(SHARES[other] for other in waiting))
+            listener.begins_part(name, part)
+            try:
+                methods[name](part, listener, made)
+            except StoppedError:
+                pass
+            except BareconvError as error:
+                self._fail(f"{name}: {error}")
+            on_part(made)
+        return made
+
+    def _order(self) -> list[str]:
+        """The parts that there is something to do for."""
+        wanted = [name for name in PARTS if name in self.parts]
+        if "peers" in wanted and len(self.places) == 1 and len(self.places[0].precisions) == 1:
+            wanted = [name for name in wanted if name != "throughput"]  # our engines are measured beside the peers
+        return wanted
+
+    def _fail(self, note: str) -> None:
+        self.failed = True
+        self.notes.append(f"{note}.")
+
+    def _candidates(self, workload: Workload, engines: Sequence[str]) -> list[Candidate]:
+        """Ours on every device in every precision."""
+        return [
+            our_candidate(engine, place.device.name, workload.threads, precision)
+            for place in self.places
+            for precision in place.precisions
+            for engine in engines
+            if engine == "plan" or stored(precision) == precision  # the other engines compute in the model's own
+        ]
+
+    def _each(self, deadline: Deadline, jobs: Sequence[Any]) -> Any:
+        """Every job with its share of the time that is left."""
+        for place, job in enumerate(jobs):
+            yield job, deadline.part(1 / (len(jobs) - place))
+
+    def _layers(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        made["rooflines"] = []
+        for place, part in self._each(deadline, self.places):
+            chosen = [dataclasses.replace(one, precision=p) for one in self.workloads for p in place.precisions]
+            threads = self.workloads[0].threads
+            drawn = measure_depth(chosen, place.device.name, self.engines, threads, part, listener)
+            self.notes += drawn.pop("notes", [])
+            made["rooflines"].append(drawn)
+
+    def _throughput(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        for workload, part in self._each(deadline, self.workloads):
+            measured = measure(workload, self._candidates(workload, self.engines), part, listener)
+            self._keep(measured, made)
+
+    def _peers(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        made["peers"] = []
+        jobs = [
+            (dataclasses.replace(workload, precision=precision), place, precision)
+            for workload in self.workloads
+            for place in self.places
+            for precision in place.precisions
+        ]
+        for (workload, place, precision), part in self._each(deadline, jobs):
+            engines = [our_candidate(name, place.device.name, workload.threads) for name in self.engines]
+            found = place.peers[precision]
+            compared = compare(
+                workload, engines, found, part, listener, compiled=self.compiled, device=place.device.name
+            )
+            made["peers"].append(record(compared, found.absent))
+            self._rivals[workload, place.device.name] = _fastest(compared)
+            self._keep(compared, made, runs="throughput" not in self._order())
+
+    def _keep(self, measured: Measured, made: Record, runs: bool = True) -> None:
+        """Our engines' runs, and what went wrong."""
+        for side in measured.sides:
+            title = f"{measured.workload.title}, {_label(side)}"
+            if side.error is not None:
+                self.notes.append(f"{title}: {side.error}.")
+                self.failed |= side.status not in ("unsupported", "interrupted")
+            elif side.rate is not None and not (judged := noise(side.samples.rates)).stable:
+                self.notes.append(f"{title}: unstable: {'; '.join(judged.remarks)}.")
+            if runs and side.candidate.ours and (run := run_record(measured, side)) is not None:
+                made["runs"].append(run)
+
+    def _sweep(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        made["sweeps"] = []
+        models = list({workload.model: workload for workload in self.workloads}.values())
+        for workload, part in self._each(deadline, models):
+            candidates = self._candidates(workload, self.engines[:1])
+            made["sweeps"].append(measure_sweep("batch_size", self.batch_sizes, workload, candidates, part, listener))
+
+    def _clocks(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        made["clocks"] = []
+        jobs = [(workload, place) for workload in self.workloads for place in self.places]
+        for (workload, place), part in self._each(deadline, jobs):
+            chosen = dataclasses.replace(workload, precision=place.precisions[0])
+            rate = _rate_of(made["runs"], chosen, place, self.engines[0])
+            clocks = measure_clocks(chosen, place.device, self.engines[0], part, listener, rate=rate)
+            if clocks is not None:
+                self.notes += clocks.pop("notes", [])
+                made["clocks"].append(clocks)
+
+    def _learning(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        made["learning"] = []
+        jobs = [(workload, place) for workload in self.workloads for place in self.places]
+        for (workload, place), part in self._each(deadline, jobs):
+            chosen = dataclasses.replace(workload, precision=place.precisions[0])
+            candidates = [our_candidate(name, place.device.name, chosen.threads) for name in self.engines]
+            candidates += self._rivals.get((chosen, place.device.name), [])
+            made["learning"].append(measure_learning(chosen, candidates, part, listener))
+
+    def _energy(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        made["energy"] = []
+        jobs = [
+            (dataclasses.replace(workload, precision=precision), place)
+            for workload in self.workloads
+            for place in self.places
+            for precision in place.precisions
+        ]
+        for (workload, place), part in self._each(deadline, jobs):
+            candidates = [our_candidate(self.engines[0], place.device.name, workload.threads)]
+            candidates += self._rivals.get((workload, place.device.name), [])
+            made["energy"] += measure_energies(workload, candidates, place.device, part, listener)
+
+
+def _label(side: Side) -> str:
+    """A candidate with where it ran, where that is known."""
+    options = side.candidate.options
+    where = [str(options[key]) for key in ("device", "precision") if key in options]
+    return " ".join([side.candidate.label, *where]) if side.candidate.ours else side.candidate.label
+
+
+def _rate_of(runs: Sequence[Record], workload: Workload, place: Place, engine: str) -> float | None:
+    """Images a second, where this suite has measured them."""
+    wanted = (place.device.name, workload.model, workload.batch_size, workload.precision, engine)
+    for run in runs:
+        if (run["device"], run["model"], run["batch_size"], run["precision"], run["engine"]) == wanted:
+            return float(run["images_per_second"])
+    return None
+
+
+def _fastest(compared: Compared) -> list[Candidate]:
+    """Of each peer the one that trains the most images a second, the fastest peer first."""
+    sides = sorted(
+        ((side.rate.value, side) for side in compared.sides if side.rate is not None and not side.candidate.ours),
+        key=lambda pair: -pair[0],
+    )
+    return list({side.candidate.name: side.candidate for _, side in reversed(sides)}.values())[::-1]

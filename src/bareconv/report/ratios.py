@@ -1,0 +1,140 @@
+"""How many times as fast one measured side is as another, with its uncertainty, and what may be said of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bareconv.bench.estimates import ratio as paired
+from bareconv.report import format as fmt
+
+_STEADY = 0.9  # of the largest ratio: as long as the others reach it, the advantage does not change
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """``value`` with its 95% interval; ``stable``: whether both sides were."""
+
+    value: float
+    low: float
+    high: float
+    stable: bool = True
+
+    @property
+    def ahead(self) -> int:
+        """1 where the first side is faster for sure, -1 where it is slower, 0 where that cannot be told."""
+        return 1 if self.low > 1 else -1 if self.high < 1 else 0
+
+    def inverted(self) -> Ratio:
+        """Of the second side over the first."""
+        return Ratio(1 / self.value, 1 / self.high, 1 / self.low, self.stable)
+
+    def interval(self) -> str:
+        """ "3.25 to 3.44"."""
+        return f"{_number(self.low)} to {_number(self.high)}"
+
+    def __str__(self) -> str:
+        return f"{_number(self.value)} ({self.interval()})"
+
+
+def _number(x: float) -> str:
+    return fmt.significant(x, 3 if x >= 0.9995 else 2)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Images a second of a side: the median, its interval, and the blocks where they are known."""
+
+    value: float
+    low: float
+    high: float
+    rates: Sequence[float] = ()
+    stable: bool = True
+
+
+def measured(figure: Mapping[str, Any]) -> Measured | None:
+    """Of a sweep's point or of a ``throughput``; None where it has no figures."""
+    rate = figure.get("images_per_second")
+    if not rate:
+        return None
+    rates = block_rates(figure.get("samples"))
+    if isinstance(rate, Mapping):
+        return Measured(rate["value"], rate["low"], rate["high"], rates, figure.get("stable", True))
+    interval = figure["interval"]
+    return Measured(rate, interval["low"], interval["high"], rates, figure.get("noise", {}).get("stable", True))
+
+
+def block_rates(samples: Mapping[str, Any] | None) -> list[float]:
+    """Images a second of each block, in order."""
+    if not samples:
+        return []
+    both = zip(samples["images"], samples["seconds"], strict=True)
+    return [images / seconds for images, seconds in both if seconds > 0]
+
+
+def over(above: Measured, below: Measured) -> Ratio:
+    """Of two sides that were measured by turns, block by block.
+
+    Where the blocks are not known, the ends of both intervals are divided, which is wider than it need be.
+    """
+    stable = above.stable and below.stable
+    if len(above.rates) > 1 and len(below.rates) > 1:
+        found = paired(above.rates, below.rates)
+        return Ratio(found.value, found.low, found.high, stable)
+    return Ratio(above.value / below.value, above.low / below.high, above.high / below.low, stable)
+
+
+def times(r: Ratio) -> str:
+    """In words: "61 times as fast as", "about as fast as", "roughly 3.1 times as fast as"; "0.5 times" where slower."""
+    if r.ahead == 0 or abs(r.value - 1) < 0.005:
+        return "about as fast as"
+    roughly = "" if r.stable else "roughly "
+    return f"{roughly}{_of(r)} times as fast as"
+
+
+def _of(r: Ratio) -> str:
+    """Two digits, or three where they matter, near 1 or in a narrow interval: "61", "3.3", "1.07"."""
+    short = fmt.significant(r.value, 2)
+    exact = 0.95 < r.value < 2 or not r.low <= float(short.replace(",", "")) <= r.high
+    return fmt.significant(r.value) if exact else short
+
+
+@dataclass(frozen=True)
+class Along:
+    """The ratio of two curves at the values both were measured at, in their order."""
+
+    values: list[float]
+    ratios: list[Ratio]
+
+    @property
+    def last(self) -> Ratio:
+        return self.ratios[-1]
+
+    def settled(self) -> tuple[float, list[Ratio]]:
+        """From which value on the ratio stays near what it is at most; and the ratios from there on.
+
+        Where it falls again towards the end, that is the largest value alone.
+        """
+        best = max(range(len(self.ratios)), key=lambda i: self.ratios[i].value)
+        first = len(self.ratios)
+        while first > 0 and self.ratios[first - 1].value >= _STEADY * self.ratios[best].value:
+            first -= 1
+        if first == len(self.ratios):
+            return self.values[best], [self.ratios[best]]
+        return self.values[first], self.ratios[first:]
+
+    @property
+    def falls(self) -> bool:
+        """Whether the largest ratio is not kept until the end."""
+        return self.last.value < _STEADY * max(r.value for r in self.ratios)
+
+
+def along(above: Mapping[str, Any], below: Mapping[str, Any]) -> Along | None:
+    """Of two curves of a sweep; None where they have no value in common."""
+    mine, theirs = (
+        {point["value"]: found for point in one["points"] if (found := measured(point)) is not None}
+        for one in (above, below)
+    )
+    values = sorted(mine.keys() & theirs.keys())
+    return Along(values, [over(mine[x], theirs[x]) for x in values]) if values else None

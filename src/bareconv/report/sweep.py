@@ -1,0 +1,61 @@
+"""A sweep in words: what its axis is, which points have figures, who overtakes whom where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bareconv.report import format as fmt
+from bareconv.report.candidates import names, who
+from bareconv.report.verdict import best_pair
+
+Sweep = Mapping[str, Any]
+Curve = Mapping[str, Any]
+
+UNSTABLE = "unstable"
+
+AXES = {  # the section's title, its name among the contents, what stands below the chart, of a point
+    "batch_size": ("Throughput by batch size", "Batch size", "images in a batch", "batch"),
+    "image_size": ("Throughput by image size", "Image size", "pixels of a side of the images", "size"),
+    "width": ("Throughput by width of the network", "Width", "factor on filters and hidden units", "width"),
+    "images": ("Throughput by size of the data set", "Data set", "images in the data set", "images"),
+    "threads": ("Throughput by threads", "Threads", "threads", "threads"),
+}
+
+
+def points(curve: Curve) -> list[Mapping[str, Any]]:
+    """Those with figures, in the order of the axis."""
+    return sorted((p for p in curve["points"] if p.get("images_per_second")), key=lambda p: p["value"])
+
+
+def curve_names(sweep: Sweep) -> list[str]:
+    """What each curve is called."""
+    return names([who(curve) for curve in sweep["curves"]])
+
+
+def main_crossover(sweep: Sweep) -> Mapping[str, Any] | None:
+    """Where the GPU overtakes the CPU, of the curves that a verdict speaks of; else the first that there is."""
+    known = [c for c in sweep["crossovers"] if c["value"] is not None]
+    pair = best_pair(sweep)
+    if pair is None:
+        return known[0] if known else None
+    return next((c for c in known if {c["ahead_below"], c["ahead_above"]} == {pair[0], pair[1]}), None)
+
+
+def crossover_sentences(sweep: Sweep) -> list[str]:
+    """Each crossover of two curves in words: the main one first."""
+    called = curve_names(sweep)
+    unit = AXES[sweep["axis"]][3]
+    main = main_crossover(sweep)
+    said = []
+    for one in sorted(sweep["crossovers"], key=lambda c: c is not main):
+        below, above = called[one["ahead_below"]], called[one["ahead_above"]]
+        if one["value"] is None:
+            continue
+        interval = (
+            f" ({fmt.significant(one['low'])} to {fmt.significant(one['high'])})"
+            if None not in (one["low"], one["high"])
+            else ""
+        )
+        said.append(f"{above} overtakes {below} at {unit} {fmt.significant(one['value'])}{interval}")
+    return [f"{'; '.join(said)}. In brackets: 95% intervals."] if said else []

@@ -1,0 +1,422 @@
+"""The answer of a benchmark in a sentence, the uncertainty of it in the next, and what both rest on.
+
+The sentence is about the best that the result holds: the GPU beside the CPU where both were measured; else our engine
+beside the fastest other library; else how fast our engine is. It says "about as fast as" where an interval holds 1, and
+"roughly" where blocks differed too much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bareconv.report import format as fmt
+from bareconv.report.candidates import Who, names, pretty, who, who_ran
+from bareconv.report.headline import Bar, Basis, Headline
+from bareconv.report.ratios import Along, Measured, Ratio, along, measured, over, times
+
+UNSTABLE = "Some of the blocks that it rests on differ too much to be trusted: they are marked unstable below."
+
+Part = Mapping[str, Any]
+
+
+def verdict(result: Mapping[str, Any]) -> Headline | None:
+    """Of a result of the benchmark; None where nothing in it says how fast anything is.
+
+    The first sentences of its ``lead`` say how uncertain the title is, and of what it was measured.
+    """
+    found = _devices(result) or _devices_at_once(result)
+    peers = _peers(result)
+    if found is None:
+        found = peers or _alone(result)
+        return _with(_without_gpu(result, found), _other_peers(result)[1:], _learning(result)) if found else None
+    return _with(found, _other_peers(result), _learning(result))
+
+
+def _with(found: Headline, *others: list[str]) -> Headline:
+    return dataclasses.replace(found, also=[*found.also, *(sentence for some in others for sentence in some)])
+
+
+def _without_gpu(result: Mapping[str, Any], found: Headline) -> Headline:
+    """With the reason why there is no GPU in it, where one is known."""
+    missing = result["environment"].get("cuda_missing")
+    return dataclasses.replace(found, lead=[*found.lead, f"No GPU was measured: {missing}."]) if missing else found
+
+
+# The GPU beside the CPU, by a sweep over the batch size
+
+
+def batch_sweeps(result: Mapping[str, Any]) -> list[tuple[int, Part]]:
+    """The sweeps over the batch size, with their places among all sweeps."""
+    return [(i, sweep) for i, sweep in enumerate(result.get("sweeps", ())) if sweep["axis"] == "batch_size"]
+
+
+def best_pair(sweep: Part) -> tuple[int, int, Along] | None:
+    """Our curves on a GPU and on the CPU that a verdict speaks of, by their places, and their ratio along the sweep.
+
+    Of each device the fastest, and of all those in one precision where there are any: like is compared with like.
+    """
+    curves = sweep["curves"]
+    found = []
+    for g, gpu in enumerate(curves):
+        for c, cpu in enumerate(curves):
+            if not (gpu["ours"] and cpu["ours"]) or gpu["device"] == "cpu" or cpu["device"] != "cpu":
+                continue
+            ratio = along(gpu, cpu)
+            if ratio is not None:
+                key = (gpu["precision"] == cpu["precision"], _top(gpu) * _top(cpu))
+                found.append((key, (g, c, ratio)))
+    return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def _top(curve: Part) -> float:
+    return max((m.value for point in curve["points"] if (m := measured(point)) is not None), default=0.0)
+
+
+def _devices(result: Mapping[str, Any]) -> Headline | None:
+    for place, sweep in batch_sweeps(result):
+        pair = best_pair(sweep)
+        if pair is None:
+            continue
+        g, c, ratio = pair
+        gpu, cpu = sweep["curves"][g], sweep["curves"][c]
+        crossing = _crossing(sweep, g, c)
+        more = [
+            _uncertainty(ratio, crossing),
+            _sides(result, who(gpu), who(cpu)),
+            *([UNSTABLE] if not all(r.stable for r in ratio.ratios) else []),
+        ]
+        at = ratio.values[-1]
+        bars = [
+            (one, found)
+            for one in (cpu, gpu)
+            if (found := next((measured(p) for p in one["points"] if p["value"] == at), None))
+        ]
+        return Headline(
+            _devices_sentence(result, sweep["model"], who(gpu), who(cpu), ratio, crossing),
+            more,
+            f"Images a second, batches of {fmt.count(at)}",
+            _bars([(who(one), found) for one, found in bars]),
+            _other_precisions(sweep, g, c),
+            [Basis(_sweep_text(sweep), f"sweep-{place}")],
+        )
+    return None
+
+
+def _devices_sentence(
+    result: Mapping[str, Any], model: str, gpu: Who, cpu: Who, ratio: Along, crossing: Part | None
+) -> str:
+    begin, settled = ratio.settled()
+    low, high = min(settled, key=lambda r: r.value), max(settled, key=lambda r: r.value)
+    cores = _cores(result, cpu)
+    named = f"the GPU{_in(gpu, cpu)}"
+    if high.ahead <= 0:  # nowhere faster for sure: said of where it is nearest to it
+        r, where = ratio.last, f", at batch {fmt.count(ratio.values[-1])}"
+        if r.ahead < 0:
+            return f"On this machine {cores} train `{model}` {times(r.inverted())} {named}{where}"
+        return f"On this machine {named} trains `{model}` {times(r)} {cores}{where}"
+    stable = all(r.stable for r in settled)
+    least, most = (fmt.significant(r.value, 2) for r in (low, high))
+    amount = times(Ratio(high.value, high.low, high.high, stable))
+    if least != most:
+        amount = f"{'' if stable else 'roughly '}{least} to {most} times as fast as"
+    if begin == ratio.values[-1]:
+        where = f", at batch {fmt.count(begin)}"
+    elif ratio.falls:
+        amount, where = f"up to {amount}", f", at batch {fmt.count(begin)}"
+    elif begin == ratio.values[0]:
+        where = f" at every batch size from {fmt.count(begin)} to {fmt.count(ratio.values[-1])}"
+    else:
+        where = f" from batch {fmt.count(begin)} on"
+    sentence = f"On this machine {named} trains `{model}` {amount} {cores}{where}"
+    behind = [x for x, r in zip(ratio.values, ratio.ratios, strict=True) if r.ahead < 0]
+    if not behind:
+        return sentence
+    if crossing is not None and crossing["value"] is not None:
+        size = max(1, math.floor(crossing["value"]))
+        if behind[-1] < crossing["value"]:
+            return f"{sentence}; up to batch {fmt.count(size)} the CPU wins"
+        return f"{sentence}; above batch {fmt.count(size)} the CPU wins"
+    return f"{sentence}; at batch {_listed(behind)} the CPU wins"
+
+
+def _in(gpu: Who, cpu: Who) -> str:
+    """The precision, where the two do not compute in the same."""
+    return f" in {gpu.precision}" if gpu.precision != cpu.precision else ""
+
+
+def _listed(values: list[float]) -> str:
+    texts = [fmt.count(x) for x in values]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def _uncertainty(ratio: Along, crossing: Part | None) -> str:
+    text = f"At batch {fmt.count(ratio.values[-1])} {_who_is_ahead(ratio.last)}"
+    if len(ratio.values) > 1:
+        text += f", at batch {fmt.count(ratio.values[0])} {_who_is_ahead(ratio.ratios[0])}"
+    text += "; in brackets 95% intervals."
+    if crossing is not None and crossing["value"] is not None:
+        low, high = (fmt.significant(crossing[end]) for end in ("low", "high") if crossing[end] is not None)
+        text += f" The two are as fast as each other at batch {fmt.significant(crossing['value'])} ({low} to {high})."
+    elif len(ratio.values) > 1 and all(r.ahead > 0 for r in ratio.ratios):
+        text += " The GPU is ahead at every batch size that was measured."
+    return text
+
+
+def _who_is_ahead(r: Ratio) -> str:
+    return f"the GPU is {r} times as fast" if r.value >= 1 else f"the CPU is {r.inverted()} times as fast"
+
+
+def _crossing(sweep: Part, one: int, other: int) -> Part | None:
+    for crossing in sweep["crossovers"]:
+        if {crossing["ahead_below"], crossing["ahead_above"]} == {one, other} and None not in (
+            crossing["low"],
+            crossing["high"],
+        ):
+            return crossing
+    return None
+
+
+def _sides(result: Mapping[str, Any], gpu: Who, cpu: Who) -> str:
+    gpus = result["environment"]["gpus"]
+    index = int(gpu.device.partition(":")[2] or 0)
+    name = gpus[index]["name"] if index < len(gpus) else "GPU"
+    engines = "both by the engine" if gpu.name == cpu.name else f"by the engine {gpu.name}, the CPU by"
+    model = result["environment"]["cpu"]["model"]
+    kind = f"both in {gpu.precision}" if gpu.precision == cpu.precision else f"in {gpu.precision} and {cpu.precision}"
+    return f"The GPU is one {name}, the CPU {_cores(result, cpu, of=model)}; {kind}, {engines} {cpu.name}."
+
+
+def _cores(result: Mapping[str, Any], cpu: Who, of: str = "") -> str:
+    number = cpu.threads or result["environment"]["cpu"]["cores_allowed"]
+    if of:
+        return f"{fmt.number_word(number)} core{'s' if number != 1 else ''} of {of}"
+    tuned = "tuned " if cpu.tuned else ""
+    return f"{fmt.number_word(number)} {tuned}CPU core{'s' if number != 1 else ''}"
+
+
+def _other_precisions(sweep: Part, g: int, c: int) -> list[str]:
+    """The same of our other curves on a GPU, at the largest batch."""
+    said = []
+    for i, curve in enumerate(sweep["curves"]):
+        if i == g or not curve["ours"] or curve["device"] == "cpu":
+            continue
+        ratio = along(curve, sweep["curves"][c])
+        if ratio is not None:
+            name = " ".join(filter(None, (curve["precision"], curve["name"] if curve["name"] != "plan" else "")))
+            said.append(f"In {name} the GPU is {ratio.last} times as fast, at batch {fmt.count(ratio.values[-1])}.")
+    return said
+
+
+def _sweep_text(sweep: Part) -> str:
+    points = [point for curve in sweep["curves"] for point in curve["points"] if measured(point) is not None]
+    taken = sum(len(point.get("samples", {}).get("seconds", ())) for point in points)
+    return (
+        f"the sweep over the batch size of `{sweep['model']}`: {len(sweep['curves'])} curves, {len(points)} points, "
+        f"{fmt.count(taken)} blocks by turns"
+    )
+
+
+# The GPU beside the CPU, where only single batch sizes were measured
+
+
+def _devices_at_once(result: Mapping[str, Any]) -> Headline | None:
+    runs = [run for run in result["runs"] if "throughput" in run]
+    found = []
+    for gpu in runs:
+        for cpu in runs:
+            sides = measured(gpu["throughput"]), measured(cpu["throughput"])
+            if gpu["device"] == "cpu" or cpu["device"] != "cpu" or None in sides:
+                continue
+            if (gpu["model"], gpu["batch_size"]) == (cpu["model"], cpu["batch_size"]):
+                key = (gpu["precision"] == cpu["precision"], gpu["images_per_second"] * cpu["images_per_second"])
+                found.append((key, gpu, cpu, sides))
+    if not found:
+        return None
+    _, gpu, cpu, (fast, slow) = max(found, key=lambda one: one[0])
+    assert fast is not None
+    assert slow is not None
+    ratio = Along([gpu["batch_size"]], [over(fast, slow)])
+    here, there = who_ran(gpu), who_ran(cpu | {"threads": cpu["throughput"]["threads"]})
+    return Headline(
+        _devices_sentence(result, gpu["model"], here, there, ratio, None),
+        [
+            f"{ratio.last} times, with a 95% interval.",
+            _sides(result, here, there),
+            *([UNSTABLE] if not ratio.last.stable else []),
+        ],
+        f"Images a second, batches of {fmt.count(gpu['batch_size'])}",
+        _bars([(there, slow), (here, fast)]),
+        basis=[Basis(f"{len(fast.rates)} and {len(slow.rates)} blocks by turns", "throughput")],
+    )
+
+
+# Ours beside other libraries
+
+
+def fastest_peer(group: Part) -> tuple[Part, Ratio] | None:
+    """The fastest candidate of a group that is not ours, and how many times as fast ours is."""
+    found = [
+        (one, Ratio(r["value"], r["low"], r["high"], _stable(one) and _stable(_ours(group))))
+        for one in group["candidates"]
+        if not one["ours"] and "throughput" in one and (r := one.get("ratio"))
+    ]
+    return min(found, key=lambda one: one[1].value) if found else None
+
+
+def _ours(group: Part) -> Part | None:
+    mine = (one for one in group["candidates"] if one["ours"] and one["name"] == group.get("ours"))
+    return next((one for one in mine if "throughput" in one), None)
+
+
+def _stable(candidate: Part | None) -> bool:
+    return candidate is None or bool(candidate["throughput"].get("noise", {}).get("stable", True))
+
+
+def _peers(result: Mapping[str, Any]) -> Headline | None:
+    for place, group in enumerate(result.get("peers", ())):
+        found, ours = fastest_peer(group), _ours(group)
+        if found is None or ours is None:
+            continue
+        peer, ratio = found
+        mine = measured(ours["throughput"])
+        assert mine is not None
+        one = who(ours, group)
+        sides = [(who(c, group), m) for c in group["candidates"] if (m := measured(c.get("throughput", {})))]
+        text = f"{_beside(result, one, group, peer, ratio)} ({_faster(ratio).interval()})"
+        at = f"Batches of {fmt.count(group['batch_size'])}, {group['precision']}: "
+        more = [
+            at + f"{fmt.rate(mine.value, 'images')} ({fmt.between(mine.low, mine.high, _plain)}), beside "
+            f"{fmt.rate(peer['throughput']['images_per_second'], 'images')}; in brackets 95% intervals.",
+            *([UNSTABLE] if not ratio.stable else []),
+        ]
+        blocks = sum(len(m.rates) for _, m in sides)
+        basis = Basis(f"{len(sides)} candidates, {fmt.count(blocks)} blocks by turns", f"peers-{place}")
+        measure = f"Images a second, batches of {fmt.count(group['batch_size'])}"
+        return Headline(text, more, measure, _bars(sides), basis=[basis])
+    return None
+
+
+def _other_peers(result: Mapping[str, Any]) -> list[str]:
+    """A sentence for each group: how many times as fast ours is as the fastest of the others."""
+    said = []
+    for group in result.get("peers", ()):
+        found, ours = fastest_peer(group), _ours(group)
+        if found is None or ours is None:
+            continue
+        peer, ratio = found
+        at = f"batch {fmt.count(group['batch_size'])}, {group['precision']}"
+        text = _beside(result, who(ours, group), group, peer, ratio)
+        said.append(f"{text} ({_faster(ratio).interval()}; {at}).")
+    return said
+
+
+def _beside(result: Mapping[str, Any], ours: Who, group: Part, peer: Part, ratio: Ratio) -> str:
+    """The faster of the two comes first."""
+    other, model = f"{pretty(peer['name'])} {_at_its(peer)}", f"`{group['model']}`"
+    if ratio.ahead < 0:
+        return f"{_here(result, ours)} {other} trains {model} {times(ratio.inverted())} bareconv"
+    return f"{_here(result, ours)} bareconv trains {model} {times(ratio)} {other}"
+
+
+def _faster(ratio: Ratio) -> Ratio:
+    return ratio.inverted() if ratio.ahead < 0 else ratio
+
+
+def _at_its(peer: Part) -> str:
+    return "as it comes" if peer["variant"] == "default" else "at its best"
+
+
+def _here(result: Mapping[str, Any], one: Who) -> str:
+    if one.gpu:
+        return "On the GPU"
+    number = one.threads or result["environment"]["cpu"]["cores_allowed"]
+    return f"On {'this' if number == 1 else 'these'} {fmt.number_word(number)} core{'s' if number != 1 else ''}"
+
+
+def _plain(x: float) -> str:
+    return fmt.rate(x).removesuffix("/s")
+
+
+# Ours alone
+
+
+def _alone(result: Mapping[str, Any]) -> Headline | None:
+    runs = [(run, m) for run in result["runs"] if (m := measured(run.get("throughput", {}))) is not None]
+    if runs:
+        run, fastest = max(runs, key=lambda one: one[1].value)
+        one = who_ran(run | {"threads": run["throughput"]["threads"]})
+        return Headline(
+            f"{_here(result, one)} bareconv trains `{run['model']}` at {_roughly(fastest)}",
+            [
+                f"{fmt.between(fastest.low, fastest.high, _plain)} images/s with a 95% interval; batches of "
+                f"{fmt.count(run['batch_size'])}, {run['precision']}.",
+                *([] if fastest.stable else [UNSTABLE]),
+            ],
+            basis=[Basis(f"{len(fastest.rates)} blocks", "throughput")],
+        )
+    for place, sweep in enumerate(result.get("sweeps", ())):
+        points = [
+            (who(curve), point, m)
+            for curve in sweep["curves"]
+            if curve["ours"]
+            for point in curve["points"]
+            if (m := measured(point)) is not None
+        ]
+        if points:
+            one, point, fastest = max(points, key=lambda found: found[2].value)
+            at = f"{fmt.between(fastest.low, fastest.high, _plain)} images/s with a 95% interval, at "
+            at += f"{sweep['axis'].replace('_', ' ')} {fmt.count(point['value'])}, {one.precision}."
+            return Headline(
+                f"{_here(result, one)} bareconv trains `{sweep['model']}` at {_roughly(fastest)}",
+                [at, *([] if fastest.stable else [UNSTABLE])],
+                basis=[Basis(f"the sweep over {sweep['axis'].replace('_', ' ')}", f"sweep-{place}")],
+            )
+    return None
+
+
+def _roughly(found: Measured) -> str:
+    return ("" if found.stable else "roughly ") + fmt.rate(found.value, "images")
+
+
+def _learning(result: Mapping[str, Any]) -> list[str]:
+    """How long each candidate took to the accuracy that was the target, of our engine and the best of the others."""
+    said = []
+    for entry in result.get("learning", ()):
+        target = entry.get("target")
+        reached = [(one, t) for one in entry["candidates"] if (t := seconds_to(one, target)) is not None]
+        mine = min((t for one, t in reached if one["ours"]), default=None)
+        theirs = min(((t, one["name"]) for one, t in reached if not one["ours"]), default=None)
+        if target is None or mine is None:
+            continue
+        where = "The GPU" if entry["device"] != "cpu" else "The CPU"
+        beside = f", {pretty(theirs[1])} after {fmt.seconds(theirs[0])}" if theirs else ""
+        said.append(f"{where} reaches {fmt.percent(target, 1)} accuracy after {fmt.seconds(mine)} of training{beside}.")
+    return said
+
+
+def seconds_to(candidate: Part, target: float | None) -> float | None:
+    """When a candidate's accuracy first reached ``target``; None where it did not."""
+    if target is None:
+        return None
+    both = zip(candidate["seconds"], candidate["accuracy"], strict=True)
+    return next((seconds for seconds, accuracy in both if accuracy >= target), None)
+
+
+def _bars(sides: list[tuple[Who, Measured]]) -> list[Bar]:
+    if len(sides) < 2:
+        return []
+    most = max(found.value for _, found in sides)
+    called = names([one for one, _ in sides])
+    return [
+        Bar(
+            name,
+            one.gpu,
+            fmt.rate(found.value),
+            found.value / most,
+            f"{fmt.between(found.low, found.high, _plain)}" + ("" if found.stable else ", unstable"),
+        )
+        for name, (one, found) in zip(called, sides, strict=True)
+    ]

@@ -1,0 +1,89 @@
+"""Accuracy over time: when it is looked at, what the clock counts, what ends it; stand-ins, and a real training."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import pytest
+from bench_stand_ins import LOSSES, QUICK, stand_in
+
+from bareconv.bench import results
+from bareconv.bench.deadline import Deadline
+from bareconv.bench.environment import describe
+from bareconv.bench.interleave import Listener, our_candidate
+from bareconv.bench.learning import EPOCHS, measure_learning, points
+from bareconv.bench.workload import Workload
+
+WORK = Workload("mlp", (6, 6, 1), batch_size=32)  # 2,048 drawn images: 64 steps an epoch
+
+
+def learned(*candidates, seconds=20.0, **options):
+    found = measure_learning(WORK, candidates, Deadline.after(seconds), Listener(), limits=QUICK, **options)
+    results.validate(results.new("it", {}, learning=[found], environment=describe()))
+    return found
+
+
+def test_it_is_looked_at_soon_and_then_less_often():
+    looks = points(937)
+    assert looks == sorted(set(looks))
+    assert looks[0] == 9
+    assert looks[-1] == EPOCHS * 937
+    gaps = [after - before for before, after in pairwise(looks)]
+    assert gaps[0] < 20
+    assert max(gaps) <= 469
+    assert points(3)[0] == len(LOSSES)  # not before the first losses were compared
+
+
+def test_curves_of_all_from_the_same_steps():
+    quick, slow = learned(stand_in("plan", ours=True, step=0.001), stand_in("peer", step=0.002))["candidates"]
+    assert (quick["ours"], slow["ours"]) == (True, False)
+    assert quick["steps"] == slow["steps"] == points(64)
+    assert quick["accuracy"] == pytest.approx([1 - 1 / steps for steps in quick["steps"]])
+    for one, step in ((quick, 0.001), (slow, 0.002)):
+        assert one["error"] is None
+        # The clock begins after the first steps, in which a library gets ready.
+        assert one["seconds"] == pytest.approx([step * (steps - len(LOSSES)) for steps in one["steps"]])
+
+
+def test_it_ends_at_the_target():
+    found = learned(stand_in("plan", ours=True, step=0.0005), target=0.95)
+    assert found["target"] == 0.95
+    (curve,) = found["candidates"]
+    assert curve["accuracy"][-1] >= 0.95
+    assert all(one < 0.95 for one in curve["accuracy"][:-1])
+
+
+def test_each_has_its_share_of_the_time():
+    begun = time.monotonic()
+    first, second = learned(stand_in("plan", ours=True, step=0.02), stand_in("peer", step=0.02), seconds=3.0)[
+        "candidates"
+    ]
+    assert time.monotonic() - begun < 4.5
+    for one in (first, second):
+        assert one["error"] is None
+        assert 0 < one["steps"][-1] < EPOCHS * 64
+
+
+def test_who_computes_something_else_has_no_curve():
+    wrong = stand_in("wrong", losses=[1.2 * loss for loss in LOSSES])
+    dying = stand_in("dying", "die at accuracy")
+    ours, other, ended = learned(stand_in("plan", ours=True), wrong, dying)["candidates"]
+    assert ours["steps"]
+    assert other["steps"] == ended["steps"] == []
+    assert "it computes something else" in other["error"]
+    assert "something broke" in ended["error"]
+
+
+def test_a_real_training_learns():
+    work = Workload("mlp", (28, 28, 1), batch_size=512, lr=0.05)
+    candidates = [our_candidate(name, "cpu", 1) for name in ("plan", "reference")]
+    found = measure_learning(work, candidates, Deadline.after(60.0), Listener(), target=0.8)
+    assert found["test_images"] == 10_000
+    plan, reference = found["candidates"]
+    for one in (plan, reference):
+        assert one["error"] is None
+        assert one["accuracy"][-1] >= 0.8
+        assert one["seconds"] == sorted(one["seconds"])
+    assert plan["steps"] == reference["steps"]
+    assert plan["accuracy"] == pytest.approx(reference["accuracy"], abs=0.003)

@@ -1,0 +1,247 @@
+"""The charts of a benchmark; a warning of matplotlib's is an error."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+import bench_samples as bench
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from bareconv.report.bench import clocks, conditions, energy, layers, learning, memory, noise, peers, roofline, sweeps
+from bareconv.report.bench.lines import _spread as spread
+from bareconv.report.candidates import Who, names
+from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
+from bareconv.report.machines import machines_chart
+from bareconv.report.palette import LIGHT
+from bareconv.report.steadiness import measurements
+
+GPU, PEERS = bench.with_gpu(), bench.with_peers()
+BOTH = [("t4.json", GPU), ("two-cores.json", PEERS)]
+
+CHARTS: dict[str, Callable[[float], Figure]] = {
+    "throughput": lambda w: sweeps.throughput_chart(GPU["sweeps"][0], width=w),
+    "step": lambda w: sweeps.step_chart(GPU["sweeps"][0], width=w),
+    "peers": lambda w: peers.peers_chart(PEERS["peers"], width=w),
+    "learning": lambda w: learning.learning_chart(GPU["learning"], width=w),
+    "layers": lambda w: layers.layers_chart(layers.workloads(GPU["rooflines"])[0], width=w),
+    "roofline": lambda w: roofline.roofline_chart(layers.workloads(GPU["rooflines"])[0], width=w),
+    "clocks": lambda w: clocks.clocks_chart(GPU["clocks"], width=w),
+    "memory": lambda w: memory.memory_chart([(f, s) for f in GPU["rooflines"] for s in f["steps"]], width=w),
+    "energy": lambda w: energy.energy_chart(GPU["energy"], width=w),
+    "noise": lambda w: noise.noise_chart(measurements(PEERS), width=w),
+    "conditions": lambda w: conditions.conditions_chart(GPU["conditions"], width=w),
+    "machines": lambda w: machines_chart(BOTH, "basic", width=w),
+}
+
+
+def texts(drawn: str) -> list[str]:
+    return ["".join(element.itertext()) for element in ElementTree.fromstring(drawn).iter("text")]
+
+
+def numbers(values: Any) -> list[float]:
+    return [float(x) for x in values]
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_every_chart(name: str) -> None:
+    for width in (WIDE, NARROW):
+        figure = CHARTS[name](width)
+        drawn = svg(figure, name, "what it shows")
+        assert len(drawn) < 200_000
+        assert not re.search(r"(fill|stroke): #", drawn)  # nothing that would stay light in the dark
+        assert ElementTree.fromstring(drawn).attrib["aria-label"] == "what it shows"
+        left, bottom, right, top = (float(x) for x in figure.get_tightbbox().extents)
+        assert left >= -0.02
+        assert bottom >= -0.02
+        assert right <= figure.get_figwidth() + 0.02
+        assert top <= figure.get_figheight() + 0.02
+
+
+def test_names_stand_at_the_ends_and_there_is_no_legend() -> None:
+    figure = CHARTS["throughput"](WIDE)
+    assert figure.legends == []
+    shown = texts(svg(figure, "x", ""))
+    for name in ("CPU bareconv float32", "GPU bareconv tf32", "GPU PyTorch float32", "they cross at 4.91 (4.57 to 5.3"):
+        assert any(name in text for text in shown), name
+    (axes,) = figure.axes
+    colours = {text.get_text(): text.get_color() for text in axes.texts}
+    assert colours["CPU bareconv float32"] == LIGHT["cpu"]
+    assert colours["GPU bareconv tf32"] == LIGHT["gpu"]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_lines_go_through_what_was_measured() -> None:
+    (axes,) = CHARTS["throughput"](WIDE).axes
+    curve = GPU["sweeps"][0]["curves"][0]
+    wanted = [p["images_per_second"]["value"] for p in curve["points"]]
+    assert any(numbers(line.get_ydata()) == wanted for line in axes.lines)
+
+
+def test_the_ring_is_where_the_curves_cross() -> None:
+    (axes,) = CHARTS["throughput"](WIDE).axes
+    at = bench.crossing(bench.CPU_KEYS[0], bench.GPU_KEYS[0])
+    fixed, each = bench.COSTS[bench.CPU_KEYS[0]]
+    (ring,) = [line for line in axes.lines if line.get_markersize() == 11]
+    assert numbers(ring.get_xdata()) == [at]
+    assert numbers(ring.get_ydata())[0] == pytest.approx(at / (fixed + each * at), rel=0.02)
+
+
+def test_an_unstable_point_is_hollow() -> None:
+    def hollow(sweep: dict[str, Any]) -> int:
+        (axes,) = sweeps.throughput_chart(sweep).axes
+        paper = [line for line in axes.lines if line.get_markerfacecolor() == LIGHT["paper"]]
+        return sum(len(numbers(line.get_xdata())) for line in paper)
+
+    keys = bench.CPU_KEYS[:2]
+    assert hollow(bench.batch_sweep(keys)) == 0
+    assert hollow(bench.batch_sweep(keys, unstable=(1, 8))) == 1
+
+
+def test_bars_of_peers_are_as_long_as_they_are_fast() -> None:
+    axes = CHARTS["peers"](WIDE).axes[0]
+    widths = [patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle)]
+    rates = [c["throughput"]["images_per_second"] for c in PEERS["peers"][0]["candidates"] if "throughput" in c]
+    assert widths == pytest.approx(sorted(rates, reverse=True))
+
+
+def test_stacks_of_layers_add_up() -> None:
+    for axes, found in zip(CHARTS["layers"](WIDE).axes, GPU["rooflines"], strict=True):
+        total = math.fsum(patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle))
+        assert total == pytest.approx(math.fsum(launch["seconds"] for launch in found["steps"][0]["launches"]))
+
+
+def test_discs_of_the_roofline_are_below_it() -> None:
+    for axes, found in zip(CHARTS["roofline"](WIDE).axes, GPU["rooflines"], strict=True):
+        peak = found["ceilings"][0]["per_second"]
+        memory_ = next(c["per_second"] for c in found["ceilings"] if c["name"] == "memory")
+        discs = [c for c in axes.collections if isinstance(c, PathCollection)]
+        computing = {(x["node"], x["operation"]) for x in found["steps"][0]["launches"] if x["flops"]}
+        assert len(discs) == len(computing)
+        for disc in discs:
+            x, y = np.asarray(disc.get_offsets())[0]
+            assert y <= 1.001 * min(peak, memory_ * x)
+
+
+def test_bars_of_trainings_add_up_to_the_whole() -> None:
+    for one in GPU["clocks"]:
+        (cold, warm, steady) = [math.fsum(seconds for _, seconds in segments) for _, segments in clocks.bars(one)]
+        assert cold == pytest.approx(one["cold"]["whole_seconds"])
+        assert warm == pytest.approx(one["warm"]["whole_seconds"])
+        assert steady == one["steady_seconds"]
+
+
+def test_accuracy_has_more_room_where_errors_are_few() -> None:
+    (axes,) = CHARTS["learning"](WIDE).axes
+    ticks = dict(zip((t.get_text() for t in axes.get_yticklabels()), axes.get_yticks(), strict=True))
+    assert ticks["90%"] - ticks["80%"] == pytest.approx(math.log10(2))
+    assert ticks["98%"] - ticks["95%"] == pytest.approx(math.log10(2.5))
+    perfect = bench.learning("cpu", bench.CPU_KEYS[:1])
+    perfect["candidates"][0]["accuracy"][-1] = 1.0
+    png(learning.learning_chart([perfect]))
+
+
+def test_without_data_there_is_nothing_to_show() -> None:
+    empty = {**GPU["sweeps"][0], "curves": [{**GPU["sweeps"][0]["curves"][0], "points": []}], "crossovers": []}
+    silent = {**GPU["learning"][0], "candidates": GPU["learning"][0]["candidates"][-1:]}
+    nothing: list[Callable[[], Figure]] = [
+        lambda: sweeps.throughput_chart(empty),
+        lambda: sweeps.step_chart(empty),
+        lambda: peers.peers_chart([]),
+        lambda: learning.learning_chart([silent]),
+        lambda: layers.layers_chart([]),
+        lambda: roofline.roofline_chart([]),
+        lambda: clocks.clocks_chart([]),
+        lambda: memory.memory_chart([]),
+        lambda: energy.energy_chart(GPU["energy"][:1]),
+        lambda: noise.noise_chart([]),
+        lambda: conditions.conditions_chart({"seconds": 1.0, "remarks": []}),
+        lambda: machines_chart(BOTH, "nobody's"),
+    ]
+    for draw in nothing:
+        with pytest.raises(NothingToShow):
+            draw()
+
+
+def test_one_point_and_one_block() -> None:
+    key = bench.CPU_KEYS[0]
+    one = {**bench.batch_sweep([key]), "crossovers": []}
+    one["curves"] = [bench.curve(key, [bench.point(64, 0.01, 64)], fit=None)]
+    png(sweeps.throughput_chart(one))
+    png(sweeps.step_chart(one))
+    run = bench.run(key)
+    run["throughput"] = bench.throughput(key, 64, number=1)
+    png(noise.noise_chart(measurements({"runs": [run]})))
+
+
+def test_a_layer_that_says_not_what_it_computes_is_told_by_its_phase() -> None:
+    launch = {key: value for key, value in GPU["rooflines"][0]["steps"][0]["launches"][1].items() if key != "operation"}
+    assert launch["phase"] == "backward"
+    assert layers.operation(launch) == "dX + dW"
+    assert layers.operation({**launch, "phase": "something"}) == "other"
+
+
+def test_devices_stand_side_by_side_where_they_did_the_same() -> None:
+    groups = layers.workloads(GPU["rooflines"])
+    assert [[found["device"] for found, _ in group] for group in groups] == [["cpu", "cuda:0"]]
+    quick = bench.rooflines("cuda:0")
+    quick["steps"][0]["precision"] = "bfloat16"
+    groups = layers.workloads([*GPU["rooflines"], quick])
+    assert [[step["precision"] for _, step in group] for group in groups] == [
+        ["float32", "float32"],
+        ["float32", "bfloat16"],
+    ]
+    assert [len(group) for group in layers.workloads(GPU["rooflines"][:1])] == [1]
+
+
+@pytest.mark.parametrize(
+    "wanted", [[0.1, 0.9], [0.5, 0.5], [0.5, 0.51, 0.52, 0.9], [0.9, 0.1, 0.12], [0.3], [], [0.0, 0.1, 0.2, 0.15, 0.16]]
+)
+def test_names_are_moved_apart_and_no_further(wanted: list[float]) -> None:
+    gap = 0.1
+    places = spread(wanted, gap)
+    ranked = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    for a, b in itertools.pairwise(ranked):
+        assert places[b] - places[a] >= gap - 1e-9
+    if all(abs(x - y) >= gap for i, x in enumerate(wanted) for y in wanted[:i]):
+        assert places == wanted
+    assert sum(places) == pytest.approx(sum(wanted))
+
+
+def who(name: str, device: str = "cpu", precision: str = "float32", variant: str = "") -> Who:
+    return Who(name, variant, name in ("plan", "reference"), device, precision)
+
+
+@pytest.mark.parametrize(
+    ("everyone", "called"),
+    [
+        ([who("plan")], ["bareconv"]),
+        ([who("plan"), who("plan", "cuda:0")], ["CPU", "GPU"]),
+        ([who("plan"), who("reference")], ["bareconv plan", "bareconv reference"]),
+        ([who("plan"), who("pytorch", variant="nchw eager")], ["bareconv", "PyTorch"]),
+        (
+            [who("plan"), who("pytorch", variant="nchw eager"), who("pytorch", variant="default")],
+            ["bareconv", "PyTorch tuned", "PyTorch default"],
+        ),
+        (
+            [who("plan"), *(who("pytorch", variant=f"nchw {mode} copy") for mode in ("eager", "graph")), who("x")],
+            ["bareconv", "PyTorch eager", "PyTorch graph", "x"],
+        ),
+        (
+            [who("plan"), who("plan", "cuda:0"), who("plan", "cuda:0", "tf32")],
+            ["CPU float32", "GPU float32", "GPU tf32"],
+        ),
+        ([who("plan", "cuda:0"), who("plan", "cuda:1"), who("plan")], ["GPU 0", "GPU 1", "CPU"]),
+        ([who("plan"), who("plan")], ["bareconv #1", "bareconv #2"]),
+    ],
+)
+def test_names_say_what_tells_candidates_apart(everyone: list[Who], called: list[str]) -> None:
+    assert names(everyone) == called

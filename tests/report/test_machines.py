@@ -1,0 +1,106 @@
+"""Several results in one page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bench_samples as bench
+import pytest
+import report_samples as samples
+from test_page import Page
+
+from bareconv.report.machines import common_workload, headline, machines_table, rates_table, sections, short_names
+from bareconv.report.page import render_machines
+from bareconv.report.sections import Table
+
+
+def lone(
+    key: bench.Key, rate: float, *, gpu: str | None = None, cpu: str = "Some CPU", batch: int = 64
+) -> dict[str, Any]:
+    """A result of one run, at this rate give or take a hundredth."""
+    run = bench.run(key, batch)
+    run["throughput"] |= {"images_per_second": rate, "interval": {"low": 0.99 * rate, "high": 1.01 * rate}}
+    made = bench.result(gpu=gpu is not None, runs=[run | {"images_per_second": rate}])
+    made["environment"]["cpu"]["model"] = cpu
+    if gpu is not None:
+        made["environment"]["gpus"][0]["name"] = gpu
+    return made
+
+
+CPU, GPU, TF32 = ("plan", "", "cpu", "float32"), ("plan", "", "cuda:0", "float32"), ("plan", "", "cuda:0", "tf32")
+
+
+def test_the_fastest_machine_beside_the_others() -> None:
+    results = [
+        ("a.json", lone(CPU, 100.0, cpu="Intel(R) Xeon(R) CPU @ 2.70GHz")),
+        ("b.json", lone(GPU, 9000.0, gpu="NVIDIA H200")),
+        ("c.json", lone(GPU, 3000.0, gpu="NVIDIA T4")),
+    ]
+    found = headline(results)
+    assert found.title == "The H200 trains `basic` 3.0 times as fast as T4, at batch 64"
+    # 3 with 1% on both sides of both: 2970 / 1010 ... 9090 / 2970
+    assert found.lead[0].startswith("3.00 (2.94 to 3.06) times")
+    assert found.lead[1] == "90 times as fast as two cores of Intel Xeon (88.2 to 91.8)."
+    assert [(bar.name, bar.gpu) for bar in found.bars] == [
+        ("H200", True),
+        ("T4", True),
+        ("two cores of Intel Xeon", False),
+    ]
+
+
+def test_two_times_of_one_machine() -> None:
+    results = [("old/result.json", lone(CPU, 100.0)), ("new/result.json", lone(CPU, 101.0))]
+    assert short_names(results) == ["result #1", "result #2"]
+    assert headline(results).title == (
+        "Two cores of Some (result #2) train `basic` about as fast as two cores of Some (result #1), at batch 64"
+    )
+
+
+def test_one_precision_where_all_have_one() -> None:
+    quick = lone(TF32, 9000.0, gpu="NVIDIA H200", cpu="Other CPU")
+    assert "The H200 in tf32 trains `basic` 90 times as fast as two cores of Some in float32" in (
+        headline([("a.json", quick), ("b.json", lone(CPU, 100.0))]).title
+    )
+    quick["runs"] += lone(GPU, 5000.0, gpu="NVIDIA H200")["runs"]
+    assert headline([("a.json", quick), ("b.json", lone(CPU, 100.0))]).title == (
+        "The H200 trains `basic` 50 times as fast as two cores of Some, at batch 64"
+    )
+
+
+def test_nothing_in_common_is_said() -> None:
+    results = [("a.json", lone(CPU, 100.0)), ("b.json", lone(CPU, 100.0, batch=32)), ("c.json", samples.both())]
+    assert common_workload(results) is None
+    assert headline(results).title == "Three results, which have no workload in common"
+    page = Page(render_machines(results))
+    assert page.headings == ["Side by side", "What differs", "The results"]
+
+
+def test_the_common_workload_is_the_one_of_most() -> None:
+    few, many = lone(CPU, 1.0, batch=512), lone(CPU, 1.0, batch=32)
+    both = {**few, "runs": [*few["runs"], *many["runs"]]}
+    assert common_workload([("a", both), ("b", few), ("c", many), ("d", many)]) == ("basic", 32)
+    assert common_workload([("a", both), ("b", both)]) == ("basic", 512)
+
+
+def test_tables_have_a_column_for_each() -> None:
+    results = [("t4.json", bench.with_gpu()), ("two-cores.json", bench.with_peers())]
+    for table in (rates_table(results), machines_table(results)):
+        assert [column.name for column in table.columns][1:] == ["t4", "two-cores"]
+        assert all(len(row) == 3 for row in table.rows)
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in machines_table(results).rows}
+    assert rows["GPU"] == ["NVIDIA T4", "none"]
+    assert rows["Unstable"] == ["1 of 84 figures", "2 of 52 figures"]
+    assert rows["Energy for 1,000 images"] == ["GPU 3.10 J", "–"]
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_what_differs_in_the_environments(same: bool) -> None:
+    other = lone(CPU, 100.0)
+    if not same:
+        other["environment"]["python"] = "3.13.1"
+        other["settings"]["budget"] = 30.0
+    results = [("a.json", lone(CPU, 100.0)), ("b.json", other)]
+    (found,) = [s for s in sections(results) if s.anchor == "differences"]
+    tables = [block for block in found.blocks if isinstance(block, Table)]
+    rows = {row[0].text: [cell.text for cell in row[1:]] for table in tables for row in table.rows}
+    assert rows == ({} if same else {"Python": ["3.11.7", "3.13.1"], "Setting budget": ["120.0", "30.0"]})
