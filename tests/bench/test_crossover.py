@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bareconv.bench import crossover
@@ -48,6 +48,7 @@ def test_straight_lines_through_logarithms_cross_where_they_should(true, slope):
     assert (other.ahead_below, other.ahead_above, other.value) == (1, 0, pytest.approx(true))
 
 
+@settings(max_examples=20)
 @given(factor=st.floats(1e-3, 1e3), stretch=st.floats(0.5, 100.0))
 def test_units_do_not_matter(factor, stretch):
     rng = np.random.default_rng(5)

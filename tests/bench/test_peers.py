@@ -179,7 +179,7 @@ def test_no_process_is_left_behind(stand_ins):
 
 @pytest.fixture
 def zoo(monkeypatch):
-    def dropping(input_shape=(4, 4, 1), classes=10, seed=0):
+    def dropping(input_shape=(4, 4, 1), classes=10, seed=0, width=1.0):
         return Model([Flatten(), Dropout(0.5), Dense(classes)], input_shape, seed=seed, name="dropping")
 
     for model in (tiny, averaged, dropping):

@@ -262,7 +262,8 @@ def is_of_time(error: str) -> bool:
 def peer_candidate(name: str, python: str, device: str, workload: Workload) -> Candidate:
     """Another library on a device, in the variant that is fast on most workloads and takes no compiling."""
     peer = catalog(device, workload.precision)[name]
-    variants = [one for one, options in peer.variants.items() if options.get("mode") != "compile"]
+    compiled = {one for one, options in peer.variants.items() if options.get("mode") == "compile"}
+    variants = [one for one in peer.variants if one not in compiled] or list(peer.variants)
     wanted = ("graph", "channels_last")  # the first is of a GPU
     variant = max(variants, key=lambda one: [word in one for word in wanted])
     command, variables = process.foreign_command(python, peer.module), process.environment(workload.threads)
