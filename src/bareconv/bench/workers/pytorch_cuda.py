@@ -28,10 +28,12 @@ WARM_UP_STEPS = 3
 
 
 class PyTorchCuda(Candidate):
-    """``options``: device, layout ("nchw", "channels_last"), mode ("eager", "graph", "compile"), mixed.
+    """``options``: device, layout ("nchw", "channels_last"), mode ("eager", "graph", "compile"), mixed, tuned.
 
     "compile" is "graph" of what torch.compile makes at its best ("max-autotune"). mixed: "autocast" or "copy", for
-    bfloat16. On the CPU, where there are no graphs, a replay is the step itself: that is for tests.
+    bfloat16. tuned False: the switches of precision, cuDNN's choice of algorithms and the optimizer as PyTorch has
+    them; then it is PyTorch's choice that convolutions of float32 are computed in tf32. On the CPU, where there are no
+    graphs, a replay is the step itself: that is for tests.
     """
 
     chunk = 8192
@@ -43,6 +45,7 @@ class PyTorchCuda(Candidate):
         self.torch = torch
         self.device = torch.device(options["device"])
         self.on_gpu = self.device.type == "cuda"
+        self.tuned = options.get("tuned", True)
         self.compiling = 0.0
         if self.on_gpu:
             torch.cuda.set_device(self.device)
@@ -69,7 +72,7 @@ class PyTorchCuda(Candidate):
             [updated.get(id(weight), weight) for weight in self.weights],
             values["lr"],
             momentum=values["momentum"],
-            fused=True,
+            **({"fused": True} if self.tuned else {}),
         )
         self.replay: Callable[[], None] = self._advance
         self.logits = self._forward(values["mean"], 1.0 / values["std"])
@@ -78,9 +81,10 @@ class PyTorchCuda(Candidate):
 
     def _set_precision(self, name: str) -> None:
         torch = self.torch
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        torch.backends.cudnn.allow_tf32 = name == "tf32"
-        torch.backends.cudnn.benchmark = True
+        if self.tuned:
+            torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+            torch.backends.cudnn.allow_tf32 = name == "tf32"
+            torch.backends.cudnn.benchmark = True
         self.dtype = torch.float64 if name == "float64" else torch.float32
         torch.set_default_dtype(self.dtype)  # bytes times a Python number are of it
         self.mixed = self.options["mixed"] if name == "bfloat16" else None

@@ -1,8 +1,8 @@
 """tinygrad: our model in its tensors with our weights, the whole training step in one ``TinyJit``.
 
-As somebody who knows tinygrad writes it: images and labels live on the device, a step takes its batch by index and
-normalises it, and TinyJit replays the kernels of the step, searched for by their times (BEAM) or chosen by rule. As it
-comes, without TinyJit, every step is scheduled anew.
+As somebody who knows tinygrad writes it: TinyJit replays the kernels of the step, searched for by their times (BEAM)
+or chosen by rule. As it comes, without TinyJit, every step is scheduled anew. On a GPU images and labels live there,
+and the step takes its batch by index; on a CPU NumPy takes it, in half of the time. It is normalised within the step.
 
 Images are NCHW, conv weights (K, C, R, S), dense weights (in, out); a flatten runs over C, H, W, so that the rows of
 the dense layer after it come in another order than ours, over H, W, C.
@@ -51,29 +51,33 @@ class Tinygrad(Candidate):
         except Exception as error:  # whichever of its parts is missing
             reason = " ".join(str(error).split())[:200]
             needs = "CUDA's driver and nvrtc" if self.on_gpu else "clang on the PATH, or in the variable CC"
-            raise UnsupportedError(
-                f"tinygrad needs {needs} for {self.name}: {type(error).__name__}: {reason}"
-            ) from None
+            why = f"{type(error).__name__}: {reason}"
+            raise UnsupportedError(f"tinygrad needs {needs} for {self.name}: {why}") from None
         self.compiling = 0.0
 
     def build(self, job: Job) -> None:
         tinygrad, values = self.tinygrad, job.settings
         self._set_precision(values["precision"])
-        self.job, Tensor = job, tinygrad.Tensor
+        self.job = job
         model = Builder(tinygrad, self.name, job.weights, self.dtype, self.half)
         self.model, self.kept = model.sequence(values["layers"]), model.kept
         self.mean, self.scale = values["mean"], 1.0 / values["std"]
-        self.images = Tensor(np.ascontiguousarray(job.images.transpose(0, 3, 1, 2)), device=self.name).realize()
-        self.labels = Tensor(job.labels, device=self.name).realize()
+        self.data: list[Any] = [np.ascontiguousarray(job.images.transpose(0, 3, 1, 2)), job.labels]
+        if self.on_gpu:
+            self.data = [tinygrad.Tensor(array, device=self.name).realize() for array in self.data]
         self.optimizer = tinygrad.nn.optim.SGD(self.kept, values["lr"], values["momentum"])
 
-        def step(chosen: Any) -> Any:
-            loss = self._logits(self.images[chosen]).sparse_categorical_crossentropy(self.labels[chosen])
+        def step(images: Any, labels: Any) -> Any:
+            loss = self._logits(images).sparse_categorical_crossentropy(labels)
             self.optimizer.zero_grad()
             loss.backward()
             return loss.realize(*self.optimizer.schedule_step())
 
-        self.step = step if self.options["mode"] == "eager" else tinygrad.TinyJit(step)
+        def step_at(chosen: Any) -> Any:
+            return step(*(tensor[chosen] for tensor in self.data))
+
+        jit = (lambda function: function) if self.options["mode"] == "eager" else tinygrad.TinyJit
+        self.step = jit(step_at if self.on_gpu else step)
         with Alone():  # a search measures its kernels
             self._compile()
 
@@ -111,8 +115,9 @@ class Tinygrad(Candidate):
     def steps(self, first: int, count: int) -> float:
         with self.tinygrad.Context(TRAINING=1):
             for step in range(first, first + count):
-                chosen = self.tinygrad.Tensor(self.job.batch(step).astype(np.int32), device=self.name).realize()
-                loss = self.step(chosen)
+                chosen = self.job.batch(step)
+                given = [chosen.astype(np.int32)] if self.on_gpu else [array[chosen] for array in self.data]
+                loss = self.step(*(self.tinygrad.Tensor(array, device=self.name).realize() for array in given))
         found = float(loss.item())
         self.device.synchronize()
         return found

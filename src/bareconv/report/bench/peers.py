@@ -165,11 +165,6 @@ def settings_table(group: Group) -> Table:
                 Cell(", ".join(f"{library} {version}" for library, version in steady.get("versions", {}).items())),
             ]
         )
-<<<<<<< HEAD
-    columns = [Column("Candidate"), Column("Options", long=True), Column("Effective flags", long=True)]
-    columns += [Column("Threads", figures=True), Column("Versions", long=True)]
-    return Table(f"Settings: {group_title(group)}", columns, rows)
-=======
     columns = [
         Column("Candidate"),
         Column("Options", long=True),
@@ -177,7 +172,6 @@ def settings_table(group: Group) -> Table:
         Column("Threads", figures=True),
     ]
     return Table(f"Settings: {group_title(group)}", [*columns, Column("Versions", long=True)], rows)
->>>>>>> dc3a00deccfbd7e28d40ceac279d4e022c1c9c77
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
