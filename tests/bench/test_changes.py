@@ -58,7 +58,7 @@ NOISES = {
 
 def verdicts(kind, truth, seeds, results=1):
     """How often each verdict comes, and the interval holds the truth; every process has a speed of its own."""
-    counted = Counter()
+    counted: Counter[str] = Counter()
     for seed in range(seeds):
         rng = np.random.default_rng([seed, len(kind), results])
         before, after = [
