@@ -69,7 +69,7 @@ class Runner:
 
     def __init__(self, world, fails_at=99):
         self.candidate = stand_in("plan", ours=True)
-        self.samples, self.error = Samples([1.0], [1.0], [5], [40]), None
+        self.samples, self.error = Samples(seconds=[1.0], wall_seconds=[1.0], steps=[5], images=[40]), None
         self.world, self.fails_at, self.runs = world, fails_at, 0
 
     def run(self, block):

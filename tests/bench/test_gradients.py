@@ -88,14 +88,13 @@ def scaled(which, factor=1.001):
 def assigning_conv_backward(right):
     """dX by assignment where windows overlap and it must add."""
 
-    def wrong(dy, cols, w, x_shape, window, groups=1, need_dx=True):
-        _, dw, db = right(dy, cols, w, x_shape, window, groups, need_dx)
+    def wrong(dy, w, x_shape, window, groups=1):
         N, P, Q, K = dy.shape
         (ph, pw), (_, H, W, C) = window.padding, x_shape
         dx = np.zeros((N, H + 2 * ph, W + 2 * pw, C))
         for r, s in window.taps:
             dx[window.tap(r, s, (P, Q))] = dy @ w[r, s].T
-        return window.crop(dx), dw, db
+        return window.crop(dx)
 
     return wrong
 
@@ -104,9 +103,9 @@ def first_group_alone(right):
     """The weights of two groups' six filters, of which the last three get no gradient."""
 
     def wrong(*args):
-        dx, dw, db = right(*args)
+        dw, db = right(*args)
         dw[..., 3:] = 0
-        return dx, dw, db
+        return dw, db
 
     return wrong
 
@@ -151,16 +150,16 @@ def gelu_without_the_inner_derivative(right):
 
 
 MISTAKES = {
-    "conv: dX": ("conv2d_backward", scaled(0), "conv"),
-    "conv: dW": ("conv2d_backward", scaled(1), "conv"),
-    "conv: db": ("conv2d_backward", scaled(2), "conv"),
-    "conv: dW of one group": ("conv2d_backward", first_group_alone, "conv, groups"),
-    "conv: dX assigned": ("conv2d_backward", assigning_conv_backward, "conv"),
-    "conv: dX assigned, strided": ("conv2d_backward", assigning_conv_backward, "conv, overlapping strides"),
-    "conv: dX assigned, dilated": ("conv2d_backward", assigning_conv_backward, "conv, dilated"),
-    "dense: dX": ("dense_backward", scaled(0), "dense"),
-    "dense: dW": ("dense_backward", scaled(1), "dense"),
-    "dense: db": ("dense_backward", scaled(2), "dense"),
+    "conv: dX": ("conv2d_input_gradient", scaled(None), "conv"),
+    "conv: dW": ("conv2d_weight_gradient", scaled(0), "conv"),
+    "conv: db": ("conv2d_weight_gradient", scaled(1), "conv"),
+    "conv: dW of one group": ("conv2d_weight_gradient", first_group_alone, "conv, groups"),
+    "conv: dX assigned": ("conv2d_input_gradient", assigning_conv_backward, "conv"),
+    "conv: dX assigned, strided": ("conv2d_input_gradient", assigning_conv_backward, "conv, overlapping strides"),
+    "conv: dX assigned, dilated": ("conv2d_input_gradient", assigning_conv_backward, "conv, dilated"),
+    "dense: dX": ("dense_input_gradient", scaled(None), "dense"),
+    "dense: dW": ("dense_weight_gradient", scaled(0), "dense"),
+    "dense: db": ("dense_weight_gradient", scaled(1), "dense"),
     "max pool": ("max_pool_backward", scaled(None), "max pool"),
     "max pool: assigned": ("max_pool_backward", assigning_pool_backward, "max pool, overlapping"),
     "global max pool": ("max_pool_backward", scaled(None), "global max pool"),
@@ -178,7 +177,7 @@ MISTAKES = {
     "dropout: not scaled": ("dropout_backward", lambda right: lambda dy, mask: dy * (mask > 0), "dropout"),
     "dropout: not dropped": ("dropout_backward", lambda right: lambda dy, mask: dy / 0.6, "dropout"),
     "residual: its body": ("batch_norm_backward", scaled(0), "residual"),
-    "residual: its shortcut": ("conv2d_backward", scaled(1), "residual with shortcut"),
+    "residual: its shortcut": ("conv2d_weight_gradient", scaled(0), "residual with shortcut"),
 }
 
 
@@ -193,10 +192,10 @@ def test_a_wrong_operation_is_found(mistake, monkeypatch, cpu):
 
 
 METHODS: dict[str, Any] = {
-    "flatten": (nn.Flatten, "_backward", lambda self, dy, saved: dy.reshape(saved[0][::-1]).transpose(), "flatten"),
+    "flatten": (nn.Flatten, "_dx", lambda self, dy, saved: dy.reshape(saved[0][::-1]).transpose(), "flatten"),
     "global average pool": (
         nn.GlobalAvgPool,
-        "_backward",
+        "_dx",
         lambda self, dy, saved: np.broadcast_to(dy[:, None, None], saved[0]),
         "global average pool",
     ),

@@ -42,12 +42,13 @@ class Jax(Candidate):
     tuned False: as JAX comes, in data, donation, pooling and precision; the precision of products is then XLA's choice.
     """
 
+    users_flags = os.environ.get("XLA_FLAGS", "")
+
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
         kind, _, index = options["device"].partition(":")
         self.on_gpu = kind == "cuda"
-        if options.get("xla"):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {options['xla']}".strip()
+        os.environ["XLA_FLAGS"] = f"{self.users_flags} {options['xla']}".strip()
         os.environ["NPROC"] = str(host.blas_threads())
         os.environ["JAX_PLATFORMS"] = kind
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # three quarters of a GPU would be lost to the others
@@ -57,9 +58,9 @@ class Jax(Candidate):
         self.jax, self.jnp = jax, jnp
         try:
             self.device = jax.devices()[int(index or 0)]
-        except (RuntimeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UnsupportedError(f"JAX {jax.__version__} finds no {options['device']}: {reason}") from None
+        except Exception as error:  # whichever of its parts is missing
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+            raise UnsupportedError(f"JAX {jax.__version__} finds no {options['device']}: {why}") from None
         jax.config.update("jax_default_device", self.device)
         self.compiling = 0.0
         self.chunk = GPU_CHUNK if self.on_gpu else CHUNK

@@ -165,9 +165,9 @@ class Candidate:
 class _Server:
     def __init__(self, make: Callable[[Mapping[str, Any]], Candidate]) -> None:
         self.make = make
-        self.step, self.step_seconds = 0, 0.0
 
     def prepare(self, folder: str, options: Mapping[str, Any], checks: int, warm_up: float) -> dict[str, Any]:
+        self.step, self.step_seconds = 0, 0.0
         self.candidate = self.make(options)
         self.baseline = self.candidate.memory()
         self.job = Job.read(Path(folder))

@@ -50,7 +50,7 @@ class Tinygrad(Candidate):
             (tinygrad.Tensor([1.0], device=self.name) + 1).item()  # needs its compiler
         except Exception as error:  # whichever of its parts is missing
             reason = " ".join(str(error).split())[:200]
-            needs = "CUDA's driver and nvrtc" if self.on_gpu else "clang on the PATH, or in the variable CC"
+            needs = "CUDA's driver and nvrtc" if self.on_gpu else "clang, on the PATH or named by the variable CC,"
             why = f"{type(error).__name__}: {reason}"
             raise UnsupportedError(f"tinygrad needs {needs} for {self.name}: {why}") from None
         self.compiling = 0.0

@@ -50,14 +50,16 @@ Examples:
     metavar="PATH",
     help="A Python that has the peers, where this one has not. [default: BARECONV_TORCH_PYTHON, else this one]",
 )
-@click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which may take minutes to compile.")
+@click.option(
+    "--no-compile", is_flag=True, help="Leave out torch.compile and tinygrad's search, which may take minutes."
+)
 @on_screen
 def peers(screen: Screen, **options: Any) -> int:
     """Compare the throughput of our engines with that of other libraries, on the CPU or on a GPU.
 
     All train the same model from the same weights on the same batches with the same optimizer, by turns, in short
-    blocks and each in its own process. Of PyTorch's layouts and modes the fastest is measured, found by trying each
-    briefly, and PyTorch as it comes. What differs from ours in its first losses is not shown. All of
+    blocks and each in its own process. Of a library's variants (layouts, modes) the fastest is measured, found by
+    trying each briefly, and the library as it comes. What differs from ours in its first losses is not shown. All of
     that is within the budget; half of it may go into getting ready.
 
     Ctrl-C ends the block at hand and reports what there is. Exit code 1 if something failed or disagrees.
