@@ -96,21 +96,33 @@ def _devices(result: Mapping[str, Any]) -> Iterator[str]:
             yield curve["device"]
 
 
+# What the rate of a run depends on beside its key, as far as a part of a result tells.
+FACTS = {
+    "data": "data",
+    "train_images": "train images",
+    "optimizer": "optimizer",
+    "flops_per_image": "FLOP/image",
+    "image_shape": "image shape",
+}
+
+
+def _facts(part: Mapping[str, Any]) -> dict[str, str]:
+    return {shown: str(part[name]) for name, shown in FACTS.items() if name in part}
+
+
 def _runs(result: Mapping[str, Any]) -> Iterator[Measurement]:
-    names = {"optimizer": "optimizer", "data": "data", "train_images": "train images", "flops_per_image": "FLOP/image"}
     for run in result["runs"]:
         if "throughput" not in run:
             continue
         threads = _threads(run["device"], run["throughput"]["threads"])
         precision, batch_size = run["precision"], run["batch_size"]
         key = Key(THROUGHPUT, run["device"], run["model"], batch_size, precision, run["engine"], threads=threads)
-        yield _of(key, True, run["throughput"], {shown: str(run[name]) for name, shown in names.items() if name in run})
+        yield _of(key, True, run["throughput"], _facts(run))
 
 
 def _peers(result: Mapping[str, Any]) -> Iterator[Measurement]:
     for part in result.get("peers", []):
         device = part.get("device", "cpu")
-        facts = {shown: str(part[name]) for name, shown in PEERS_FACTS.items() if name in part}
         for candidate in part["candidates"]:
             steady = candidate.get("throughput")
             if steady is None:
@@ -125,10 +137,7 @@ def _peers(result: Mapping[str, Any]) -> Iterator[Measurement]:
                 candidate["variant"],
                 _threads(device, steady["threads"]),
             )
-            yield _of(key, candidate["ours"], steady, facts)
-
-
-PEERS_FACTS = {"data": "data", "train_images": "train images"}
+            yield _of(key, candidate["ours"], steady, _facts(part))
 
 
 def _sweeps(result: Mapping[str, Any]) -> Iterator[Measurement]:
@@ -161,6 +170,7 @@ def _sweeps(result: Mapping[str, Any]) -> Iterator[Measurement]:
                     Estimate(known["value"], known["low"], known["high"]),
                     noise(rates) if rates else None,
                     *_times(point.get("samples")),
+                    _facts(sweep),
                 )
 
 
@@ -179,7 +189,7 @@ def _ladder(result: Mapping[str, Any]) -> Iterator[Measurement]:
 def _of(key: Key, ours: bool, steady: Mapping[str, Any], facts: Mapping[str, str]) -> Measurement:
     """The measurement in a ``throughput`` object."""
     rates = _rates(steady["samples"])
-    judged = steady.get("noise")
+    judged, times = steady.get("noise"), _times(steady["samples"])
     versions = {name: version for name, version in steady["versions"].items() if name != OWN_VERSION}
     variables = {name: value for name, value in steady["variables"].items() if name not in THREADS}
     return Measurement(
@@ -187,8 +197,8 @@ def _of(key: Key, ours: bool, steady: Mapping[str, Any], facts: Mapping[str, str
         ours,
         rates,
         noise=None if not rates else Noise(**judged) if judged else noise(rates),
-        begun=_times(steady["samples"])[0],
-        lasted=_times(steady["samples"])[1],
+        begun=times[0],
+        lasted=times[1],
         facts={**facts, **versions, **variables, **steady.get("flags", {})},
     )
 

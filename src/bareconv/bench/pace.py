@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from bareconv.bench.changes import BETWEEN, Change
 from bareconv.bench.measurements import Key
 
+WORKING = 0.9  # of the samples of a clock, in ascending order: where it worked
 UNITS = {"FLOP": "arithmetic", "byte": "memory", "launch": "launches"}
 
 
@@ -77,16 +80,17 @@ def _figures(result: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], float
                 yield (device, f"its ceilings of {what}"), math.exp(fmean(logs))
     conditions = result.get("conditions", {})
     cpu = conditions.get("cpu", {})
-    for name, what in (("steal_share", "the time that other machines left it"), ("throttled_share", "its CPU quota")):
-        lost = cpu.get(name)
-        if lost is not None and lost < 1:
+    taken = sum(cpu.get(name) or 0.0 for name in ("steal_share", "others_share"))
+    for lost, what in ((taken, "the time that others left it"), (cpu.get("throttled_share") or 0.0, "its CPU quota")):
+        if cpu and lost < 1:
             yield ("cpu", what), 1 - lost
     clocks = [("cpu", "the CPU's clock", cpu.get("frequency_hz", []))]
     for gpu in conditions.get("gpus", []):
         clocks += [
             ("cuda", f"the clock of {gpu['name']}", gpu.get("sm_clock_hz", [])),
-            ("cuda", f"the memory's clock of {gpu['name']}", gpu.get("memory_clock_hz", [])),
+            ("cuda", f"the clock of the memory of {gpu['name']}", gpu.get("memory_clock_hz", [])),
         ]
     for device, what, samples in clocks:
-        if samples and median(samples) > 0:
-            yield (device, what), median(samples)
+        # While it works: how much of the time it was at rest is no matter of the machine's.
+        if samples and (working := float(np.quantile(samples, WORKING))) > 0:
+            yield (device, what), working

@@ -9,9 +9,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bareconv.bench import results
-from bareconv.errors import BareconvError, UsageError
+from bareconv.errors import BareconvError, DataError, UsageError
 
 RESULT = "result.json"
+
+
+def find_result(path: Path) -> Path:
+    """The file of a result: ``path``, or the one in that folder. DataError where it has none."""
+    if not path.is_dir():
+        return path
+    if not (path / RESULT).exists():
+        raise DataError(f"{path}: a folder without a {RESULT}; expected the file of a result")
+    return path / RESULT
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from bareconv.bench.alike import Difference
 from bareconv.bench.changes import AMBIGUOUS, FASTER, MARGIN, SAME, SLOWER
 from bareconv.bench.diff import Source, is_refused, is_regression
 from bareconv.bench.diff import diff as laid_side_by_side
+from bareconv.cli.folder import find_result
 from bareconv.cli.screen import Screen, on_screen
 from bareconv.errors import UsageError
 from bareconv.report.format import percent, rate, significant
@@ -29,7 +30,7 @@ Examples:
 STYLES = {FASTER: "green", SLOWER: "bold red", SAME: "", AMBIGUOUS: "yellow"}
 
 Found = Mapping[str, Any]
-File = click.Path(path_type=Path, dir_okay=False)
+File = click.Path(path_type=Path)
 
 
 @click.command(epilog=EPILOG, short_help="What became faster or slower between results.")
@@ -78,7 +79,7 @@ def diff(screen: Screen, files: tuple[Path, ...], baseline: tuple[Path, ...], ma
 
 
 def _read(paths: Sequence[Path]) -> list[Source]:
-    return [Source(path, results.read(path)) for path in paths]
+    return [Source(path, results.read(find_result(path))) for path in paths]
 
 
 def _sources(screen: Screen, found: Found) -> None:
