@@ -87,7 +87,7 @@ def test_absent_and_unknown_peers():
     for name, package in (("pytorch", "torch"), ("dezero", "dezero")):
         if util.find_spec(package) is None:
             assert found.absent[name] == f"{package} is not installed for {sys.executable}"
-    with pytest.raises(UsageError, match="peer 'abacus': expected one of pytorch, dezero"):
+    with pytest.raises(UsageError, match="peer 'abacus': expected one of pytorch, jax, tinygrad, dezero, numpy"):
         find(["abacus"], None)
     with pytest.raises(UsageError, match="--python /nowhere: that is no Python"):
         find(["pytorch"], "/nowhere")
