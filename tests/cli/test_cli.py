@@ -280,14 +280,9 @@ def test_json_also_where_there_is_nothing_to_report(
         raise error
 
     first = {"train": "load_data", "evaluate": "load", "predict": "load", "compare": "load_data", "check": "check_all"}
-<<<<<<< ours
-    first |= {"bench run": "all_devices", "bench peers": "chosen_device", "bench sweep": "_devices"}
-    first |= {"bench clocks": "chosen_device", "bench layers": "chosen_device", "report": "check_writable"}
-=======
     first |= {"bench run": "all_devices", "bench sweep": "_devices"}
     first |= dict.fromkeys(["bench peers", "bench clocks", "bench layers"], "chosen_device")
     first |= {"report": "check_writable", "bench diff": "find_result", "bench export": "find_result"}
->>>>>>> theirs
     monkeypatch.setattr(f"bareconv.cli.{verb.replace(' ', '.')}.{first.get(verb, 'get_device')}", fail)
     more = {"evaluate": [trained], "predict": [trained, "test.csv"], "train": ["--device", "cpu"]}.get(verb, [])
     more = ["result.json"] if verb == "report" else more
