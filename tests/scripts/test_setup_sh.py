@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+PYTEST = "pytest --numprocesses auto --dist worksteal"
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the scripts are for bash")
 
 PROJECT = Path(__file__).parents[2]
@@ -365,9 +367,9 @@ def test_test_sh_runs_all_and_reports_the_first_failure(machine):
     machine.add_python("3.12.4")
     code, out, _ = machine.run("test.sh", FAILING_CHECK="mypy")
     assert code == 3
-    assert out.splitlines() == ["== ruff check", "== ruff format --check", "== mypy", "== pytest"]
+    assert out.splitlines() == ["== ruff check", "== ruff format --check", "== mypy", f"== {PYTEST}"]
     assert machine.installs == ["setuptools", ".[test]"]
-    assert machine.calls[-4:] == ["-m ruff check", "-m ruff format --check", "-m mypy", "-m pytest"]
+    assert machine.calls[-4:] == ["-m ruff check", "-m ruff format --check", "-m mypy", f"-m {PYTEST}"]
     assert machine.run("run.sh")[2] == ""  # one .venv for both
 
 
