@@ -284,8 +284,7 @@ def test_without_its_gpu_it_says_what_is_missing(name, reason, serving, tmp_path
 
 def test_tinygrad_without_a_compiler_says_what_it_needs(tmp_path):
     Workload("mlp", (4, 4, 1), batch_size=4).write(tmp_path)
-    # Without its cache of kernels, which needs no compiler.
-    one = candidate("tinygrad", variables={"CC": str(tmp_path / "none"), "XDG_CACHE_HOME": str(tmp_path)})
+    one = candidate("tinygrad", variables={"CC": str(tmp_path / "none")})
     with (
         Worker(one.command, one.environment, tmp_path) as worker,
         pytest.raises(

@@ -15,6 +15,7 @@ it is measured as it is.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -47,6 +48,8 @@ class Tinygrad(Candidate):
         self.tinygrad, self.name = tinygrad, kind.upper() + (f":{index}" if index.strip("0") else "")
         try:
             self.device = tinygrad.Device[self.name]
+            if not self.on_gpu and shutil.which(os.environ.get("CC", "clang")) is None:
+                raise FileNotFoundError("there is no such program")  # what it has compiled before it would still find
             (tinygrad.Tensor([1.0], device=self.name) + 1).item()  # needs its compiler
         except Exception as error:  # whichever of its parts is missing
             reason = " ".join(str(error).split())[:200]
