@@ -12,14 +12,14 @@ from bareconv.bench import results
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.environment import describe
 from bareconv.bench.interleave import Listener, our_candidate
-from bareconv.bench.learning import EPOCHS, measure_learning, points
+from bareconv.bench.learning import EPOCHS, measure_learning, next_look, points
 from bareconv.bench.workload import Workload
 
 WORK = Workload("mlp", (6, 6, 1), batch_size=32)  # 2,048 drawn images: 64 steps an epoch
 
 
-def learned(*candidates, seconds=20.0, **options):
-    found = measure_learning(WORK, candidates, Deadline.after(seconds), Listener(), limits=QUICK, **options)
+def learned(*candidates, seconds=20.0):
+    found = measure_learning(WORK, candidates, Deadline.after(seconds), Listener(), limits=QUICK)
     results.validate(results.new("it", {}, learning=[found], environment=describe()))
     return found
 
@@ -38,7 +38,9 @@ def test_it_is_looked_at_soon_and_then_less_often():
 def test_curves_of_all_from_the_same_steps():
     quick, slow = learned(stand_in("plan", ours=True, step=0.001), stand_in("peer", step=0.002))["candidates"]
     assert (quick["ours"], slow["ours"]) == (True, False)
-    assert quick["steps"] == slow["steps"] == points(64)
+    for one in (quick, slow):
+        assert set(one["steps"]) <= set(points(64))
+        assert (one["steps"][0], one["steps"][-1]) == (points(64)[0], points(64)[-1])
     assert quick["accuracy"] == pytest.approx([1 - 1 / steps for steps in quick["steps"]])
     for one, step in ((quick, 0.001), (slow, 0.002)):
         assert one["error"] is None
@@ -46,12 +48,15 @@ def test_curves_of_all_from_the_same_steps():
         assert one["seconds"] == pytest.approx([step * (steps - len(LOSSES)) for steps in one["steps"]])
 
 
-def test_it_ends_at_the_target():
-    found = learned(stand_in("plan", ours=True, step=0.0005), target=0.95)
-    assert found["target"] == 0.95
-    (curve,) = found["candidates"]
-    assert curve["accuracy"][-1] >= 0.95
-    assert all(one < 0.95 for one in curve["accuracy"][:-1])
+def test_who_is_slow_at_it_looks_less_often():
+    looks = [10, 20, 50, 100]
+    assert next_look(looks, 5, 0.1, 0.0, 60.0) == 10  # how long a look takes is not known yet
+    assert next_look(looks[1:], 10, 0.1, 0.1, 60.0) == 20
+    assert next_look(looks[1:], 10, 0.1, 2.0, 60.0) == 50  # before 20 there is 1 s of training
+    assert next_look(looks[1:], 10, 0.1, 4.0, 9.0) == 50  # for 100, which would be worth it, there is no time
+    assert next_look(looks[1:], 10, 0.1, 40.0, 44.5) == 50  # none is worth it: the last that there is time for
+    assert next_look(looks[1:], 10, 0.1, 1.0, 1.5) is None
+    assert next_look([], 100, 0.1, 1.0, 60.0) is None
 
 
 def test_each_has_its_share_of_the_time():
@@ -78,12 +83,15 @@ def test_who_computes_something_else_has_no_curve():
 def test_a_real_training_learns():
     work = Workload("mlp", (28, 28, 1), batch_size=512, lr=0.05)
     candidates = [our_candidate(name, "cpu", 1) for name in ("plan", "reference")]
-    found = measure_learning(work, candidates, Deadline.after(60.0), Listener(), target=0.8)
+    found = measure_learning(work, candidates, Deadline.after(60.0), Listener())
     assert found["test_images"] == 10_000
     plan, reference = found["candidates"]
     for one in (plan, reference):
         assert one["error"] is None
         assert one["accuracy"][-1] >= 0.8
         assert one["seconds"] == sorted(one["seconds"])
-    assert plan["steps"] == reference["steps"]
-    assert plan["accuracy"] == pytest.approx(reference["accuracy"], abs=0.003)
+    own, other = (dict(zip(one["steps"], one["accuracy"], strict=True)) for one in (plan, reference))
+    shared = own.keys() & other.keys()
+    assert len(shared) >= 3
+    for steps in shared:
+        assert own[steps] == pytest.approx(other[steps], abs=0.003)

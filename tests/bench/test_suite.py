@@ -79,7 +79,7 @@ def made(monkeypatch):
 def test_every_part_in_order_with_its_share(made):
     suite, heard, result, kept = made()
     wanted = [name for name in PARTS if name != "throughput"]  # our engines are measured beside the peers
-    assert list(heard.parts) == [name for name, _ in made.asked] == wanted
+    assert list(heard.parts) == list(dict.fromkeys(name for name, _ in made.asked)) == wanted
     left = 100.0
     for place, name in enumerate(wanted):
         assert heard.parts[name] == pytest.approx(left * SHARES[name] / sum(SHARES[one] for one in wanted[place:]))
@@ -99,6 +99,14 @@ def test_parts_can_be_chosen(made):
     _, heard, result, _ = made(parts=("sweep", "throughput"))
     assert list(heard.parts) == ["throughput", "sweep"]
     assert set(result) == {"runs", "sweeps"}
+
+
+def test_sweeps_have_time_by_their_values(made):
+    made(parts=("sweep",), sweeps=("width", "batch_size"))
+    assert [(arguments[0], arguments[-2].left) for _, arguments in made.asked] == [
+        ("width", pytest.approx(100 * 6 / 19)),
+        ("batch_size", pytest.approx(100.0)),
+    ]
 
 
 def test_several_precisions_are_measured_by_turns(made):

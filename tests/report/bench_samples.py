@@ -466,7 +466,6 @@ def learning(device: str, keys: Sequence[Key], *, target: float = 0.98) -> dict[
         "device": device,
         "data": "MNIST (embedded)",
         "test_images": 10_000,
-        "target": target,
         "candidates": candidates,
     }
 

@@ -182,13 +182,6 @@ def test_one_point_and_one_block() -> None:
     png(noise.noise_chart(measurements({"runs": [run]})))
 
 
-def test_a_layer_that_says_not_what_it_computes_is_told_by_its_phase() -> None:
-    launch = {key: value for key, value in GPU["rooflines"][0]["steps"][0]["launches"][1].items() if key != "operation"}
-    assert launch["phase"] == "backward"
-    assert layers.operation(launch) == "dX + dW"
-    assert layers.operation({**launch, "phase": "something"}) == "other"
-
-
 def test_devices_stand_side_by_side_where_they_did_the_same() -> None:
     groups = layers.workloads(GPU["rooflines"])
     assert [[found["device"] for found, _ in group] for group in groups] == [["cpu", "cuda:0"]]

@@ -10,7 +10,7 @@ import pytest
 from bareconv.report import ratios
 from bareconv.report.headline import Headline
 from bareconv.report.ratios import Ratio, along, over, times
-from bareconv.report.verdict import UNSTABLE, seconds_to, verdict
+from bareconv.report.verdict import UNSTABLE, verdict
 
 
 def curve(
@@ -203,10 +203,3 @@ def test_ratios_of_blocks_are_paired() -> None:
 
 def test_curves_without_a_common_value_have_no_ratio() -> None:
     assert along(curve("cpu", {1: 5.0}), curve("cuda:0", {2: 5.0})) is None
-
-
-def test_when_a_target_was_reached() -> None:
-    learner = {"seconds": [0.0, 1.0, 2.0, 3.0], "accuracy": [0.1, 0.97, 0.981, 0.979]}
-    assert seconds_to(learner, 0.98) == 2.0
-    assert seconds_to(learner, 0.99) is None
-    assert seconds_to(learner, None) is None

@@ -31,7 +31,7 @@ from bareconv.bench.workers.journey import now
 from bareconv.bench.workload import MOMENTUM, Workload
 from bareconv.data import embedded
 from bareconv.device import Device
-from bareconv.report.format import count, percent
+from bareconv.report.format import count, counted, percent
 
 EPOCHS = 3
 UNEXPLAINED = 0.05  # of the whole, from which on the phases do not tell where the time went
@@ -280,4 +280,4 @@ def _notes(record: Mapping[str, Any], epochs: int, images: int) -> list[str]:
 
 
 def _in_words(epochs: int, images: int) -> str:
-    return f"{count(epochs)} epoch{'s' if epochs != 1 else ''} of {count(images)} images"
+    return f"{counted(epochs, 'epoch')} of {count(images)} images"

@@ -21,7 +21,7 @@ from bareconv.bench.roofline.records import Ceiling, record
 from bareconv.bench.roofline.words import step_title
 from bareconv.bench.workload import Workload
 from bareconv.device import CudaDevice, Device, get_device
-from bareconv.report.format import count
+from bareconv.report.format import counted
 from bareconv.training import why_no_plan
 from bareconv.training.precision import stored
 
@@ -156,7 +156,7 @@ def _ceilings(
             found.notes.append(f"There are no multiply-adds alone, caches and launches among the ceilings: {reason}.")
     counts = [asked.threads] if on_gpu else thread_counts(asked.threads)
     for place, threads in enumerate(counts):
-        what = "Ceilings" if on_gpu else f"Ceilings of {count(threads)} thread{'s' if threads > 1 else ''}"
+        what = "Ceilings" if on_gpu else f"Ceilings of {counted(threads, 'thread')}"
         if place and part.passed:
             found.notes.append(f"{what}: {UNREADY}.")
             continue

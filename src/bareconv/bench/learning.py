@@ -1,7 +1,8 @@
 """Accuracy over time: candidates that train one after another from the same weights, on the same batches.
 
 The time is that of training steps alone, by the candidate's own clock. Getting ready, compiling and the first step, in
-which libraries do what they do once, are not in it; nor is finding the accuracy.
+which libraries do what they do once, are not in it; nor is finding the accuracy. That takes time all the same: who is
+slow at it looks less often, and has its time for training.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bareconv.bench.workload import Workload
 
 EPOCHS = 3
 POINTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the first epoch; then one every half
+WORTH = 2.0  # times what a look takes, there is training before the next
 
 
 def measure_learning(
@@ -26,12 +28,11 @@ def measure_learning(
     candidates: Sequence[Candidate],
     deadline: Deadline,
     listener: Listener,
-    target: float | None = None,
     limits: Limits | None = None,
 ) -> dict[str, Any]:
     """The ``learning`` entry of a result; the first candidate is ours, whose first losses the others must have.
 
-    Each trains for ``EPOCHS`` epochs, until it reaches the accuracy ``target``, or for its share of the time.
+    Each trains for ``EPOCHS`` epochs, or for its share of the time, of which those after it have what it leaves.
     """
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
         folder = Path(name)
@@ -44,7 +45,7 @@ def measure_learning(
             sides.append(side)
             steps = points(len(dataset.train) // workload.batch_size)
             part = deadline.part(1 / (len(candidates) - place))
-            curves.append(_learn(side, sides, steps, target, workload, part, listener))
+            curves.append(_learn(side, sides, steps, workload, part, listener))
     return {
         "model": workload.model,
         "batch_size": workload.batch_size,
@@ -52,7 +53,6 @@ def measure_learning(
         "device": str(candidates[0].options.get("device", "cpu")),
         "data": dataset.name,
         "test_images": 0 if dataset.test is None else len(dataset.test),
-        **({} if target is None else {"target": target}),
         "candidates": curves,
     }
 
@@ -67,7 +67,6 @@ def _learn(
     side: Side,
     sides: Sequence[Side],
     looks: Sequence[int],
-    target: float | None,
     workload: Workload,
     deadline: Deadline,
     listener: Listener,
@@ -83,8 +82,6 @@ def _learn(
             steps.append(done)
             seconds.append(elapsed)
             accuracy.append(right)
-            if target is not None and right >= target:
-                break
     except StoppedError:
         pass
     finally:
@@ -103,11 +100,11 @@ def _learn(
 def _curve(
     side: Side, looks: Sequence[int], deadline: Deadline, listener: Listener
 ) -> Iterator[tuple[int, float, float]]:
-    """(steps, seconds of those after the first ones, accuracy) at each look that there is time for."""
+    """(steps, seconds of those after the first ones, accuracy) at each look."""
     done, elapsed, looking = CHECKED_STEPS, 0.0, 0.0
-    for look in looks:
-        expected = (look - done) * side.step_seconds + looking
-        if not side.alive or listener.should_stop() or expected > deadline.left:
+    while side.alive and not listener.should_stop():
+        look = next_look([one for one in looks if one >= done], done, side.step_seconds, looking, deadline.left)
+        if look is None:
             return
         if look > done:
             if not side.advance(look - done):
@@ -117,4 +114,14 @@ def _curve(
         if found is None:
             return
         right, looking = found
+        looks = [one for one in looks if one > done]
         yield done, elapsed, right
+
+
+def next_look(looks: Sequence[int], done: int, step: float, looking: float, left: float) -> int | None:
+    """The first of ``looks`` with enough training before it; if there is no time for that one, the last there is.
+
+    ``step`` and ``looking``: seconds of a training step and of a look; ``left``: all there are. None: for none of them.
+    """
+    within = [one for one in looks if (one - done) * step + looking <= left]
+    return next((one for one in within if (one - done) * step >= WORTH * looking), within[-1] if within else None)

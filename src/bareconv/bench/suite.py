@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bareconv.bench.axes import AXES
 from bareconv.bench.clocks import measure_clocks
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.depth import measure_depth
 from bareconv.bench.energy import measure_energies
-from bareconv.bench.estimates import noise
 from bareconv.bench.interleave import Candidate, Listener, Side, our_candidate
 from bareconv.bench.learning import measure_learning
 from bareconv.bench.peers import Compared, Found, compare, record
@@ -30,7 +30,7 @@ from bareconv.training.precision import stored
 # Of the time that is left when a part begins, beside the parts after it.
 SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 8.0, "sweep": 5.0, "clocks": 2.0, "energy": 1.0, "learning": 4.0}
 PARTS = tuple(SHARES)
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+SWEEPS = ("batch_size", "width")  # along which a GPU may overtake a CPU
 
 Record = dict[str, Any]
 
@@ -60,15 +60,15 @@ class Watching(Listener):
 class Suite:
     """What to measure: ``workloads`` on ``places`` by ``engines``, of which the first is ours at its best.
 
-    ``parts``: which of ``PARTS``. ``batch_sizes``: of the sweep. ``notes``: what a reader should know, as it comes up;
-    ``failed``: whether something of ours, or of a peer that is there, could not be measured.
+    ``parts``: which of ``PARTS``; ``sweeps``: along which of ``AXES``. ``notes``: what a reader should know, as it
+    comes up; ``failed``: whether something of ours, or of a peer that is there, could not be measured.
     """
 
     workloads: Sequence[Workload]
     places: Sequence[Place]
     engines: Sequence[str]
     parts: Sequence[str] = PARTS
-    batch_sizes: Sequence[int] = BATCH_SIZES
+    sweeps: Sequence[str] = SWEEPS
     compiled: bool = True
     notes: list[str] = field(default_factory=list)
     failed: bool = False
@@ -161,17 +161,20 @@ class Suite:
             if side.error is not None:
                 self.notes.append(f"{title}: {side.error}.")
                 self.failed |= side.status not in ("unsupported", "interrupted")
-            elif side.rate is not None and not (judged := noise(side.samples.rates)).stable:
-                self.notes.append(f"{title}: unstable: {'; '.join(judged.remarks)}.")
             if runs and side.candidate.ours and (run := run_record(measured, side)) is not None:
                 made["runs"].append(run)
 
     def _sweep(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["sweeps"] = []
-        models = list({workload.model: workload for workload in self.workloads}.values())
-        for workload, part in self._each(deadline, models):
+        models = {workload.model: workload for workload in self.workloads}.values()
+        jobs = [(workload, AXES[axis]) for workload in models for axis in self.sweeps]
+        for place, (workload, axis) in enumerate(jobs):
+            if listener.should_stop():
+                break
+            points = [len(one.values) for _, one in jobs[place:]]
+            part = deadline.part(points[0] / sum(points))
             candidates = self._candidates(workload, self.engines[:1])
-            made["sweeps"].append(measure_sweep("batch_size", self.batch_sizes, workload, candidates, part, listener))
+            made["sweeps"].append(measure_sweep(axis.name, axis.values, workload, candidates, part, listener))
 
     def _clocks(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["clocks"] = []

@@ -29,7 +29,7 @@ from bareconv.bench import results
 from bareconv.bench.environment import describe
 from bareconv.device import CpuDevice, Device
 from bareconv.errors import BareconvError
-from bareconv.report.format import count, percent, rate, seconds
+from bareconv.report.format import counted, percent, rate, seconds
 
 _REDRAW_SECONDS = 0.1
 _ONE_PRESS_SECONDS = 0.3  # a Ctrl-C may come twice: from the terminal, and from what started this (timeout, make, uv)
@@ -242,7 +242,7 @@ def epoch_line(record: training.EpochRecord, epochs: int) -> str:
 
 def compiled_line(compiled: int, spent: float) -> str:
     """What was compiled, as a sentence's part: "compiled 17 kernels in 0.6 s"; empty where nothing was."""
-    return f"compiled {count(compiled)} kernel{'s' if compiled != 1 else ''} in {seconds(spent)}" if compiled else ""
+    return f"compiled {counted(compiled, 'kernel')} in {seconds(spent)}" if compiled else ""
 
 
 class Interrupt:

@@ -23,6 +23,7 @@ _PRETTY = {
     "tensorflow": "TensorFlow",
     "keras": "Keras",
     "jax": "JAX",
+    "numpy": "NumPy",
     "flax": "Flax",
     "mxnet": "MXNet",
     "onnxruntime": "ONNX Runtime",
@@ -148,9 +149,10 @@ def colour(one: Who) -> str:
 
 
 def everyone(group: Group) -> list[tuple[Who, str, Candidate]]:
-    """The candidates of a group of ``peers`` with their names."""
+    """The candidates of a group of ``peers`` with their names, the fastest first; last those without a figure."""
     ones = [who(one, group) for one in group["candidates"]]
-    return list(zip(ones, names(ones), group["candidates"], strict=True))
+    found = zip(ones, names(ones), group["candidates"], strict=True)
+    return sorted(found, key=lambda one: -one[2].get("throughput", {}).get("images_per_second", 0.0))
 
 
 def group_title(group: Group) -> str:

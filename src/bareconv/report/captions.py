@@ -120,7 +120,7 @@ def verdict(tested: dict[str, Any]) -> str:
     worst = f", most in {tested['worst_tensor']}" if tested.get("worst_tensor") else ""
     return (
         f"{tested['candidate']} against {tested['reference']}, {tested['model']}, "
-        f"{fmt.count(tested['steps'])} step{'s' if tested['steps'] != 1 else ''}: the losses differ by at most "
+        f"{fmt.counted(tested['steps'], 'step')}: the losses differ by at most "
         f"{fmt.scientific(tested['max_loss_difference'])} ({fmt.scientific(tested['tolerance'])} allowed), "
         f"the weights in the end by {fmt.scientific(tested['final_weight_difference'])}{worst}."
     )
@@ -165,7 +165,7 @@ def confusion(shown: Confusion) -> Words:
         size = range(len(shown.counts))
         i, j = max(((i, j) for i in size for j in size if i != j), key=lambda at: shown.counts[at[0]][at[1]])
         number = shown.counts[i][j]
-        text += f" Most often a {i} was taken for a {j}, {fmt.count(number)} time{'s' if number > 1 else ''}."
+        text += f" Most often a {i} was taken for a {j}, {fmt.counted(number, 'time')}."
     return Words(
         f"Confusion matrix, true class by predicted class. {text}",
         f"{text} {shown.remark} At the right edge: the share of each class that was found.".replace("  ", " "),

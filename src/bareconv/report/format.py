@@ -63,6 +63,11 @@ def count(x: float | None) -> str:
     return f"{x:,.0f}" if float(x).is_integer() or abs(x) >= 1000 else f"{x:.3g}"
 
 
+def counted(x: float, what: str) -> str:
+    """So many of something: "1 epoch", "3 epochs"."""
+    return f"{count(x)} {what}{'' if x == 1 else 's'}"
+
+
 def percent(x: float | None, digits: int = 2) -> str:
     """A fraction of 1 as per cent: "98.96%". Only 1 itself is "100%", so that no error is rounded away."""
     if not _is_number(x):

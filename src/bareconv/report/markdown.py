@@ -9,13 +9,14 @@ from bareconv.report import format as fmt
 from bareconv.report import steadiness
 from bareconv.report.bench.clocks import clocks_chart, phases_table, sentences
 from bareconv.report.bench.layers import layers_chart, nodes_table, workload_title, workloads
-from bareconv.report.bench.learning import learning_chart, learning_table
-from bareconv.report.bench.learning import workloads as lessons
+from bareconv.report.bench.learning import learning_chart
 from bareconv.report.bench.peers import rates_table
 from bareconv.report.bench.roofline import ceilings_table, roofline_chart
 from bareconv.report.bench.sweeps import fit_table, points_table, throughput_chart
 from bareconv.report.candidates import group_title, pretty
 from bareconv.report.canvas import NothingToShow, png
+from bareconv.report.lessons import learning_table
+from bareconv.report.lessons import workloads as lessons
 from bareconv.report.sections import Cell, Table
 from bareconv.report.sweep import AXES, crossover_sentences, points
 from bareconv.report.verdict import verdict

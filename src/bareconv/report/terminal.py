@@ -12,8 +12,10 @@ from bareconv.report import format as fmt
 from bareconv.report import steadiness
 from bareconv.report.candidates import device_word, everyone, group_title, names, who, who_ran
 from bareconv.report.headline import headline
+from bareconv.report.lessons import learning_table, workloads
+from bareconv.report.nodes import by_node
 from bareconv.report.sweep import AXES, UNSTABLE, Sweep, crossover_sentences, curve_names, points
-from bareconv.report.verdict import seconds_to, verdict
+from bareconv.report.verdict import verdict
 
 if TYPE_CHECKING:
     from bareconv.cli.screen import Screen
@@ -128,22 +130,13 @@ def _peers(screen: Screen, group: Mapping[str, Any]) -> None:
 
 
 def _learning(screen: Screen, result: Result) -> None:
-    entries = result.get("learning", ())
-    both = [(who(one, entry), entry, one) for entry in entries for one in entry["candidates"]]
-    rows = []
-    for (_, entry, one), name in zip(both, names([one for one, _, _ in both]), strict=True):
-        reached = seconds_to(one, entry.get("target"))
-        if one["accuracy"]:
-            rows.append((name, fmt.seconds(reached) if reached is not None else "not reached", one["accuracy"][-1]))
-    if not rows:
-        return
-    targets = {entry["target"] for entry in entries if "target" in entry}
-    heading = f"to {fmt.percent(targets.pop(), 1)}" if len(targets) == 1 else "to the target"
-    table = screen.table("Time to accuracy", heading, "last accuracy")
-    for name, text, accuracy in rows:
-        table.add_row(name, text, fmt.percent(accuracy))
-    screen.say()
-    screen.show(table)
+    for entries in workloads(result.get("learning", ())):
+        shown = learning_table(entries)
+        table = screen.table(f"{shown.label}, {entries[0]['model']}", *(column.name for column in shown.columns[1:]))
+        for row in shown.rows:
+            table.add_row(*(cell.text for cell in row))
+        screen.say()
+        screen.show(table)
 
 
 def _layers(screen: Screen, result: Result) -> None:
@@ -152,9 +145,7 @@ def _layers(screen: Screen, result: Result) -> None:
         if not found["steps"] or not found["steps"][0]["launches"]:
             continue
         step = found["steps"][0]
-        sums: dict[str, float] = {}
-        for launch in step["launches"]:
-            sums[launch["node"]] = sums.get(launch["node"], 0.0) + launch["seconds"]
+        sums = {node: math.fsum(times.values()) for node, times in by_node(step).items()}
         whole = math.fsum(sums.values()) or 1.0
         title = f"{device_word(found['device'])}, {step['model']}, batches of {fmt.count(step['batch_size'])}"
         table = screen.table(f"Layers, {title}", "of one step", "share")
@@ -174,7 +165,7 @@ def _clocks(screen: Screen, result: Result) -> None:
     for one, name in zip(clocks, names([who_ran(one) for one in clocks]), strict=True):
         times = (one["cold"]["whole_seconds"], one["warm"]["whole_seconds"], one["steady_seconds"])
         table.add_row(
-            f"{name}, {one['model']}, {fmt.count(one['epochs'])} epochs",
+            f"{name}, {one['model']}, {fmt.counted(one['epochs'], 'epoch')}",
             *map(fmt.seconds, times),
             fmt.percent(one.get("test_accuracy")),
         )

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bareconv.report import format as fmt
-from bareconv.report.candidates import Who, names, pretty, who, who_ran
+from bareconv.report.candidates import Who, everyone, names, pretty, who, who_ran
 from bareconv.report.headline import Bar, Basis, Headline
+from bareconv.report.lessons import goal, seconds_to, workloads
 from bareconv.report.ratios import Along, Measured, Ratio, along, measured, over, times
 
 UNSTABLE = "Some of the blocks that it rests on differ too much to be trusted: they are marked unstable below."
@@ -284,7 +285,7 @@ def _peers(result: Mapping[str, Any]) -> Headline | None:
         mine = measured(ours["throughput"])
         assert mine is not None
         one = who(ours, group)
-        sides = [(who(c, group), m) for c in group["candidates"] if (m := measured(c.get("throughput", {})))]
+        sides = [(one, m) for one, _, c in everyone(group) if (m := measured(c.get("throughput", {})))]
         text = f"{_beside(result, one, group, peer, ratio)} ({_faster(ratio).interval()})"
         at = f"Batches of {fmt.count(group['batch_size'])}, {group['precision']}: "
         more = [
@@ -382,27 +383,21 @@ def _roughly(found: Measured) -> str:
 
 
 def _learning(result: Mapping[str, Any]) -> list[str]:
-    """How long each candidate took to the accuracy that was the target, of our engine and the best of the others."""
+    """How long our engine and the best of the others took to an accuracy that most reached, on each device."""
     said = []
-    for entry in result.get("learning", ()):
-        target = entry.get("target")
-        reached = [(one, t) for one in entry["candidates"] if (t := seconds_to(one, target)) is not None]
-        mine = min((t for one, t in reached if one["ours"]), default=None)
-        theirs = min(((t, one["name"]) for one, t in reached if not one["ours"]), default=None)
-        if target is None or mine is None:
-            continue
-        where = "The GPU" if entry["device"] != "cpu" else "The CPU"
-        beside = f", {pretty(theirs[1])} after {fmt.seconds(theirs[0])}" if theirs else ""
-        said.append(f"{where} reaches {fmt.percent(target, 1)} accuracy after {fmt.seconds(mine)} of training{beside}.")
+    for entries in workloads(result.get("learning", ())):
+        target = goal(entries)
+        for entry in entries:
+            reached = [(one, t) for one in entry["candidates"] if (t := seconds_to(one, target)) is not None]
+            mine = min((t for one, t in reached if one["ours"]), default=None)
+            theirs = min(((t, one["name"]) for one, t in reached if not one["ours"]), default=None)
+            if target is None or mine is None:
+                continue
+            where = f"On the {'GPU' if entry['device'] != 'cpu' else 'CPU'} bareconv"
+            beside = f", {pretty(theirs[1])} after {fmt.seconds(theirs[0])}" if theirs else ""
+            named = f"`{entry['model']}` to {fmt.percent(target, 1)} accuracy"
+            said.append(f"{where} trains {named} in {fmt.seconds(mine)} of steps{beside}.")
     return said
-
-
-def seconds_to(candidate: Part, target: float | None) -> float | None:
-    """When a candidate's accuracy first reached ``target``; None where it did not."""
-    if target is None:
-        return None
-    both = zip(candidate["seconds"], candidate["accuracy"], strict=True)
-    return next((seconds for seconds, accuracy in both if accuracy >= target), None)
 
 
 def _bars(sides: list[tuple[Who, Measured]]) -> list[Bar]:

@@ -11,6 +11,7 @@ from bareconv.bench.marks import Part as Key
 from bareconv.bench.roofline.pace import Pace, alternate
 from bareconv.bench.roofline.records import (
     BATCH,
+    BETWEEN,
     BOTH,
     DW,
     DX,
@@ -118,7 +119,7 @@ def _whole_model(trainer: Trainer, phase: str, taken: float, images: int, size: 
             "parameters", UPDATE, UPDATE, type(trainer.optimizer).__name__, "by array", taken, 0, numbers * size
         )
     what = "counts correct predictions" if phase == "forward" else "after the last layer"
-    return Part("step", phase, OTHER, "Python", what, taken)
+    return Part(BETWEEN, phase, OTHER, "Python", what, taken)
 
 
 def measure_reference(trainer: Trainer, roof: Roof, pace: Pace) -> dict[str, Any]:

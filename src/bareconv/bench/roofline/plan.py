@@ -13,6 +13,7 @@ from bareconv.bench.roofline.layers import SIZES, layer_bytes, layer_flops
 from bareconv.bench.roofline.pace import Pace, alternate
 from bareconv.bench.roofline.records import (
     BATCH,
+    BETWEEN,
     BOTH,
     DW,
     DW_UPDATE,
@@ -95,8 +96,8 @@ def measure_plan(trainer: Trainer, engine: PlanEngine, roof: Roof, pace: Pace) -
     *seconds, waiting = np.median(samples, axis=0).tolist()
     parts = plan_parts(trainer, plan.stages(), plan.explain().rows, seconds, roof, engine.threads or 1)
     started = max(0.0, times["marked_seconds"] - sum(seconds) - waiting)
-    wait = Part("step", OTHER, OTHER, "waiting", "threads for each other, their mean", waiting)
-    start = Part("step", OTHER, OTHER, "starting", "Python and the optimizer's numbers", started)
+    wait = Part(BETWEEN, OTHER, OTHER, "waiting", "threads for each other, their mean", waiting)
+    start = Part(BETWEEN, OTHER, OTHER, "rest", "from Python to the threads; what the medians leave", started)
     launches = [*parts, wait.to_json(roof.bound(engine.precision, 0, 0)), start.to_json(roof.start())]
     return {**times, "launches": launches}
 

@@ -18,6 +18,7 @@ NOT_MEASURED = "not measured"  # the ceiling of a part whose ceilings are not kn
 NONE = "none"  # the ceiling of a part that has no work
 
 BATCH, FORWARD, DX, DW, BOTH, UPDATE, OTHER = "batch", "forward", "dX", "dW", "dX + dW", "update", "other"
+BETWEEN = "between layers"  # the node of what belongs to none of them
 DW_UPDATE, BOTH_UPDATE = "dW + update", "dX + dW + update"
 
 

@@ -15,7 +15,7 @@ from bareconv.bench.roofline.words import value
 from bareconv.cli.bench.common import Story, conclude, introduce, threads
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
 from bareconv.device import get_device
-from bareconv.report.format import MISSING, count
+from bareconv.report.format import MISSING, counted
 
 EPILOG = """\b
 Examples:
@@ -85,7 +85,7 @@ def show_ceilings(screen: Screen, found: Mapping[str, Any]) -> None:
     names = list(dict.fromkeys(one["name"] for one in every))
     counts = sorted({one["threads"] for one in every if "threads" in one})
     by_place = {(one["name"], one.get("threads")): one for one in every}
-    heads = [f"{count(n)} thread{'s' if n > 1 else ''}" for n in counts] or ["at best"]
+    heads = [f"{counted(n, 'thread')}" for n in counts] or ["at best"]
     table = screen.table("ceiling", *heads)
     for name in names:
         there = [by_place.get((name, n)) for n in counts or [None]]

@@ -10,6 +10,7 @@ import click
 
 from bareconv import host
 from bareconv.bench import results
+from bareconv.bench.axes import AXES
 from bareconv.bench.estimates import noise
 from bareconv.bench.interleave import Listener, Side
 from bareconv.bench.process import REMOVED, THREADS
@@ -28,6 +29,9 @@ from bareconv.training.precision import ON_GPU_ONLY
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TICKS = 10  # parts of a second, as the bar counts
+
+
+AXIS_OPTIONS = {name.replace("_", "-"): name for name in AXES}  # as they are written on the command line
 
 
 def several(

@@ -13,7 +13,7 @@ from bareconv.bench.conditions import Watcher
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.peers import PEERS, find
 from bareconv.bench.suite import PARTS, Place, Suite, Watching
-from bareconv.cli.bench.common import Story, bench_options, introduce, several, workloads
+from bareconv.cli.bench.common import AXIS_OPTIONS, Story, bench_options, introduce, several, workloads
 from bareconv.cli.folder import RESULT, result_folder
 from bareconv.cli.screen import Bar, Interrupt, Screen, on_screen, stop_gently
 from bareconv.device import CpuDevice, Device, all_devices, get_device, why_no_cuda
@@ -29,6 +29,7 @@ Examples:
   bareconv bench run
   bareconv bench run --model basic --model resnet9 --budget 900
   bareconv bench run --part throughput --part layers --budget 30 --json
+  bareconv bench run --part sweep --sweep threads --sweep image-size --budget 120
   bareconv bench run --device cpu --threads 1 --peer pytorch --no-compile
 """
 
@@ -39,7 +40,7 @@ TITLES = {
     "layers": "Layers and ceilings",
     "throughput": "Throughput",
     "peers": "Other libraries",
-    "sweep": "Batch sizes",
+    "sweep": "Sweeps",
     "clocks": "Cold, warm and steady clocks",
     "learning": "Accuracy over time",
     "energy": "Energy",
@@ -74,6 +75,7 @@ TITLES = {
     ),
 )
 @several("--part", "parts", PARTS, PARTS, "What to measure")
+@several("--sweep", "sweeps", tuple(AXIS_OPTIONS), ("batch-size", "width"), "What to sweep along")
 @click.option(
     "--peer",
     "peers",
@@ -94,8 +96,9 @@ def run(screen: Screen, **options: Any) -> int:
     """Measure all there is to know of this machine's training steps: what its GPU is worth, for which work, and why.
 
     Where the time of a step goes and how near that is to what the hardware can do; the throughput of our engines on
-    the CPU and on the GPU, by turns, and beside other libraries; how it grows with the batch, and from which size on
-    the GPU is ahead; whole trainings from a cold and a warm start; accuracy over time; energy, where it is counted.
+    the CPU and on the GPU, by turns, and beside other libraries; how it grows with the batch and the width, and from
+    which on the GPU is ahead; whole trainings from a cold and a warm start; accuracy over time; energy, where it is
+    counted.
 
     All of it ends within the budget, with the best that could be measured: a larger one gives narrower intervals. Each
     candidate is a process of its own. Ctrl-C ends the block at hand and reports what there is. Exit code 1 if
@@ -118,6 +121,7 @@ def run(screen: Screen, **options: Any) -> int:
             places,
             list(dict.fromkeys(options["engines"])),
             parts=options["parts"],
+            sweeps=[AXIS_OPTIONS[name] for name in dict.fromkeys(options["sweeps"])],
             compiled=not options["no_compile"],
             notes=notes,
         )

@@ -17,7 +17,7 @@ from bareconv.bench.interleave import Candidate, our_candidate
 from bareconv.bench.peers import PEERS, find
 from bareconv.bench.sweep import is_of_time, measure_sweep, names, peer_candidate, rates
 from bareconv.bench.workload import LR, Workload, natural_shape
-from bareconv.cli.bench.common import Story, conclude, introduce, several, threads
+from bareconv.cli.bench.common import AXIS_OPTIONS, Story, conclude, introduce, several, threads
 from bareconv.cli.options import image_shape_option, model_option, number, precision_option, seed_option, threads_option
 from bareconv.cli.screen import Bar, Interrupt, Screen, on_screen, stop_gently
 from bareconv.device import CpuDevice, Device, all_devices, get_device, why_no_cuda
@@ -41,7 +41,7 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
 @click.command(epilog=EPILOG, short_help="How the cost grows, and where the GPU overtakes the CPU.")
 @click.option(
     "--axis",
-    type=click.Choice([name.replace("_", "-") for name in AXES]),
+    type=click.Choice(list(AXIS_OPTIONS)),
     metavar="NAME",
     default="batch-size",
     show_default=True,
@@ -123,7 +123,7 @@ def sweep(screen: Screen, **options: Any) -> int:
 
     Ctrl-C ends the block at hand and reports what there is. Exit code 1 if something could not be measured.
     """
-    axis = AXES[options["axis"].replace("-", "_")]
+    axis = AXES[AXIS_OPTIONS[options["axis"]]]
     values = axis.values if options["values"] is None else parse(axis, options["values"])
     if axis.name == "threads" and max(values) > host.allowed_cores():
         raise UsageError(f"--values {max(values):g}: this process may use {host.allowed_cores()} cores")

@@ -72,7 +72,7 @@ def sentences(clocks: Sequence[Clocks]) -> list[str]:
         accuracy = one.get("test_accuracy")
         reached = f", to {fmt.percent(accuracy)} accuracy" if accuracy is not None else ""
         said.append(
-            f"{name}: {fmt.count(one['epochs'])} epoch{'s' if one['epochs'] != 1 else ''} of {one['model']} take "
+            f"{name}: {fmt.counted(one['epochs'], 'epoch')} of {one['model']} take "
             f"{fmt.seconds(cold)} cold and {fmt.seconds(warm)} warm{reached}; the steps alone would take "
             f"{fmt.seconds(steady)}, {fmt.percent(steady / cold if cold else None, 0)} of the cold time."
         )
@@ -101,7 +101,7 @@ def clocks_chart(clocks: Sequence[Clocks], *, width: float = WIDE) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.spines["bottom"].set_visible(False)
         set_linear(axes, "x", (most or 1.0) / (1 - room_for_values(width - 1)), tick_seconds, 5)
-        titles(axes, f"{name}: {one['model']}, {fmt.count(one['epochs'])} epochs")
+        titles(axes, f"{name}: {one['model']}, {fmt.counted(one['epochs'], 'epoch')}")
     entries = [(Patch(**_face(phase, LIGHT["ink"])), phase) for phase in (*PHASES, UNEXPLAINED) if phase in used]
     legend(figure, [(patch, phase) for patch, phase in entries], columns=3 if width <= NARROW else 6)
     return figure

@@ -15,26 +15,11 @@ from bareconv.report import format as fmt
 from bareconv.report.candidates import colour, device_word, who_ran
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, new_figure, styled
 from bareconv.report.marks import legend, room_for_values, set_linear, tick_seconds, titles
+from bareconv.report.nodes import OPERATIONS, by_node, operation
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Prose, Section, Table, Words, figures
 
-# In the order of a step, with the tint that each has of its device's colour.
-OPERATIONS = {
-    "batch": 0.22,
-    "forward": 1.0,
-    "dX": 0.68,
-    "dX + dW": 0.55,
-    "dX + dW + update": 0.5,
-    "dW": 0.42,
-    "dW + update": 0.36,
-    "update": 0.27,
-    "other": 0.14,
-}
-_FROM_PHASE = {"batch": "batch", "forward": "forward", "backward": "dX + dW", "update": "update"}
-
 MOST_GROUPS = 4  # workloads with a chart
-_MOST_ROWS = 16  # nodes shown one by one
-
 Rooflines = Mapping[str, Any]
 Step = Mapping[str, Any]
 
@@ -92,29 +77,6 @@ def workload_title(group: Sequence[tuple[Rooflines, Step]]) -> str:
     return f"{group[0][1]['model']}, batches of {fmt.count(group[0][1]['batch_size'])}, {precisions}" + (
         "" if engine == "plan" else f", {engine}"
     )
-
-
-def operation(launch: Mapping[str, Any]) -> str:
-    """What of the step a launch computes; of one that does not say, by its phase."""
-    name = launch.get("operation") or _FROM_PHASE.get(launch["phase"], "other")
-    return name if name in OPERATIONS else "other"
-
-
-def by_node(step: Step) -> dict[str, dict[str, float]]:
-    """Seconds by node, in the order of the forward pass, and by operation."""
-    found: dict[str, dict[str, float]] = {}
-    for launch in step["launches"]:
-        times = found.setdefault(launch["node"], {})
-        times[operation(launch)] = times.get(operation(launch), 0.0) + launch["seconds"]
-    if len(found) <= _MOST_ROWS:
-        return found
-    longest = sorted(found, key=lambda node: -math.fsum(found[node].values()))[: _MOST_ROWS - 1]
-    rest: dict[str, float] = {}
-    for node, times in found.items():
-        for name, seconds in times.items() if node not in longest else ():
-            rest[name] = rest.get(name, 0.0) + seconds
-    kept = {node: times for node, times in found.items() if node in longest}
-    return kept | {f"{len(found) - len(kept)} others": rest}
 
 
 @styled

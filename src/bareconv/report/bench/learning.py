@@ -12,17 +12,14 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import End, candidate_looks, draw_line, flags
-from bareconv.report.candidates import Who, colour, names, who
+from bareconv.report.candidates import Who
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
+from bareconv.report.lessons import Entry, candidates, goal, learning_table, seconds_to, workloads
 from bareconv.report.marks import Look, set_log, titles
 from bareconv.report.palette import LIGHT
-from bareconv.report.sections import Block, Cell, Chart, Column, Prose, Section, Table, Words, figures
-from bareconv.report.verdict import seconds_to
+from bareconv.report.sections import Block, Chart, Prose, Section, Words
 
 _TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
-
-Entry = Mapping[str, Any]
-Shown = tuple[Who, str, Mapping[str, Any]]  # a candidate, its name, its record
 
 
 def learning_section(result: Mapping[str, Any]) -> Section | None:
@@ -50,21 +47,6 @@ def learning_section(result: Mapping[str, Any]) -> Section | None:
     return Section("learning", "Time to accuracy", "Learning", blocks) if blocks else None
 
 
-def workloads(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries that belong in one chart: one model, one batch size."""
-    groups: dict[tuple[str, int], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault((entry["model"], entry["batch_size"]), []).append(entry)
-    return list(groups.values())
-
-
-def candidates(entries: Sequence[Entry]) -> list[Shown]:
-    """Everyone in a chart, with a name."""
-    both = [(who(one, entry), one) for entry in entries for one in entry["candidates"]]
-    called = names([one for one, _ in both])
-    return [(one, name, record) for (one, record), name in zip(both, called, strict=True)]
-
-
 def _precisions(entries: Sequence[Entry]) -> str:
     return " and ".join(dict.fromkeys(entry["precision"] for entry in entries))
 
@@ -85,19 +67,19 @@ def learning_chart(entries: Sequence[Entry], *, width: float = WIDE) -> Figure:
     height = 3.6 if width <= NARROW else 4.2
     figure = new_figure(width, height)
     axes = figure.subplots()
-    targets = {entry["target"] for entry in entries if "target" in entry}
-    every = [y for _, _, _, ys, _ in shown for y in ys] + [_height(t, smallest) for t in targets]
+    target = goal(entries)
+    every = [y for _, _, _, ys, _ in shown for y in ys]
     low, high = min(every), max(every)
     room = max(0.05, 0.06 * (high - low))
     axes.set_ylim(low - room, high + room)
     _accuracy_ticks(axes, low, high, smallest)
     seconds = [s for _, _, xs, _, _ in shown for s in xs]
     set_log(axes, "x", min(seconds) / 1.2, max(seconds) * 1.15, most=4 if width <= NARROW else 7)
-    for target in targets:
+    if target is not None:
         y = _height(target, smallest)
         axes.axhline(y, color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
-            f"target {fmt.percent(target, 1)}",
+            f"{fmt.percent(target, 1)} right",
             (0, y),
             xycoords=("axes fraction", "data"),
             xytext=(4, 3),
@@ -109,7 +91,7 @@ def learning_chart(entries: Sequence[Entry], *, width: float = WIDE) -> Figure:
     ends = []
     for one, look, xs, ys, record in shown:
         draw_line(axes, look, xs, ys)
-        reached = seconds_to(record, next(iter(targets), None))
+        reached = seconds_to(record, target)
         text = f"{look.name}, {fmt.seconds(reached)}" if reached is not None else look.name
         ends.append(End(xs[-1], ys[-1], look, text, one.ours))
     flags(axes, ends, width, height)
@@ -131,7 +113,7 @@ def _accuracy_ticks(axes: Axes, low: float, high: float, smallest: float) -> Non
 
 
 def learning_words(entries: Sequence[Entry]) -> Words:
-    """When each candidate reached the target, or what it reached."""
+    """When each candidate reached what."""
     said = []
     for _, name, record in candidates(entries):
         if not record["accuracy"]:
@@ -142,29 +124,6 @@ def learning_words(entries: Sequence[Entry]) -> Words:
         "Each gridline up halves the errors, or nearly. Time is logarithmic: the distance between two lines is how "
         "many times as fast one is."
     )
-    if any("target" in entry for entry in entries):
-        caption += " Beside the names: when the target was reached."
+    if (target := goal(entries)) is not None:
+        caption += f" Beside the names: when {fmt.percent(target, 1)} was reached."
     return Words(f"Line chart of test accuracy over the time of training. {'; '.join(said)}.", caption)
-
-
-def learning_table(entries: Sequence[Entry]) -> Table:
-    """A row for each candidate: when it reached the target, and where it ended."""
-    targets = {id(record): entry.get("target") for entry in entries for record in entry["candidates"]}
-    goal = next((entry["target"] for entry in entries if "target" in entry), None)
-    rows = []
-    for one, name, record in candidates(entries):
-        reached = seconds_to(record, targets[id(record)])
-        if record["error"] is not None and not record["accuracy"]:
-            rows.append([Cell(name, device=colour(one)), Cell(fmt.MISSING, note=record["error"]), Cell(""), Cell("")])
-            continue
-        last = record["accuracy"][-1] if record["accuracy"] else None
-        rows.append(
-            [
-                Cell(name, device=colour(one), strong=one.ours),
-                Cell(fmt.seconds(reached) if reached is not None else "not reached", strong=one.ours),
-                Cell(fmt.count(record["steps"][-1]) if record["steps"] else fmt.MISSING),
-                Cell(fmt.percent(last), note=record["error"] or ""),
-            ]
-        )
-    heading = f"To {fmt.percent(goal, 1)}" if goal is not None else "To the target"
-    return Table("Time to accuracy", [Column("Candidate"), *figures(heading, "Steps", "Last accuracy")], rows)

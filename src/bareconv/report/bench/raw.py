@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bareconv.report import format as fmt
-from bareconv.report.bench.learning import candidates as learners
-from bareconv.report.bench.learning import workloads
 from bareconv.report.candidates import Who, names, who, who_ran
+from bareconv.report.lessons import candidates as learners
+from bareconv.report.lessons import workloads
 from bareconv.report.sections import Block, Cell, Download, Fold, Prose, Section, Table, cells, figures
 
 HEADINGS = (

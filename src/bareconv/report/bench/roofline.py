@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bareconv.report import format as fmt
-from bareconv.report.bench.layers import MOST_GROUPS, operation, workload_title, workloads
+from bareconv.report.bench.layers import MOST_GROUPS, workload_title, workloads
 from bareconv.report.candidates import device_word
 from bareconv.report.canvas import NARROW, POINT, WIDE, NothingToShow, label, new_figure, styled
 from bareconv.report.marks import set_log, short, titles
+from bareconv.report.nodes import operation
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Section, Table, Words, figures
 
@@ -266,7 +267,7 @@ def ceilings_table(rooflines: Sequence[Rooflines]) -> Table:
             text = fmt.flops(value) if ceiling["unit"] == "FLOP" else fmt.metric(value, "B/s")
             if ceiling["unit"] == "launch":
                 text = f"{fmt.seconds(1 / value)} each"
-            threads = f", {fmt.count(ceiling['threads'])} threads" if "threads" in ceiling else ""
+            threads = f", {fmt.counted(ceiling['threads'], 'thread')}" if "threads" in ceiling else ""
             rows.append(
                 [
                     Cell(device_word(found["device"]), device="cpu" if found["device"] == "cpu" else "gpu"),

@@ -1,0 +1,87 @@
+"""Accuracy over time as a report tells it: trainings that belong together, and when each reached a goal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from bareconv.report import format as fmt
+from bareconv.report.candidates import Who, colour, names, who
+from bareconv.report.sections import Cell, Column, Table, figures
+
+GOALS = (0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.992, 0.995, 0.999)
+
+Entry = Mapping[str, Any]
+Shown = tuple[Who, str, Mapping[str, Any]]  # a candidate, its name, its record
+
+
+def workloads(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Entries of ``learning`` that belong in one chart: one model, one batch size."""
+    groups: dict[tuple[str, int], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry["model"], entry["batch_size"]), []).append(entry)
+    return list(groups.values())
+
+
+def candidates(entries: Sequence[Entry]) -> list[Shown]:
+    """Everyone in a chart, with a name."""
+    both = [(who(one, entry), one) for entry in entries for one in entry["candidates"]]
+    called = names([one for one, _ in both])
+    return [(one, name, record) for (one, record), name in zip(both, called, strict=True)]
+
+
+def goal(entries: Sequence[Entry]) -> float | None:
+    """The highest of ``GOALS`` that one of ours and at least half of all who learned reached; None where there is none.
+
+    Who is slow does not come far in its share of the time: a goal that few reach compares few.
+    """
+    best = [(one["ours"], max(one["accuracy"])) for entry in entries for one in entry["candidates"] if one["accuracy"]]
+    for accuracy in reversed(GOALS):
+        reached = [ours for ours, most in best if most >= accuracy]
+        if any(reached) and 2 * len(reached) >= len(best):
+            return accuracy
+    return None
+
+
+def seconds_to(candidate: Entry, accuracy: float | None) -> float | None:
+    """Seconds of training until ``accuracy`` was first reached; None where it was not.
+
+    Between two looks the logarithm of the errors falls evenly over that of the time, as it does in the charts: who
+    looks less often than another is not the slower one for that.
+    """
+    if accuracy is None:
+        return None
+    looks = [(s, a) for s, a in zip(candidate["seconds"], candidate["accuracy"], strict=True) if s > 0]
+    if looks and looks[0][1] >= accuracy:
+        return float(looks[0][0])
+    for (before, below), (after, above) in pairwise(looks):
+        if above >= accuracy:
+            if above == 1:  # no errors, which have no logarithm
+                return float(after)
+            share = math.log((1 - below) / (1 - accuracy)) / math.log((1 - below) / (1 - above))
+            return float(before * (after / before) ** share)
+    return None
+
+
+def learning_table(entries: Sequence[Entry]) -> Table:
+    """A row for each candidate: when it reached the goal, and where it ended."""
+    target = goal(entries)
+    rows = []
+    for one, name, record in candidates(entries):
+        reached = seconds_to(record, target)
+        if record["error"] is not None and not record["accuracy"]:
+            rows.append([Cell(name, device=colour(one)), Cell(fmt.MISSING, note=record["error"]), Cell(""), Cell("")])
+            continue
+        last = record["accuracy"][-1] if record["accuracy"] else None
+        rows.append(
+            [
+                Cell(name, device=colour(one), strong=one.ours),
+                Cell(fmt.seconds(reached) if reached is not None else "not reached", strong=one.ours),
+                Cell(fmt.count(record["steps"][-1]) if record["steps"] else fmt.MISSING),
+                Cell(fmt.percent(last), note=record["error"] or ""),
+            ]
+        )
+    heading = f"To {fmt.percent(target, 1)}" if target is not None else "To a goal"
+    return Table("Time to accuracy", [Column("Candidate"), *figures(heading, "Steps", "Last accuracy")], rows)
