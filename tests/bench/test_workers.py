@@ -188,7 +188,8 @@ def every_variant(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [*every_variant("jax"), *every_variant("tinygrad")])
 def test_every_variant_computes_the_same(name, options, serving, tmp_path):
-    flags = agrees(serving, candidate(name, options), tmp_path, "uneven", QUICK["uneven"])
+    model = "uneven" if name == "jax" else "averaged"  # tinygrad searches for the kernels of the other for minutes
+    flags = agrees(serving, candidate(name, options), tmp_path, model, QUICK[model])
     if name == "jax":
         assert flags["XLA_FLAGS"].endswith(options["xla"])
         assert (flags["NPROC"], flags["jax_enable_x64"], flags["platform"]) == ("1", "True", "cpu")
@@ -202,7 +203,12 @@ def test_every_variant_computes_the_same(name, options, serving, tmp_path):
 def test_bfloat16_is_near_ours_and_not_the_same(name, serving, tmp_path):
     ours = written(tmp_path, "uneven", QUICK["uneven"])
     change(tmp_path, precision="bfloat16")
-    theirs, accuracy, _ = trained(serving, candidate(name), tmp_path)
+    try:
+        theirs, accuracy, _ = trained(serving, candidate(name), tmp_path)
+    except WorkerError as error:
+        if "'clang'" in str(error):
+            pytest.skip("the clang that is here has no bfloat16")
+        raise
     assert 1e-5 < relative(ours, theirs) < TOLERANCE["bfloat16"]
     assert 0.8 < accuracy <= 1.0
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,7 +39,8 @@ class Browser:
     """One process with one tab. What a page says, asks for or breaks is kept in ``events`` until ``open`` again."""
 
     def __init__(self, path: str, seconds: float = 30.0) -> None:
-        self.profile = tempfile.TemporaryDirectory(prefix="bareconv-browser-")
+        # What its processes write while they end does not matter.
+        self.profile = tempfile.TemporaryDirectory(prefix="bareconv-browser-", ignore_cleanup_errors=True)
         self.deadline = time.monotonic() + seconds
         read, self.commands = os.pipe()
         self.answers, write = os.pipe()
@@ -60,6 +63,7 @@ class Browser:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # it has processes of its own, which are to end with it
         )
         os.close(read)
         os.close(write)
@@ -84,7 +88,8 @@ class Browser:
 
     def close(self) -> None:
         """End the process, and forget its profile."""
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.selector.close()
         os.close(self.commands)

@@ -92,7 +92,7 @@ def test_numbers_have_units_and_intervals(pages: dict[str, str]) -> None:
         "matmul precision: highest, TF32: off, deterministic: no",
         "JAX is absent: jax is not installed for /usr/bin/python3.",
         "it computes something else",
-        "no figure, for this machine has no counter of the CPU's energy (RAPL).",
+        "No figure for bareconv: this machine has no counter of the CPU's energy (RAPL).",
         "unstable",
         "the blocks differ by more than 10%",
         "No GPU was measured: no NVIDIA driver was found",

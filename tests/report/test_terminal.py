@@ -38,8 +38,8 @@ def test_the_verdict_comes_first_and_everything_else_after_it() -> None:
         "Layers, CPU, basic, batches of 64",
         "Whole training",
         "98.93%",
-        "Energy, GPU bareconv: 3.10 J for 1,000 images",
-        "Energy, CPU bareconv: unknown: this machine has no counter",
+        "Energy: GPU bareconv 3.10 J for 1,000 images",
+        "Energy: No figure for CPU bareconv: this machine has no counter",
         "Warning: 1 of 84 figures is unstable",
         "Warning: The GPU lowered its clock by 20 MHz while it was measured.",
     ):

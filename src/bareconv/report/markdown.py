@@ -15,6 +15,7 @@ from bareconv.report.bench.roofline import ceilings_table, roofline_chart
 from bareconv.report.bench.sweeps import fit_table, points_table, throughput_chart
 from bareconv.report.candidates import group_title, pretty
 from bareconv.report.canvas import NothingToShow, png
+from bareconv.report.consumption import energy_lines
 from bareconv.report.lessons import learning_table
 from bareconv.report.lessons import workloads as lessons
 from bareconv.report.sections import Cell, Table
@@ -145,14 +146,8 @@ def _clocks(result: Result, images: str) -> list[str]:
 
 
 def _energy(result: Result, images: str) -> list[str]:
-    said = []
-    for one in result.get("energy", ()):
-        joules = one.get("joules_per_1000_images")
-        figure = (
-            f"{fmt.metric(joules, 'J')} for 1,000 images" if joules is not None else f"unknown, {one['unavailable']}"
-        )
-        said.append(f"- {one['name']} {one['variant']}".rstrip() + f", {one['device']}, {one['precision']}: {figure}")
-    return ["### Energy", "", *said, ""] if said else []
+    said = energy_lines(result.get("energy", ()))
+    return ["### Energy", "", *(f"- {line}" for line in said), ""] if said else []
 
 
 def _trust(result: Result, images: str) -> list[str]:

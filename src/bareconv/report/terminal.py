@@ -11,6 +11,7 @@ from rich.text import Text
 from bareconv.report import format as fmt
 from bareconv.report import steadiness
 from bareconv.report.candidates import device_word, everyone, group_title, names, who, who_ran
+from bareconv.report.consumption import energy_lines
 from bareconv.report.headline import headline
 from bareconv.report.lessons import learning_table, workloads
 from bareconv.report.nodes import by_node
@@ -177,10 +178,8 @@ def _energy(screen: Screen, result: Result) -> None:
     entries = result.get("energy", ())
     if entries:
         screen.say()
-    for one, name in zip(entries, names([who(one) for one in entries]), strict=True):
-        joules = one.get("joules_per_1000_images")
-        text = f"{fmt.metric(joules, 'J')} for 1,000 images" if joules is not None else f"unknown: {one['unavailable']}"
-        screen.say(f"Energy, {name}: {text}")
+    for line in energy_lines(entries):
+        screen.say(f"Energy: {line}")
 
 
 def _trust(screen: Screen, result: Result) -> None:

@@ -10,13 +10,12 @@ from matplotlib.patches import Patch
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import candidate_looks
-from bareconv.report.candidates import Who, colour, names, who
+from bareconv.report.candidates import colour
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, new_figure, styled
+from bareconv.report.consumption import Entry, everyone, is_known, unknown
 from bareconv.report.marks import legend, room_for_values, set_linear, short, titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Prose, Section, Table, Words, figures
-
-Entry = Mapping[str, Any]
 
 
 def energy_section(result: Mapping[str, Any]) -> Section | None:
@@ -25,31 +24,17 @@ def energy_section(result: Mapping[str, Any]) -> Section | None:
     if not entries:
         return None
     blocks: list[Block] = []
-    if any(map(_known, entries)):
+    if any(map(is_known, entries)):
         blocks.append(Chart("energy", lambda w: energy_chart(entries, width=w), lambda: energy_words(entries)))
         blocks.append(energy_table(entries))
-    without = [(name, one["unavailable"]) for _, name, one in everyone(entries) if one["unavailable"]]
-    blocks += [Prose(f"{name}: no figure, for {reason}.") for name, reason in without]
+    blocks += [Prose(text) for text in unknown(entries)]
     return Section("energy", "Energy", "Energy", blocks)
-
-
-def _known(entry: Entry) -> bool:
-    return entry["unavailable"] is None and "joules_per_1000_images" in entry
-
-
-def everyone(entries: Sequence[Entry]) -> list[tuple[Who, str, Entry]]:
-    """The entries with their names."""
-    ones = [who(entry) for entry in entries]
-    called = names(ones)
-    if len({(e["model"], e["batch_size"]) for e in entries}) > 1:
-        called = [f"{n}, {e['model']} {fmt.count(e['batch_size'])}" for n, e in zip(called, entries, strict=True)]
-    return list(zip(ones, called, entries, strict=True))
 
 
 @styled
 def energy_chart(entries: Sequence[Entry], *, width: float = WIDE) -> Figure:
     """Joules for 1,000 images: what the work took, full, and what the device takes when idle, pale, behind it."""
-    shown = [(one, name, e) for one, name, e in everyone(entries) if _known(e)]
+    shown = [(one, name, e) for one, name, e in everyone(entries) if is_known(e)]
     if not shown:
         raise NothingToShow("no candidate's energy is known")
     looks = candidate_looks([one for one, _, _ in shown], [name for _, name, _ in shown])
@@ -91,7 +76,7 @@ def energy_chart(entries: Sequence[Entry], *, width: float = WIDE) -> Figure:
 
 def energy_words(entries: Sequence[Entry]) -> Words:
     """Each figure."""
-    said = [f"{name} {fmt.metric(e['joules_per_1000_images'], 'J')}" for _, name, e in everyone(entries) if _known(e)]
+    said = [f"{name} {fmt.metric(e['joules_per_1000_images'], 'J')}" for _, name, e in everyone(entries) if is_known(e)]
     counters = "; ".join(dict.fromkeys(e["counter"] for e in entries if e.get("counter")))
     return Words(
         f"Bar chart of the energy for 1,000 images: {', '.join(said)}.",
@@ -103,7 +88,7 @@ def energy_table(entries: Sequence[Entry]) -> Table:
     """What was counted, over which time, and what of it is idle power."""
     rows = []
     for one, name, entry in everyone(entries):
-        if not _known(entry):
+        if not is_known(entry):
             continue
         joules, seconds = entry.get("joules"), entry.get("seconds")
         rows.append(

@@ -35,7 +35,10 @@ def memory_section(result: Mapping[str, Any]) -> Section | None:
 def step_name(found: Rooflines, step: Step) -> str:
     """ "GPU, basic, batches of 64, float32"."""
     where = device_word(found["device"])
-    return f"{where}, {step['model']}, batches of {fmt.count(step['batch_size'])}, {step['precision']}"
+    engine = step.get("engine", "plan")
+    return f"{where}, {step['model']}, batches of {fmt.count(step['batch_size'])}, {step['precision']}" + (
+        "" if engine == "plan" else f", {engine}"
+    )
 
 
 def components(step: Step) -> list[str]:
