@@ -238,7 +238,7 @@ def test_the_steady_rate_where_it_is_not_known(quick, monkeypatch):
 
     def measure(workload, candidates, deadline, listener):
         asked.append((candidates[0].name, deadline.left))
-        return SimpleNamespace(sides=[SimpleNamespace(rate=rate, error="it failed")])
+        return SimpleNamespace(sides=[SimpleNamespace(rate=rate, error="it failed", status="failed")])
 
     monkeypatch.setattr(steady, "measure", measure)
     rate = None

@@ -104,7 +104,7 @@ def test_parts_can_be_chosen(made):
 def test_sweeps_have_time_by_their_values(made):
     made(parts=("sweep",), sweeps=("width", "batch_size"))
     assert [(arguments[0], arguments[-2].left) for _, arguments in made.asked] == [
-        ("width", pytest.approx(100 * 6 / 19)),
+        ("width", pytest.approx(100 * 5 / 18)),
         ("batch_size", pytest.approx(100.0)),
     ]
 

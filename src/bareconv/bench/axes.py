@@ -117,7 +117,7 @@ AXES = {
             name="width",
             noun="width",
             place="a width of {}",
-            values=(0.25, 0.5, 1, 2, 4, 8),
+            values=(0.25, 0.5, 1, 2, 4),
             whole=False,
             # A layer that reads as many channels as it makes grows as the square; the first one, and what is done with
             # every number of an activation, in proportion.

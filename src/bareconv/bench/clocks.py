@@ -26,7 +26,7 @@ import numpy as np
 from bareconv.bench import process, steady
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import Listener, our_candidate
-from bareconv.bench.process import StoppedError, WorkerError
+from bareconv.bench.process import StoppedError, TimeUpError, WorkerError
 from bareconv.bench.workers.journey import now
 from bareconv.bench.workload import MOMENTUM, Workload
 from bareconv.data import embedded
@@ -119,7 +119,7 @@ def _measure(
             seen[kind] = see(command, variables, folder, deadline, listener.should_stop)
         except WorkerError as error:
             done = f" (the cold one took {seen['cold'].whole:.3g} s)" if "cold" in seen else ""
-            raise WorkerError(f"the {kind} training {error}{done}", unsupported=error.unsupported) from None
+            raise type(error)(f"the {kind} training {error}{done}", unsupported=error.unsupported) from None
     told = seen["warm"].told
     record = {
         "device": device.name,
@@ -212,7 +212,7 @@ def see(
             while waiting.is_alive():
                 waiting.join(min(_POLL_SECONDS, deadline.left))
                 if waiting.is_alive() and deadline.passed:
-                    raise WorkerError("was not ready when the time was up")
+                    raise TimeUpError("was not ready when the time was up")
                 if waiting.is_alive() and should_stop():
                     raise StoppedError
         finally:
@@ -244,7 +244,9 @@ def _steady_rate(workload: Workload, device: Device, engine: str, deadline: Dead
         return side.rate.value
     if listener.should_stop():
         raise StoppedError
-    raise WorkerError(f"the steady rate could not be measured: {(side and side.error) or 'there was no time'}")
+    if side is None or side.status == "interrupted":
+        raise TimeUpError("the steady rate could not be measured: there was no time")
+    raise WorkerError(f"the steady rate could not be measured: {side.error}")
 
 
 def _write_data(workload: Workload, folder: Path) -> tuple[str | None, int]:

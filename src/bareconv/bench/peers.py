@@ -31,6 +31,7 @@ from bareconv.errors import BareconvError, UsageError
 
 CHECKED_STEPS = 5
 TRY_SECONDS = 1.0  # of a variant, at most
+LEAST_SECONDS = 12.0  # for a peer to get ready, where there are so many: rather few of them than none
 COMPILE_SECONDS = 180.0  # what torch.compile may take, with everything else before the first block
 LAYOUTS = ("nchw", "channels_last")
 MODES = ("eager", "graph", "compile")  # of PyTorch on a GPU; the last is a graph too
@@ -213,9 +214,9 @@ def compare(
 ) -> Compared:
     """Measure our engines and the peers on a workload, by turns, until the deadline.
 
-    Half of the time is for getting ready and trying variants, of which every peer has its share: what is not ready then
-    is not measured, and says so. ``compiled``: try the variants that compile, too. ``device``: where the peers compute,
-    as the engines do.
+    Half of the time is for getting ready and trying variants, of which every peer has its share, where that is enough
+    for anything at all: what is not ready then is not measured, and says so. ``compiled``: try the variants that
+    compile, too. ``device``: where the peers compute, as the engines do.
     """
     ready, limits = deadline.part(READY), limits or Limits()
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
@@ -228,7 +229,9 @@ def compare(
                 compared.sides.append(prepare(engine, folder, ready, CHECKED_STEPS, listener, limits))
                 check(compared.sides[-1], compared.sides, workload.precision)
             for place, (peer, python) in enumerate(peers.pythons.items()):
-                trying.peer(peer, python, ready.part(1 / (len(peers.pythons) - place)))
+                share = ready.part(1 / (len(peers.pythons) - place))
+                least = min(ready.clock() + LEAST_SECONDS, ready.at)
+                trying.peer(peer, python, Deadline(max(share.at, least), ready.clock))
             listener.measuring(f"Measuring {workload.title}", deadline.left)
             interleave([side for side in compared.sides if side.alive], deadline, listener)
         except StoppedError:

@@ -41,6 +41,10 @@ class WorkerError(BareconvError):
         self.unsupported = unsupported
 
 
+class TimeUpError(WorkerError):
+    """What was asked for was not done when the time was up, which is no fault of who was asked."""
+
+
 class StoppedError(Exception):
     """The one who asked was told to stop before the answer came."""
 

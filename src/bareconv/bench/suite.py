@@ -19,7 +19,7 @@ from bareconv.bench.energy import measure_energies
 from bareconv.bench.interleave import Candidate, Listener, Side, our_candidate
 from bareconv.bench.learning import measure_learning
 from bareconv.bench.peers import Compared, Found, compare, record
-from bareconv.bench.process import StoppedError
+from bareconv.bench.process import StoppedError, TimeUpError
 from bareconv.bench.steady import Measured, measure, run_record
 from bareconv.bench.sweep import measure_sweep
 from bareconv.bench.workload import Workload
@@ -91,6 +91,8 @@ class Suite:
                 methods[name](part, listener, made)
             except StoppedError:
                 pass
+            except TimeUpError as error:
+                self.notes.append(f"{name}: {error}.")
             except BareconvError as error:
                 self._fail(f"{name}: {error}")
             on_part(made)

@@ -54,7 +54,7 @@ class Workload:
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 1:
             raise UsageError(f"{self.images} images: expected at least 1")
-        self.network()
+        _check_model(self.model, self.image_shape, self.width)
 
     @property
     def title(self) -> str:
@@ -156,6 +156,12 @@ def described(layer: Layer) -> dict[str, Any]:
         if isinstance(inner, Layer):
             tree[part] = described(inner)
     return tree
+
+
+@functools.cache
+def _check_model(model: str, image_shape: Shape, width: float) -> None:
+    """UsageError where there is no such network. Once: drawing the weights of a wide one takes a while."""
+    models.by_name(model, image_shape, CLASSES, 0, width)
 
 
 @functools.cache

@@ -155,6 +155,12 @@ def everyone(group: Group) -> list[tuple[Who, str, Candidate]]:
     return sorted(found, key=lambda one: -one[2].get("throughput", {}).get("images_per_second", 0.0))
 
 
+def status_word(candidate: Candidate) -> str:
+    """Why a candidate of ``peers`` has no figure, in a word or two."""
+    status = str(candidate["status"])
+    return "not measured" if status == "interrupted" else status
+
+
 def group_title(group: Group) -> str:
     """ "basic, batches of 64, float32, GPU"."""
     device = device_word(group.get("device", "cpu"))

@@ -18,11 +18,11 @@ Shown = tuple[Who, str, Mapping[str, Any]]  # a candidate, its name, its record
 
 
 def workloads(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries of ``learning`` that belong in one chart: one model, one batch size."""
+    """Entries of ``learning`` that belong in one chart: one model, one batch size. Not those where nobody learned."""
     groups: dict[tuple[str, int], list[Entry]] = {}
     for entry in entries:
         groups.setdefault((entry["model"], entry["batch_size"]), []).append(entry)
-    return list(groups.values())
+    return [group for group in groups.values() if any(one["steps"] for e in group for one in e["candidates"])]
 
 
 def candidates(entries: Sequence[Entry]) -> list[Shown]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bareconv.report import format as fmt
 from bareconv.report import steadiness
-from bareconv.report.candidates import device_word, everyone, group_title, names, who, who_ran
+from bareconv.report.candidates import device_word, everyone, group_title, names, status_word, who, who_ran
 from bareconv.report.consumption import energy_lines
 from bareconv.report.headline import headline
 from bareconv.report.lessons import learning_table, workloads
@@ -81,15 +81,17 @@ def _sweep(screen: Screen, sweep: Sweep) -> None:
         p["images_per_second"]["value"] for _, _, found in shown for p in found if p["images_per_second"]["value"] > 0
     ]
     title, _, below, short = AXES[sweep["axis"]]
-    first, last = (f"at {short} {fmt.count(value)}" for value in (values[0], values[-1]))
+    ends = list(dict.fromkeys((values[0], values[-1])))
     table = screen.table(
-        f"{title}: {sweep['model']}", f"{fmt.count(values[0])} to {fmt.count(values[-1])}", first, last
+        f"{title}: {sweep['model']}",
+        " to ".join(map(fmt.count, ends)),
+        *(f"at {short} {fmt.count(value)}" for value in ends),
     )
     for one, name, found in shown:
         by_value = {p["value"]: p for p in found}
         every = [by_value[v]["images_per_second"]["value"] if v in by_value else None for v in values]
         chart = sparkline(every, min(rates), max(rates)) if rates else ""
-        cells = [_rate(by_value.get(value)) for value in (values[0], values[-1])]
+        cells = [_rate(by_value.get(value)) for value in ends]
         table.add_row(name, Text(chart, _STYLES[one.gpu]), *cells)
     screen.say()
     screen.show(table)
@@ -113,7 +115,7 @@ def _peers(screen: Screen, group: Mapping[str, Any]) -> None:
     for one, name, candidate in found:
         steady, ratio = candidate.get("throughput"), candidate.get("ratio")
         if steady is None:
-            table.add_row(name, candidate["status"])
+            table.add_row(name, status_word(candidate))
             continue
         interval = steady["interval"]
         stable = steady.get("noise", {}).get("stable", True)
