@@ -39,8 +39,8 @@ GPU_SCAN = 32  # steps in one call of JAX's
 
 TUNED = {
     f"{layout} {mode}": {"layout": layout, "mode": mode, "fused": True, "mallopt": True}
+    for mode in ("eager", "compile")  # compiling takes long: first what takes no time
     for layout in LAYOUTS
-    for mode in ("eager", "compile")
 }
 DEFAULT = {"layout": "nchw", "mode": "eager", "fused": False, "mallopt": False}
 
@@ -214,9 +214,9 @@ def compare(
 ) -> Compared:
     """Measure our engines and the peers on a workload, by turns, until the deadline.
 
-    Half of the time is for getting ready and trying variants, of which every peer has its share, where that is enough
-    for anything at all: what is not ready then is not measured, and says so. ``compiled``: try the variants that
-    compile, too. ``device``: where the peers compute, as the engines do.
+    Half of the time is for getting ready and trying variants, of which every peer has a share by its variants, where
+    that is enough for anything at all: what is not ready then is not measured, and says so. ``compiled``: try the
+    variants that compile, too. ``device``: where the peers compute, as the engines do.
     """
     ready, limits = deadline.part(READY), limits or Limits()
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
@@ -228,8 +228,10 @@ def compare(
             for engine in engines:
                 compared.sides.append(prepare(engine, folder, ready, CHECKED_STEPS, listener, limits))
                 check(compared.sides[-1], compared.sides, workload.precision)
+            known = catalog(device, workload.precision)
+            sizes = [len(known[peer].variants) + 1 for peer in peers.pythons]
             for place, (peer, python) in enumerate(peers.pythons.items()):
-                share = ready.part(1 / (len(peers.pythons) - place))
+                share = ready.part(sizes[place] / sum(sizes[place:]))
                 least = min(ready.clock() + LEAST_SECONDS, ready.at)
                 trying.peer(peer, python, Deadline(max(share.at, least), ready.clock))
             listener.measuring(f"Measuring {workload.title}", deadline.left)
