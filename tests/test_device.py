@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import sys
 import types
@@ -186,10 +187,32 @@ def test_much_is_copied_to_a_gpu_in_pieces(monkeypatch):
     assert asked == [60]
 
 
-def test_only_a_device_with_memory_of_its_own_has_it_free():
-    assert device.get_device("cpu").free_bytes() is None
-    pool, gpu = types.SimpleNamespace(free_bytes=lambda: 30), device.CudaDevice.__new__(device.CudaDevice)
-    runtime = types.SimpleNamespace(memGetInfo=lambda: (500, 1000))
-    cuda = types.SimpleNamespace(runtime=runtime)
+def test_a_gpus_memory_is_its_own():
+    """Of the second of two GPUs, while the first is the current one; CuPy's pool answers for the current one."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def activated(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    def of_current(first, second):
+        return lambda: (first, second)[current[-1]]
+
+    freed: list[int] = []
+    pool = types.SimpleNamespace(
+        free_bytes=of_current(1, 30),
+        total_bytes=of_current(2, 40),
+        free_all_blocks=lambda: freed.append(current[-1]),
+    )
+    gpu = device.CudaDevice.__new__(device.CudaDevice)
+    gpu.index = 1
+    runtime = types.SimpleNamespace(memGetInfo=of_current((3, 9), (500, 1000)))
+    cuda = types.SimpleNamespace(runtime=runtime, Device=activated)
     gpu.xp = _library(get_default_memory_pool=lambda: pool, cuda=cuda)
-    assert gpu.free_bytes() == 530
+    gpu.synchronize = lambda: None  # type: ignore[method-assign]
+    assert (gpu.free_bytes(), gpu.memory(), gpu.peak_memory()) == (530, 40, 40)
+    gpu.reset_peak_memory()
+    assert freed == [1]
+    assert device.get_device("cpu").free_bytes() is None

@@ -216,14 +216,17 @@ class CudaDevice(Device):
 
     def reset_peak_memory(self) -> None:
         self.synchronize()
-        self.xp.get_default_memory_pool().free_all_blocks()
+        with self.activate():  # each GPU has a part of the pool
+            self.xp.get_default_memory_pool().free_all_blocks()
 
     def memory(self) -> int:
-        return int(self.xp.get_default_memory_pool().total_bytes())
+        with self.activate():
+            return int(self.xp.get_default_memory_pool().total_bytes())
 
     def free_bytes(self) -> int:
-        free, _ = self.xp.cuda.runtime.memGetInfo()
-        return int(free) + int(self.xp.get_default_memory_pool().free_bytes())
+        with self.activate():
+            free, _ = self.xp.cuda.runtime.memGetInfo()
+            return int(free) + int(self.xp.get_default_memory_pool().free_bytes())
 
     # The pool keeps what it has once reserved, so that what it holds now is the most it held.
     peak_memory = memory

@@ -118,25 +118,32 @@ def test_a_long_line_is_folded_between_words_on_a_terminal_only(screen_of, capsy
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-def test_ctrl_c_is_answered_while_the_main_thread_is_busy(capsys):
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [
+        (signal.SIGINT, "Interrupted: stopping. Ctrl-C again ends at once.\n"),
+        (signal.SIGTERM, "Asked to end: stopping. SIGTERM again ends at once.\n"),
+    ],
+)
+def test_ctrl_c_is_answered_while_the_main_thread_is_busy(number, answer, capsys):
     """The answer does not wait for the operation at hand: it comes from a thread, while Python calls no handler."""
-    before, threads = signal.getsignal(signal.SIGINT), threading.active_count()
+    before, threads = signal.getsignal(number), threading.active_count()
     answered = threading.Event()
     screen = Screen({}, False)
     screen.say = lambda text="": (print(text), answered.set())  # type: ignore[method-assign, assignment, func-returns-value]
     with stop_gently(screen, "stopping") as interrupt:
         assert not interrupt()
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # as "timeout" and others do, which send it on
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # as "timeout" and others do, which send it on
         assert answered.wait(5)
         time.sleep(0.5)
         assert interrupt()
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - which of the two is interrupted, is up to the system
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             for _ in range(100):
                 time.sleep(0.05)
-    assert capsys.readouterr().out == "Interrupted: stopping. Ctrl-C again ends at once.\n"
-    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out == answer
+    assert signal.getsignal(number) is before
     assert threading.active_count() == threads
 
 

@@ -33,6 +33,7 @@ from bareconv.report.format import counted, percent, rate, seconds
 
 _REDRAW_SECONDS = 0.1
 _ONE_PRESS_SECONDS = 0.3  # a Ctrl-C may come twice: from the terminal, and from what started this (timeout, make, uv)
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Screen:
@@ -246,7 +247,7 @@ def compiled_line(compiled: int, spent: float) -> str:
 
 
 class Interrupt:
-    """Set by the first Ctrl-C; the second one ends the process in the ordinary way, by a KeyboardInterrupt."""
+    """Set by the first Ctrl-C, or request to end (SIGTERM); the second one ends the process in the ordinary way, by a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = self.raised = False
@@ -266,6 +267,8 @@ class Interrupt:
 def stop_gently(screen: Screen, what: str) -> Iterator[Interrupt]:
     """Within it, Ctrl-C only asks the work to stop after the step at hand, and says at once that it will: ``what``.
 
+    So does SIGTERM, by which schedulers and containers end a process that has had its time.
+
     Python calls a signal's handler when the operation at hand returns, a large matrix product takes its time, and two
     signals in that time are one call; nor may a handler print, for it may have come in the middle of printing. So it
     is a thread that counts and answers, woken by the byte that Python writes to the "wakeup" socket the moment a
@@ -279,18 +282,20 @@ def stop_gently(screen: Screen, what: str) -> Iterator[Interrupt]:
         last = -math.inf
         while signals := ours.recv(16):  # nothing: the other end was closed
             now = time.monotonic()
-            if signal.SIGINT not in signals or now - last < _ONE_PRESS_SECONDS:
+            if not set(_STOPPING) & set(signals) or now - last < _ONE_PRESS_SECONDS:
                 continue
             last = now
             interrupt.times += 1
             if interrupt.times == 1:
-                screen.say(f"Interrupted: {what}. Ctrl-C again ends at once.")
+                how = "Interrupted" if signal.SIGINT in signals else "Asked to end"
+                screen.say(f"{how}: {what}. {'Ctrl-C' if signal.SIGINT in signals else 'SIGTERM'} again ends at once.")
             elif interrupt.times == 2:
                 _thread.interrupt_main(signal.SIGINT)  # the handler may have come, and gone, before it was counted
 
     answering = threading.Thread(target=answer, daemon=True)
     answering.start()
-    handler, wakeup = signal.signal(signal.SIGINT, interrupt._note), signal.set_wakeup_fd(theirs.fileno())
+    handlers = [signal.signal(number, interrupt._note) for number in _STOPPING]
+    wakeup = signal.set_wakeup_fd(theirs.fileno())
     try:
         yield interrupt
     finally:
@@ -298,4 +303,5 @@ def stop_gently(screen: Screen, what: str) -> Iterator[Interrupt]:
         theirs.close()
         answering.join()
         ours.close()
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in zip(_STOPPING, handlers, strict=True):
+            signal.signal(number, handler)

@@ -13,6 +13,8 @@ from bareconv.report.sections import Cell, Column, Table, figures
 
 GOALS = (0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.992, 0.995, 0.999)
 
+ENOUGH = 3  # candidates, or all of them
+
 Entry = Mapping[str, Any]
 Shown = tuple[Who, str, Mapping[str, Any]]  # a candidate, its name, its record
 
@@ -33,14 +35,15 @@ def candidates(entries: Sequence[Entry]) -> list[Shown]:
 
 
 def goal(entries: Sequence[Entry]) -> float | None:
-    """The highest of ``GOALS`` that one of ours and at least half of all who learned reached; None where there is none.
+    """The highest of ``GOALS`` that ``ENOUGH`` candidates reached, of ours one at least; None where there is none.
 
-    Who is slow does not come far in its share of the time: a goal that few reach compares few.
+    Who is slow does not come far in its share of the time: a goal that all reach says little of what a training is for,
+    and one that few reach compares few.
     """
     best = [(one["ours"], max(one["accuracy"])) for entry in entries for one in entry["candidates"] if one["accuracy"]]
     for accuracy in reversed(GOALS):
         reached = [ours for ours, most in best if most >= accuracy]
-        if any(reached) and 2 * len(reached) >= len(best):
+        if any(reached) and len(reached) >= min(ENOUGH, len(best)):
             return accuracy
     return None
 
