@@ -18,6 +18,7 @@ from typing import Any
 from bareconv.bench import roofline
 from bareconv.bench.results import read
 from bareconv.report import ladder_bars, markdown, png
+from bareconv.report.candidates import pretty
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
 from bareconv.training import ENGINES
 
@@ -71,6 +72,8 @@ def main_table(name: str) -> str:
         "",
         parity_text(found["basic-h200"], found["basic-reference-h200"]),
         "",
+        plan_on_a_gpu("one-epoch-plan-h200"),
+        "",
         "From "
         + ", ".join(f"[{file}.json](benchmarks/results/{file}.json) ({found[file]['commit'][:10]})" for file in files)
         + ", all written by `bareconv compare`; the one epoch from one-epoch-2-cores.json and one-epoch-h200.json "
@@ -80,50 +83,54 @@ def main_table(name: str) -> str:
 
 
 def peers_table(name: str) -> str:
-    """Our plan beside other libraries, by turns, on the machine with two cores."""
-    files = sorted(RESULTS.glob("peers*-2-cores.json"))
+    """Our plan beside other libraries, by turns, on the machine with two cores: a row for each workload."""
+    files = [RESULTS / "bench-2-cores.json", *sorted(RESULTS.glob("peers*-2-cores.json"))]
     results = [read(file) for file in files]
     lines = [
-        "| model | batch | rate | bareconv `plan`, images/s | candidate | images/s | plan is faster by | peak memory |",
-        "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| model | batch | rate | bareconv `plan`, images/s | PyTorch at its best, images/s | plan is faster by | than "
+        "PyTorch as it comes | than others | peak memory, PyTorch's |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     versions: dict[str, str] = {}
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int, float]] = set()
     for settings, group in [(result["settings"], group) for result in results for group in result["peers"]]:
-        lr = settings["lr"]
-        ours = next(one for one in group["candidates"] if one["name"] == group["ours"])
-        mine = ours["throughput"]
-        again = (group["model"], group["batch_size"]) in seen  # at another rate: beside PyTorch at its best is enough
-        seen.add((group["model"], group["batch_size"]))
-        for other in group["candidates"]:
-            if other is ours or (again and (other["name"] != "pytorch" or other["variant"] == "default")):
-                continue
-            label = " ".join(filter(None, ("our" if other["ours"] else "", other["name"], other["variant"])))
-            head = f"| `{group['model']}` | {group['batch_size']} | {lr:g} | {rate(mine['images_per_second'])} | "
-            head += f"{label} | "
-            if other["status"] != "measured":
-                lines.append(f"{head}{other['status']} | | |")
-                continue
-            theirs, times = other["throughput"], other["ratio"]
-            versions |= theirs["versions"]
-            lines.append(
-                f"{head}{rate(theirs['images_per_second'])} | **{times['value']:.2f}×** ({times['low']:.2f} to "
-                f"{times['high']:.2f}) | {bytes_(mine['peak_memory_bytes'])} against "
-                f"{bytes_(theirs['peak_memory_bytes'])} |"
-            )
+        key = (group["model"], group["batch_size"], settings["lr"])
+        if key in seen:  # the newest of a workload comes first
+            continue
+        seen.add(key)
+        sides = {(one["name"], one["variant"] == "default"): one for one in group["candidates"]}
+        ours, best, plain = (sides.get(key) for key in ((group["ours"], False), ("pytorch", False), ("pytorch", True)))
+        assert ours is not None
+        assert best is not None
+        others = [
+            f"{pretty(one['name']) if not one['ours'] else 'our reference'} {ratio(one['ratio']['value'])}"
+            for (library, default), one in sides.items()
+            if "ratio" in one and library != "pytorch" and not default
+        ]
+        for one in sides.values():
+            versions |= one.get("throughput", {}).get("versions", {})
+        mine, theirs, times = ours["throughput"], best["throughput"], best["ratio"]
+        lines.append(
+            f"| `{group['model']}` | {group['batch_size']} | {settings['lr']:g} | {rate(mine['images_per_second'])} | "
+            f"{rate(theirs['images_per_second'])} ({best['variant']}) | **{times['value']:.2f}×** "
+            f"({times['low']:.2f} to {times['high']:.2f}) | "
+            f"{ratio(plain['ratio']['value']) if plain is not None and 'ratio' in plain else '–'} | "
+            f"{', '.join(others) or '–'} | "
+            f"{bytes_(mine['peak_memory_bytes'])}, {bytes_(theirs['peak_memory_bytes'])} |"
+        )
     cpu = results[0]["environment"]["cpu"]
     made = ", ".join(f"{library} {version}" for library, version in sorted(versions.items()))
     lines += [
         "",
-        f"Training steps on {cpu['cores_allowed']} cores of {cpu['model']}, float32, all candidates by turns in "
-        "one go, each in a process of its own with the same weights and batches, their first losses compared; median "
-        f"of the blocks, in brackets the 95% interval. {made}. PyTorch's tuned row is the fastest of its layouts and "
-        "modes there (eager and compiled, fused SGD, memory kept); its default row is as it comes. From "
+        f"Training steps on {cpu['cores_allowed']} cores of {cpu['model']}, float32, all candidates of a row by turns "
+        "in one go, each in a process of its own with the same weights and batches, their first losses compared; "
+        f"median of the blocks, in brackets the 95% interval. {made}. PyTorch at its best is the fastest of its "
+        "layouts and modes there (eager and compiled, fused SGD, memory kept). From "
         + ", ".join(
             f"[{file.name}](benchmarks/results/{file.name}) ({result['commit'][:10]})"
             for file, result in zip(files, results, strict=True)
         )
-        + ", by `bareconv bench peers`.",
+        + ", by `bareconv bench run` and `bareconv bench peers`; [docs/bench.md](docs/bench.md) has all of the first.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -180,6 +187,22 @@ def parity_text(result: dict[str, Any], reference: dict[str, Any]) -> str:
     return f"{text}: {'; '.join(proofs)}."
 
 
+def plan_on_a_gpu(file: str) -> str:
+    """The plan on both devices of one machine, each in the precision that it is fast in."""
+    result = read(RESULTS / f"{file}.json")
+    cpu, gpu = sorted(result["runs"], key=lambda run: run["device"] != "cpu")
+    proof = next(one for one in result["parity"] if one["candidate"] == f"{gpu['device']} float32 plan")
+    return (
+        f"By the plan, in {gpu['precision']}, the {gpu['device_description']} trains an epoch in "
+        f"{seconds(gpu['train_seconds'])} ({rate(gpu['images_per_second'], 'images')}) to "
+        f"{percent(gpu['test_accuracy'])}; the {result['environment']['cpu']['cores_allowed']} cores beside it, in "
+        f"{cpu['precision']}, in {seconds(cpu['train_seconds'])} to {percent(cpu['test_accuracy'])}: "
+        f"{ratio(cpu['train_seconds'] / gpu['train_seconds'])}. In float32 the losses of the two differ by at most "
+        f"{scientific(proof['max_loss_difference'])} over {proof['steps']} steps "
+        f"([{file}.json](benchmarks/results/{file}.json), {result['commit'][:10]})."
+    )
+
+
 def original_table(name: str) -> str:
     """Whole processes, ours beside the plain program."""
     lines = [
@@ -194,13 +217,21 @@ def original_table(name: str) -> str:
                 f"| {machine(result, run)} | {names[run['engine']]} | {run['precision']} | "
                 f"{seconds(run['total_seconds'])} | {seconds(run['train_seconds'])} | {percent(run['test_accuracy'])} |"
             )
+    inside = "original-workload-h200"
+    result = read(RESULTS / f"{inside}.json")
+    for run in result["runs"]:
+        lines.append(
+            f"| {machine(result, run)} | `bareconv compare`, {run['engine']} | {run['precision']} | – | "
+            f"{seconds(run['train_seconds'])} | {percent(run['test_accuracy'])} |"
+        )
     lines += [
         "",
         "Whole processes from start to end with the reading of the CSV, medians of turns "
         "([original-2-cores.json](benchmarks/results/original-2-cores.json), "
-        "[original-h200.json](benchmarks/results/original-h200.json), by `benchmarks/original.py`). Where the plain "
-        "program is the faster one, it makes fewer passes over its arrays: it computes no loss, counts no hits, checks "
-        "nothing for NaN and evaluates once, at the end. Its accuracy is that of its own draw of weights.",
+        "[original-h200.json](benchmarks/results/original-h200.json), by `benchmarks/original.py`); the last two rows "
+        f"by `{result['command']}`, within one process ([{inside}.json](benchmarks/results/{inside}.json)). Where the "
+        "plain program is the faster one, it makes fewer passes over its arrays: it computes no loss, counts no hits, "
+        "checks nothing for NaN and evaluates once, at the end. Its accuracy is that of its own draw of weights.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -582,16 +613,23 @@ BENCHES = ("2-cores", "h200")  # machines whose bench-NAME.json is committed, or
 
 
 def bench_machine(name: str) -> str:
-    """Everything that the benchmark says of one machine; nothing until there is a result."""
+    """Everything that the benchmark says of one machine, and its other sweeps; nothing until there is a result."""
     file = name.replace(" ", "-")
     result = gpu_result(file)
-    return markdown.benchmark(result, gpu_link(result, file), f"images/{file}-") if result is not None else ""
+    if result is None:
+        return ""
+    text = markdown.benchmark(result, gpu_link(result, file), f"images/{file}-")
+    file = file.replace("bench", "sweeps")
+    result = gpu_result(file)
+    if result is None:
+        return text
+    lines = markdown.sweeps(result, f"images/{file}-")
+    return "\n".join([text, *lines, f"From {gpu_link(result, file)}, by `{result['command']}`."]) + "\n"
 
 
 def bench_pictures() -> Iterator[tuple[Path, bytes]]:
     """The files of the figures in docs/bench.md."""
-    for machine_name in BENCHES:
-        file = f"bench-{machine_name}"
+    for file in (f"{kind}-{machine_name}" for machine_name in BENCHES for kind in ("bench", "sweeps")):
         result = gpu_result(file)
         for name, picture in markdown.pictures(result) if result is not None else ():
             yield ROOT / "docs" / "images" / f"{file}-{name}.png", picture

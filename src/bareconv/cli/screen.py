@@ -247,7 +247,10 @@ def compiled_line(compiled: int, spent: float) -> str:
 
 
 class Interrupt:
-    """Set by the first Ctrl-C, or request to end (SIGTERM); the second one ends the process in the ordinary way, by a KeyboardInterrupt."""
+    """Set by the first Ctrl-C, or request to end (SIGTERM).
+
+    The second one ends the process in the ordinary way, by a KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
         self.requested = self.raised = False

@@ -18,6 +18,7 @@ from bareconv.report.canvas import NothingToShow, png
 from bareconv.report.consumption import energy_lines
 from bareconv.report.lessons import learning_table
 from bareconv.report.lessons import workloads as lessons
+from bareconv.report.page import notes
 from bareconv.report.sections import Cell, Table
 from bareconv.report.sweep import AXES, crossover_sentences, points
 from bareconv.report.verdict import verdict
@@ -38,7 +39,7 @@ def benchmark(result: Result, link: str, images: str) -> str:
     lines = [f"## {machine}", "", f"**{found.title}.** {' '.join(found.lead)}", ""]
     lines += [f"- {sentence}" for sentence in found.also]
     lines += ["", f"From {link}, by `{result['command']}`.", ""]
-    for part in (_sweeps, _peers, _learning, _layers, _clocks, _energy, _trust):
+    for part in (sweeps, _peers, _learning, _layers, _clocks, _energy, _trust):
         lines += part(result, images)
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -92,7 +93,8 @@ def _swept(result: Result) -> list[tuple[str, Mapping[str, Any]]]:
     return sorted(every, key=lambda one: one[1]["axis"] != "batch_size")
 
 
-def _sweeps(result: Result, images: str) -> list[str]:
+def sweeps(result: Result, images: str) -> list[str]:
+    """A chart, its crossovers and its numbers for every axis."""
     lines: list[str] = []
     for name, sweep in _swept(result):
         title, _, below, _ = AXES[sweep["axis"]]
@@ -156,4 +158,4 @@ def _trust(result: Result, images: str) -> list[str]:
     stable = f"{fmt.count(whole - number)} of {fmt.count(whole)} figures are stable." if whole else ""
     lines = ["### How far to trust it", "", stable or "Whether the figures are stable was not judged."]
     remarks = result.get("conditions", {}).get("remarks", ())
-    return [*lines, "", *(f"- {remark}" for remark in [*remarks, *result.get("notes", ())]), ""]
+    return [*lines, "", *(f"- {remark}" for remark in [*remarks, *notes(result)]), ""]

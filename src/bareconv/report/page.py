@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -214,18 +214,21 @@ def _context(
 
 def _notes(result: dict[str, Any], trained: dict[str, Any]) -> list[str]:
     """What the reader should know before believing anything; each once, and not the reason that the headline gives."""
-    environment = result["environment"]
-    missing = environment.get("cuda_missing")
-    said = [*environment.get("warnings", ()), *result.get("notes", ())]
-    if missing:
-        said = [note for note in said if missing not in note]
+    warnings = result["environment"].get("warnings", ())
+    said = [*(text[:1].upper() + text[1:] for text in warnings), *notes(result)]
     names = labels(trained["runs"])
     said += [
         f"The run {name} was stopped before its last epoch."
         for run, name in zip(trained["runs"], names, strict=True)
         if run.get("stopped")
     ]
-    return [note[:1].upper() + note[1:] for note in dict.fromkeys(said)]
+    return list(dict.fromkeys(said))
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """The notes of a result, without those that only say why there is no GPU: the headline does."""
+    missing = result["environment"].get("cuda_missing")
+    return [note for note in result.get("notes", ()) if not missing or missing not in note]
 
 
 def _contents(result: dict[str, Any], pictures: dict[str, Picture]) -> list[tuple[str, str]]:

@@ -71,8 +71,9 @@ def sentences(clocks: Sequence[Clocks]) -> list[str]:
         cold, warm, steady = (one["cold"]["whole_seconds"], one["warm"]["whole_seconds"], one["steady_seconds"])
         accuracy = one.get("test_accuracy")
         reached = f", to {fmt.percent(accuracy)} accuracy" if accuracy is not None else ""
+        take = "takes" if one["epochs"] == 1 else "take"
         said.append(
-            f"{name}: {fmt.counted(one['epochs'], 'epoch')} of {one['model']} take "
+            f"{name}: {fmt.counted(one['epochs'], 'epoch')} of {one['model']} {take} "
             f"{fmt.seconds(cold)} cold and {fmt.seconds(warm)} warm{reached}; the steps alone would take "
             f"{fmt.seconds(steady)}, {fmt.percent(steady / cold if cold else None, 0)} of the cold time."
         )
