@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib import util
@@ -128,13 +129,17 @@ def test_variants_that_compile_can_be_left_out(stand_ins, valid):
     assert (rival["variant"], [one["variant"] for one in rival["tries"]]) == ("eager", ["eager"])
 
 
-def test_compiling_has_a_limit(stand_ins, valid, monkeypatch):
-    monkeypatch.setattr(peers, "COMPILE_SECONDS", 0.5)
-    found = stand_ins(rival=({"compiled": acting("compile", trouble="hang at prepare"), "eager": acting()}, None))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
-    _, rival = valid(compared)["candidates"]
+@pytest.mark.parametrize("together", [1, 3])
+def test_who_is_never_ready_takes_the_time_of_its_own_library(together, stand_ins, valid, monkeypatch):
+    monkeypatch.setattr(peers, "at_once", lambda: together)
+    monkeypatch.setattr(peers, "LEAST_SECONDS", 0.0)
+    variants = {"eager": acting(), "compiled": acting("compile", trouble="hang at prepare")}
+    found = stand_ins(rival=(variants, acting()), other=({"": acting()}, None))
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(12), Listener())
+    _, rival, default, other = valid(compared)["candidates"]
     assert (rival["variant"], rival["status"]) == ("eager", "measured")
-    assert rival["tries"][0]["error"] == "gave no answer within 0.5 s and was ended"
+    assert re.fullmatch(r"was not ready after \d s, when the time was up", rival["tries"][1]["error"])
+    assert default["status"] == other["status"] == "measured"
 
 
 def test_other_losses_mean_no_figures(stand_ins, valid):

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bareconv import host
 from bareconv.bench import process
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import Estimate, median
-from bareconv.bench.process import Worker, WorkerError
+from bareconv.bench.process import StoppedError, Worker, WorkerError
 from bareconv.errors import BareconvError
 
 BLOCKS = 20  # for each candidate, where the time is enough for blocks of some length
@@ -26,6 +28,7 @@ NARROW = 0.01  # half of an interval over its median: narrower than that, it is 
 READY = 0.5  # of the time, that getting ready may take
 WARM_UP, WARM_UP_SHARE = 2.0, 0.05  # seconds of steps before the first block, at most; and of the time that is left
 SHORTEST, LONGEST = 0.02, 1.0  # seconds of a block
+AT_ONCE = 8  # candidates that get ready at a time, at most, and of each two cores one
 LEAD = 0.1  # seconds before a block: the caches become its candidate's own, the threads of the one before fall asleep
 
 
@@ -301,3 +304,36 @@ def prepare(
         side.close()
         raise
     return side
+
+
+def at_once() -> int:
+    """How many candidates get ready side by side on this machine; with few cores one after another takes no longer."""
+    cores = host.allowed_cores()
+    return 1 if cores < 4 else min(AT_ONCE, cores // 2)
+
+
+def prepare_all(
+    pool: ThreadPoolExecutor,
+    candidates: Sequence[Candidate],
+    into: list[Side],
+    folder: Path,
+    deadline: Deadline,
+    checks: int,
+    listener: Listener,
+    limits: Limits,
+) -> None:
+    """Append a side for each candidate, in their order, ready to be measured or with an error.
+
+    They get ready on the pool's threads, as many at a time as it has; it must outlive the sides, for a process ends
+    with the thread that started it. Nothing should be measured meanwhile. StoppedError where the listener says so: then
+    there are those that were ready.
+    """
+    asked = [pool.submit(prepare, one, folder, deadline, checks, listener, limits) for one in candidates]
+    stopped: StoppedError | None = None
+    for one in asked:
+        try:
+            into.append(one.result())
+        except StoppedError as error:
+            stopped = error
+    if stopped is not None:
+        raise stopped

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,29 @@ from typing import Any
 from bareconv.bench import process
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import median, ratio
-from bareconv.bench.interleave import READY, Candidate, Limits, Listener, Samples, Side, interleave, prepare
+from bareconv.bench.interleave import (
+    READY,
+    Candidate,
+    Limits,
+    Listener,
+    Samples,
+    Side,
+    at_once,
+    interleave,
+    prepare_all,
+)
 from bareconv.bench.parity import TOLERANCE
 from bareconv.bench.process import StoppedError
 from bareconv.bench.steady import Measured, throughput
+from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
 from bareconv.errors import BareconvError, UsageError
 
 CHECKED_STEPS = 5
 TRY_SECONDS = 1.0  # of a variant, at most
 LEAST_SECONDS = 12.0  # for a peer to get ready, where there are so many: rather few of them than none
-COMPILE_SECONDS = 180.0  # what torch.compile may take, with everything else before the first block
 LAYOUTS = ("nchw", "channels_last")
-MODES = ("eager", "graph", "compile")  # of PyTorch on a GPU; the last is a graph too
+MODES = ("graph", "eager", "compile")  # of PyTorch on a GPU, the most promising first; the last is a graph too
 GPU_SCAN = 32  # steps in one call of JAX's
 
 TUNED = {
@@ -219,15 +230,16 @@ def compare(
     variants that compile, too. ``device``: where the peers compute, as the engines do.
     """
     ready, limits = deadline.part(READY), limits or Limits()
-    with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
+    together = at_once()
+    with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(together) as pool:
         folder = Path(name)
         dataset = workload.write(folder)
         compared = Compared(workload, dataset.name, len(dataset.train), device=device)
-        trying = _Trying(compared, folder, listener, limits, compiled)
+        trying = _Trying(compared, folder, listener, limits, compiled, pool, together)
         try:
-            for engine in engines:
-                compared.sides.append(prepare(engine, folder, ready, CHECKED_STEPS, listener, limits))
-                check(compared.sides[-1], compared.sides, workload.precision)
+            prepare_all(pool, engines, compared.sides, folder, ready, CHECKED_STEPS, listener, limits)
+            for side in compared.sides:
+                check(side, compared.sides, workload.precision)
             known = catalog(device, workload.precision)
             sizes = [len(known[peer].variants) + 1 for peer in peers.pythons]
             for place, (peer, python) in enumerate(peers.pythons.items()):
@@ -248,54 +260,79 @@ def compare(
 class _Trying:
     """Prepares a peer's variants and leaves the best of them, and the default, ready to be measured."""
 
-    def __init__(self, compared: Compared, folder: Path, listener: Listener, limits: Limits, compiled: bool) -> None:
-        self.compared, self.folder = compared, folder
-        self.listener, self.limits, self.compiled = listener, limits, compiled
+    def __init__(
+        self,
+        compared: Compared,
+        folder: Path,
+        listener: Listener,
+        limits: Limits,
+        compiled: bool,
+        pool: ThreadPoolExecutor,
+        together: int,
+    ) -> None:
+        self.compared, self.folder, self.listener, self.limits = compared, folder, listener, limits
+        self.compiled, self.pool, self.together = compiled, pool, together
 
     def peer(self, name: str, python: str, deadline: Deadline) -> None:
-        """Within the time until ``deadline``; the default first, which takes no choosing."""
-        self.deadline, self.try_seconds = deadline, min(TRY_SECONDS, deadline.left / 10)
+        """Within the time until ``deadline``; the default first, which takes no choosing.
+
+        As many as get ready side by side do, and are then tried one by one.
+        """
+        self.try_seconds = min(TRY_SECONDS, deadline.left / 10)
         workload, sides = self.compared.workload, self.compared.sides
         peer = catalog(self.compared.device, workload.precision)[name]
-        command = process.foreign_command(python, peer.module)
-        environment = process.environment(workload.threads)
-        candidates = [Candidate(name, command, options, environment, False, v) for v, options in peer.variants.items()]
+        command, environment = process.foreign_command(python, peer.module), process.environment(workload.threads)
+        if self.together > 1:
+            environment[LOCK] = str(self.folder / "alone")
+
+        def candidate(variant: str, options: Mapping[str, Any]) -> Candidate:
+            return Candidate(name, command, options, environment, False, variant)
+
+        wanted = {v: o for v, o in peer.variants.items() if self.compiled or o.get("mode") != "compile"}
+        choose = len(peer.variants) > 1
+        waiting = [candidate(variant, options) for variant, options in wanted.items()]
         default: list[Side] = []
-        if peer.default is not None:
-            default.append(self._ready(Candidate(name, command, peer.default, environment, False, "default")))
-        if len(candidates) == 1:
-            sides += [self._ready(candidates[0]), *default]
-            return
-        tries = self.compared.tries[name] = []
         best: Side | None = None
+        if choose:
+            self.compared.tries[name] = []
+        if peer.default is not None:
+            waiting.insert(0, candidate("default", peer.default))
         try:
-            for candidate in candidates:
-                if candidate.options.get("mode") == "compile" and not self.compiled:
-                    continue
-                side = self._tried(candidate)
-                tries.append(side)
-                best = self._better(best, side)
+            while waiting:
+                wave, waiting = waiting[: self.together], waiting[self.together :]
+                for side in self._ready(wave, deadline):
+                    if side.candidate.variant == "default":
+                        default.append(side)
+                    elif choose:
+                        self._try(side)
+                        self.compared.tries[name].append(side)
+                        best = self._better(best, side)
+                    else:
+                        best = side
         finally:
             sides += [*([] if best is None else [best]), *default]
 
-    def _ready(self, candidate: Candidate) -> Side:
-        limits = self.limits
-        if candidate.options.get("mode") == "compile":
-            limits = Limits(prepare=min(COMPILE_SECONDS, limits.prepare), answer=limits.answer)
-        side = prepare(candidate, self.folder, self.deadline, CHECKED_STEPS, self.listener, limits)
-        check(side, self.compared.sides, self.compared.workload.precision)
-        return side
+    def _ready(self, candidates: Sequence[Candidate], deadline: Deadline) -> list[Side]:
+        """A side for each; StoppedError, where the listener says so, having ended them all."""
+        sides: list[Side] = []
+        try:
+            prepare_all(self.pool, candidates, sides, self.folder, deadline, CHECKED_STEPS, self.listener, self.limits)
+        except StoppedError:
+            for side in sides:
+                side.close()
+            raise
+        for side in sides:
+            check(side, self.compared.sides, self.compared.workload.precision)
+        return sides
 
-    def _tried(self, candidate: Candidate) -> Side:
-        """The side after a block or two, which are kept as the try's own samples."""
-        side = self._ready(candidate)
+    def _try(self, side: Side) -> None:
+        """Take a block or three, which are kept as the try's own samples."""
         if side.alive:
-            self.listener.stage(f"Trying {candidate.label}")
+            self.listener.stage(f"Trying {side.candidate.label}")
             for _ in range(3):
                 if side.alive:
                     side.run(self.try_seconds / 3)
             side.tried, side.samples = side.samples, Samples()
-        return side
 
     def _better(self, best: Side | None, side: Side) -> Side | None:
         """The faster of the two stays ready, the other ends; one that failed is no rival.

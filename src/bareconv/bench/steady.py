@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from bareconv import optim
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.environment import speed_variables
 from bareconv.bench.estimates import noise
-from bareconv.bench.interleave import READY, Candidate, Limits, Listener, Side, interleave, prepare
+from bareconv.bench.interleave import READY, Candidate, Limits, Listener, Side, at_once, interleave, prepare_all
 from bareconv.bench.process import StoppedError
 from bareconv.bench.workload import MOMENTUM, Workload
 from bareconv.device import get_device
@@ -39,13 +40,12 @@ def measure(
 ) -> Measured:
     """Measure candidates on a workload, by turns, until the deadline; what fails is in its side's ``error``."""
     ready = deadline.part(READY)
-    with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
+    with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(at_once()) as pool:
         folder = Path(name)
         dataset = workload.write(folder)
         measured = Measured(workload, dataset.name, len(dataset.train))
         try:
-            for candidate in candidates:
-                measured.sides.append(prepare(candidate, folder, ready, 1, listener, limits or Limits()))
+            prepare_all(pool, candidates, measured.sides, folder, ready, 1, listener, limits or Limits())
             listener.measuring(f"Measuring {workload.title}", deadline.left)
             interleave([side for side in measured.sides if side.alive], deadline, listener)
         except StoppedError:

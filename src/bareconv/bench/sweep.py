@@ -13,6 +13,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bareconv.bench.crossover import compare
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import median, noise
 from bareconv.bench.growth import fit
-from bareconv.bench.interleave import Candidate, Limits, Listener, Side, interleave, prepare
+from bareconv.bench.interleave import Candidate, Limits, Listener, Side, at_once, interleave, prepare_all
 from bareconv.bench.peers import CHECKED_STEPS, catalog, check
 from bareconv.bench.process import StoppedError
 from bareconv.bench.synthetic import ImageFile, lies_in_memory
@@ -63,8 +64,8 @@ def measure_sweep(
     way = AXES[axis]
     for value in values:
         way.check(value)
-    with tempfile.TemporaryDirectory(prefix="bareconv-", dir=folder) as name:
-        sweep = _Sweep(way, workload, candidates, deadline, listener, limits or Limits(), Path(name))
+    with tempfile.TemporaryDirectory(prefix="bareconv-", dir=folder) as name, ThreadPoolExecutor(at_once()) as pool:
+        sweep = _Sweep(way, workload, candidates, deadline, listener, limits or Limits(), Path(name), pool)
         order = covering(values)
         for place, value in enumerate(order):
             if deadline.passed or listener.should_stop():
@@ -86,7 +87,9 @@ class _Sweep:
         listener: Listener,
         limits: Limits,
         folder: Path,
+        pool: ThreadPoolExecutor,
     ) -> None:
+        self.pool = pool
         self.axis, self.workload, self.candidates = axis, workload, candidates
         self.deadline, self.listener, self.limits, self.folder = deadline, listener, limits, folder
         self.points: dict[float, list[dict[str, Any]]] = {}
@@ -141,13 +144,14 @@ class _Sweep:
         workload.write(folder, self.file)
         ours_alone = all(candidate.ours for candidate in self.candidates)
         try:
-            for candidate in self.candidates:
-                there = self.axis.candidate(candidate, value)
-                sides.append(prepare(there, folder, ready, 1 if ours_alone else CHECKED_STEPS, listener, self.limits))
-                if not candidate.ours:
-                    check(sides[-1], sides, _precision(candidate, self.workload))
+            there = [self.axis.candidate(candidate, value) for candidate in self.candidates]
+            checks = 1 if ours_alone else CHECKED_STEPS
+            prepare_all(self.pool, there, sides, folder, ready, checks, listener, self.limits)
         except StoppedError:
             return STOPPED
+        for side, candidate in zip(sides, self.candidates, strict=True):
+            if not candidate.ours:
+                check(side, sides, _precision(candidate, self.workload))
         self.getting_ready.append(clock() - begun)
         until = self._until(left, end)
         listener.measuring(f"Measuring {title}", until.left)
