@@ -252,7 +252,7 @@ def test_each_candidate_in_its_own_process(monkeypatch):
     good, bad, other = energy.measure_energies(WORK, candidates, get_device("cpu"), Deadline.after(30), Listener())
     assert seen == ["good", "other"]
     assert good["images"] == other["images"] == 100
-    assert 5 < good["joules"] < 10
+    assert good["joules"] > 25  # the time of all is everyone's
     assert bad["unavailable"].startswith("its process ended (exit code 3)")
     for record in (good, bad, other):
         conforms({**record, "joules": 1.0})

@@ -5,15 +5,31 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bench_stand_ins import LOSSES, QUICK, stand_in
 
+from bareconv import host
+from bareconv.bench import interleave as interleave_module
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import ratio
-from bareconv.bench.interleave import ENOUGH, Listener, Side, interleave, prepare, turns
+from bareconv.bench.interleave import (
+    ENOUGH,
+    Candidate,
+    Listener,
+    Side,
+    at_once,
+    interleave,
+    our_candidate,
+    prepare,
+    prepare_all,
+    turns,
+)
 from bareconv.bench.process import REMOVED, THREADS, StoppedError, Worker, WorkerError, environment, our_command
 from bareconv.bench.workload import Workload
 
@@ -302,3 +318,46 @@ def test_our_worker_speaks_the_protocol(tmp_path):
         with pytest.raises(WorkerError, match="KeyError"):
             worker.ask("dance", 60)
         assert worker.ask("run", 60, steps=2)["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "free", "expected"),
+    [
+        (2, "cpu", None, 1),
+        (3, "cpu", None, 1),
+        (16, "cpu", None, 8),
+        (2, "cuda:0", 80 << 30, 1),
+        (8, "cuda:0", 80 << 30, 8),
+        (64, "cuda:0", 80 << 30, 16),
+        (16, "cuda:0", 7 << 30, 4),  # each needs memory of the GPU
+        (16, "cuda:0", 1 << 30, 1),
+    ],
+)
+def test_how_many_get_ready_side_by_side(cores, device, free, expected, monkeypatch):
+    there = [
+        SimpleNamespace(name="cpu", free_bytes=lambda: None),
+        SimpleNamespace(name="cuda:0", free_bytes=lambda: free),
+    ]
+    monkeypatch.setattr(interleave_module, "all_devices", lambda: there)
+    monkeypatch.setattr(host, "allowed_cores", lambda: cores)
+    assert at_once([our_candidate("plan", device, 1)]) == expected
+    assert at_once([Candidate("other", [], {}, {})], device) == expected
+
+
+def test_side_by_side_in_their_order(tmp_path, monkeypatch):
+    """Each waits for the others: one after another, none would get ready."""
+    together, prepare_one = threading.Barrier(3, timeout=10), interleave_module.prepare
+
+    def meeting(candidate, *arguments):
+        together.wait()
+        time.sleep(0.2 if candidate.name == "A" else 0)  # the first is the last to be ready
+        return prepare_one(candidate, *arguments)
+
+    monkeypatch.setattr(interleave_module, "prepare", meeting)
+    sides: list[Side] = []
+    with ThreadPoolExecutor(3) as pool:
+        prepare_all(pool, [*map(stand_in, "ABC")], sides, tmp_path, Deadline.after(20.0), 5, Listener(), QUICK)
+        alive = [(side.candidate.name, side.alive) for side in sides]
+        for side in sides:
+            side.close()
+    assert alive == [("A", True), ("B", True), ("C", True)]

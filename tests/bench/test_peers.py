@@ -131,7 +131,7 @@ def test_variants_that_compile_can_be_left_out(stand_ins, valid):
 
 @pytest.mark.parametrize("together", [1, 3])
 def test_who_is_never_ready_takes_the_time_of_its_own_library(together, stand_ins, valid, monkeypatch):
-    monkeypatch.setattr(peers, "at_once", lambda: together)
+    monkeypatch.setattr(peers, "at_once", lambda *_: together)
     monkeypatch.setattr(peers, "LEAST_SECONDS", 0.0)
     variants = {"eager": acting(), "compiled": acting("compile", trouble="hang at prepare")}
     found = stand_ins(rival=(variants, acting()), other=({"": acting()}, None))

@@ -262,7 +262,7 @@ def test_the_plan_call_by_call(trainer_of):
     # The inputs, the gradient, and weights with their velocity, read and written.
     assert parts["dense1 + relu3", "dW + update"].bytes == 4 * (8 * (400 + 120) + 4 * 400 * 120)
     assert parts["images", "batch"].bytes == 8 * 784 * 5
-    assert {"waiting", "starting"} <= set(parts["step", "other"].kernels)
+    assert {"waiting", "rest"} <= set(parts["between layers", "other"].kernels)
     assert {what for _, what in parts} >= {"batch", "forward", "dX", "dW", "update", "other"}
     for one in launches:
         assert one["share"] == (one["least_seconds"] / one["seconds"] if one["seconds"] else 0)

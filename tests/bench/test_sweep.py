@@ -136,7 +136,7 @@ def test_a_deadline_leaves_a_coarse_curve_and_not_a_half_one(monkeypatch):
         return prepare(*arguments)
 
     monkeypatch.setattr(interleave, "prepare", slow)
-    monkeypatch.setattr(sweeping, "at_once", lambda: 1)
+    monkeypatch.setattr(sweeping, "at_once", lambda *_: 1)
     deadline = Deadline.after(45, lambda: now[0])
     found = measure_sweep("batch_size", [1, 2, 4, 8, 16, 32, 64], WORK, [CPU], deadline, Listener(), QUICK)
     by_value = figures(found["curves"][0])

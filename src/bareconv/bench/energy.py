@@ -87,7 +87,8 @@ def measure_energies(
 ) -> list[dict[str, Any]]:
     """The ``energy`` entries of candidates that compute on ``device``, one after another, each in its own process.
 
-    Where nothing counts there, none of them is started.
+    Where nothing counts there, none of them is started. A figure needs a certain time; those for which there is too
+    little left have none.
     """
     try:
         with source_of(device):
@@ -97,15 +98,14 @@ def measure_energies(
     found = []
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
         workload.write(Path(name))
-        for number, candidate in enumerate(candidates):
-            share = deadline.part(1 / (len(candidates) - number))
+        for candidate in candidates:
             try:
-                side = prepare(candidate, Path(name), share, 1, listener, Limits())
+                side = prepare(candidate, Path(name), deadline, 1, listener, Limits())
             except StoppedError:
                 found.append({**_head(workload, candidate, device), "unavailable": STOPPED})
                 continue
             try:
-                found.append(measure_energy(workload, side, device, share, listener))
+                found.append(measure_energy(workload, side, device, deadline, listener))
             finally:
                 side.close()
     return found

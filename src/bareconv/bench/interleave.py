@@ -20,6 +20,7 @@ from bareconv.bench import process
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import Estimate, median
 from bareconv.bench.process import StoppedError, Worker, WorkerError
+from bareconv.device import all_devices
 from bareconv.errors import BareconvError
 
 BLOCKS = 20  # for each candidate, where the time is enough for blocks of some length
@@ -28,7 +29,8 @@ NARROW = 0.01  # half of an interval over its median: narrower than that, it is 
 READY = 0.5  # of the time, that getting ready may take
 WARM_UP, WARM_UP_SHARE = 2.0, 0.05  # seconds of steps before the first block, at most; and of the time that is left
 SHORTEST, LONGEST = 0.02, 1.0  # seconds of a block
-AT_ONCE = 8  # candidates that get ready at a time, at most, and of each two cores one
+AT_ONCE = 16  # candidates that get ready at a time, at most; for each there is a core, for those of a CPU two
+GPU_BYTES = 3 << 29  # of a GPU, that each may need by the time that it is ready
 LEAD = 0.1  # seconds before a block: the caches become its candidate's own, the threads of the one before fall asleep
 
 
@@ -290,26 +292,43 @@ def turns(sides: Sequence[Side]) -> Iterator[Side]:
 
 
 def prepare(
-    candidate: Candidate, folder: Path, deadline: Deadline, checks: int, listener: Listener, limits: Limits
+    candidate: Candidate,
+    folder: Path,
+    deadline: Deadline,
+    checks: int,
+    listener: Listener,
+    limits: Limits,
+    warm_up: float | None = None,
 ) -> Side:
     """A side that is ready to be measured by the deadline, or has an error.
 
-    Raises StoppedError, having ended the process.
+    ``warm_up``: seconds of steps at most, in place of a share of the time. Raises StoppedError, having ended the
+    process.
     """
     listener.stage(f"Starting {candidate.label}")
     side = Side(candidate, folder, limits)
+    if warm_up is None:
+        warm_up = min(WARM_UP, WARM_UP_SHARE * deadline.left)
     try:
-        side.prepare(checks, min(WARM_UP, WARM_UP_SHARE * deadline.left), listener.should_stop, deadline)
+        side.prepare(checks, warm_up, listener.should_stop, deadline)
     except BaseException:
         side.close()
         raise
     return side
 
 
-def at_once() -> int:
-    """How many candidates get ready side by side on this machine; with few cores one after another takes no longer."""
+def at_once(candidates: Sequence[Candidate], device: str = "cpu") -> int:
+    """How many of the candidates get ready side by side on this machine; ``device``: of those that do not say.
+
+    With few cores one after another takes no longer; on a CPU each has threads of its own, and on a GPU its memory.
+    """
+    devices = {str(one.options.get("device", device)) for one in candidates}
     cores = host.allowed_cores()
-    return 1 if cores < 4 else min(AT_ONCE, cores // 2)
+    most = min(AT_ONCE, cores // 2 if "cpu" in devices else cores) if cores >= 4 else 1
+    for one in all_devices():
+        free = one.free_bytes() if one.name in devices else None
+        most = most if free is None else min(most, free // GPU_BYTES)
+    return max(1, most)
 
 
 def prepare_all(
@@ -321,6 +340,7 @@ def prepare_all(
     checks: int,
     listener: Listener,
     limits: Limits,
+    warm_up: float | None = None,
 ) -> None:
     """Append a side for each candidate, in their order, ready to be measured or with an error.
 
@@ -328,7 +348,7 @@ def prepare_all(
     with the thread that started it. Nothing should be measured meanwhile. StoppedError where the listener says so: then
     there are those that were ready.
     """
-    asked = [pool.submit(prepare, one, folder, deadline, checks, listener, limits) for one in candidates]
+    asked = [pool.submit(prepare, one, folder, deadline, checks, listener, limits, warm_up) for one in candidates]
     stopped: StoppedError | None = None
     for one in asked:
         try:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bareconv.bench.deadline import Deadline
-from bareconv.bench.interleave import Candidate, Limits, Listener, Side
+from bareconv.bench.interleave import Candidate, Limits, Listener, Side, at_once, prepare_all
 from bareconv.bench.peers import CHECKED_STEPS, check
 from bareconv.bench.process import StoppedError
 from bareconv.bench.workload import Workload
@@ -32,20 +33,29 @@ def measure_learning(
 ) -> dict[str, Any]:
     """The ``learning`` entry of a result; the first candidate is ours, whose first losses the others must have.
 
-    Each trains for ``EPOCHS`` epochs, or for its share of the time, of which those after it have what it leaves.
+    Each trains for ``EPOCHS`` epochs, or for its share of the time, of which those after it have what it leaves. As
+    many as get ready side by side do, and then train one after another.
     """
-    with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
+    together = at_once(candidates)
+    with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(together) as pool:
         folder = Path(name)
         dataset = workload.write(folder)
-        sides, curves = [], []
-        for place, candidate in enumerate(candidates):
-            if listener.should_stop() or deadline.passed:
-                break
-            side = Side(candidate, folder, limits or Limits())
-            sides.append(side)
-            steps = points(len(dataset.train) // workload.batch_size)
-            part = deadline.part(1 / (len(candidates) - place))
-            curves.append(_learn(side, sides, steps, workload, part, listener))
+        looks = points(len(dataset.train) // workload.batch_size)
+        sides: list[Side] = []
+        curves: list[dict[str, Any]] = []
+        try:
+            for start in range(0, len(candidates), together):
+                wave = candidates[start : start + together]
+                part = deadline.part(len(wave) / (len(candidates) - start))
+                prepare_all(pool, wave, sides, folder, part, CHECKED_STEPS, listener, limits or Limits(), warm_up=0.0)
+                for side in sides[start:]:
+                    check(side, sides, workload.precision)
+                    curves.append(_learn(side, looks, deadline.part(1 / (len(candidates) - len(curves))), listener))
+        except StoppedError:
+            pass
+        finally:
+            for side in sides:
+                side.close()
     return {
         "model": workload.model,
         "batch_size": workload.batch_size,
@@ -63,29 +73,16 @@ def points(steps_per_epoch: int) -> list[int]:
     return sorted({max(CHECKED_STEPS, round(share * steps_per_epoch)) for share in shares})
 
 
-def _learn(
-    side: Side,
-    sides: Sequence[Side],
-    looks: Sequence[int],
-    workload: Workload,
-    deadline: Deadline,
-    listener: Listener,
-) -> dict[str, Any]:
-    """One candidate's curve, as far as it comes."""
+def _learn(side: Side, looks: Sequence[int], deadline: Deadline, listener: Listener) -> dict[str, Any]:
+    """The curve of one that has taken its first steps, as far as it comes."""
     candidate = side.candidate
     listener.stage(f"Learning: {candidate.label}")
     steps, seconds, accuracy = [], [], []
-    try:
-        side.prepare(CHECKED_STEPS, 0.0, listener.should_stop, deadline)
-        check(side, sides, workload.precision)
-        for done, elapsed, right in _curve(side, looks, deadline, listener):
-            steps.append(done)
-            seconds.append(elapsed)
-            accuracy.append(right)
-    except StoppedError:
-        pass
-    finally:
-        side.close()
+    for done, elapsed, right in _curve(side, looks, deadline, listener):
+        steps.append(done)
+        seconds.append(elapsed)
+        accuracy.append(right)
+    side.close()
     return {
         "name": candidate.name,
         "variant": candidate.variant,

@@ -43,7 +43,8 @@ from bareconv.errors import BareconvError, UsageError
 
 CHECKED_STEPS = 5
 TRY_SECONDS = 1.0  # of a variant, at most
-LEAST_SECONDS = 12.0  # for a peer to get ready, where there are so many: rather few of them than none
+LEAST_SECONDS = 12.0  # for what gets ready at a time, where there are so many: rather few of them than none
+DEFAULT_NAME = "default"  # the variant that is how a peer comes
 LAYOUTS = ("nchw", "channels_last")
 MODES = ("graph", "eager", "compile")  # of PyTorch on a GPU, the most promising first; the last is a graph too
 GPU_SCAN = 32  # steps in one call of JAX's
@@ -225,12 +226,11 @@ def compare(
 ) -> Compared:
     """Measure our engines and the peers on a workload, by turns, until the deadline.
 
-    Half of the time is for getting ready and trying variants, of which every peer has a share by its variants, where
-    that is enough for anything at all: what is not ready then is not measured, and says so. ``compiled``: try the
-    variants that compile, too. ``device``: where the peers compute, as the engines do.
+    Half of the time is for getting ready and trying variants: what is not ready then is not measured, and says so.
+    ``compiled``: try the variants that compile, too. ``device``: where the peers compute, as the engines do.
     """
     ready, limits = deadline.part(READY), limits or Limits()
-    together = at_once()
+    together = at_once(engines, device)
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(together) as pool:
         folder = Path(name)
         dataset = workload.write(folder)
@@ -240,12 +240,7 @@ def compare(
             prepare_all(pool, engines, compared.sides, folder, ready, CHECKED_STEPS, listener, limits)
             for side in compared.sides:
                 check(side, compared.sides, workload.precision)
-            known = catalog(device, workload.precision)
-            sizes = [len(known[peer].variants) + 1 for peer in peers.pythons]
-            for place, (peer, python) in enumerate(peers.pythons.items()):
-                share = ready.part(sizes[place] / sum(sizes[place:]))
-                least = min(ready.clock() + LEAST_SECONDS, ready.at)
-                trying.peer(peer, python, Deadline(max(share.at, least), ready.clock))
+            trying.peers(peers, ready)
             listener.measuring(f"Measuring {workload.title}", deadline.left)
             interleave([side for side in compared.sides if side.alive], deadline, listener)
         except StoppedError:
@@ -258,7 +253,7 @@ def compare(
 
 
 class _Trying:
-    """Prepares a peer's variants and leaves the best of them, and the default, ready to be measured."""
+    """Prepares the peers' variants and leaves the best of each, and its default, ready to be measured."""
 
     def __init__(
         self,
@@ -272,45 +267,55 @@ class _Trying:
     ) -> None:
         self.compared, self.folder, self.listener, self.limits = compared, folder, listener, limits
         self.compiled, self.pool, self.together = compiled, pool, together
+        self.best: dict[str, Side] = {}  # by peer
+        self.defaults: dict[str, Side] = {}
 
-    def peer(self, name: str, python: str, deadline: Deadline) -> None:
-        """Within the time until ``deadline``; the default first, which takes no choosing.
+    def peers(self, found: Found, deadline: Deadline) -> None:
+        """All of them within the time until ``deadline``: peer by peer; what compiles, last: it takes long.
 
-        As many as get ready side by side do, and are then tried one by one.
+        As many as get ready side by side do, and are then tried one by one. What is not ready has its share of the
+        time, where that is enough for anything at all.
         """
-        self.try_seconds = min(TRY_SECONDS, deadline.left / 10)
-        workload, sides = self.compared.workload, self.compared.sides
+        waiting = [one for name, python in found.pythons.items() for one in self._candidates(name, python)]
+        waiting.sort(key=_compiles)
+        self.try_seconds = min(TRY_SECONDS, deadline.left / (4 * max(1, len(waiting))))
+        try:
+            while waiting:
+                wave, rest = waiting[: self.together], waiting[self.together :]
+                share = deadline.part(len(wave) / len(waiting))
+                least = min(deadline.clock() + LEAST_SECONDS, deadline.at)
+                for side in self._ready(wave, Deadline(max(share.at, least), deadline.clock)):
+                    self._take(side)
+                waiting = rest
+        finally:
+            for name in found.pythons:
+                both = (self.best.get(name), self.defaults.get(name))
+                self.compared.sides += [side for side in both if side is not None]
+
+    def _candidates(self, name: str, python: str) -> list[Candidate]:
+        """A peer's default and its variants."""
+        workload = self.compared.workload
         peer = catalog(self.compared.device, workload.precision)[name]
         command, environment = process.foreign_command(python, peer.module), process.environment(workload.threads)
         if self.together > 1:
             environment[LOCK] = str(self.folder / "alone")
-
-        def candidate(variant: str, options: Mapping[str, Any]) -> Candidate:
-            return Candidate(name, command, options, environment, False, variant)
-
-        wanted = {v: o for v, o in peer.variants.items() if self.compiled or o.get("mode") != "compile"}
-        choose = len(peer.variants) > 1
-        waiting = [candidate(variant, options) for variant, options in wanted.items()]
-        default: list[Side] = []
-        best: Side | None = None
-        if choose:
+        if len(peer.variants) > 1:
             self.compared.tries[name] = []
-        if peer.default is not None:
-            waiting.insert(0, candidate("default", peer.default))
-        try:
-            while waiting:
-                wave, waiting = waiting[: self.together], waiting[self.together :]
-                for side in self._ready(wave, deadline):
-                    if side.candidate.variant == "default":
-                        default.append(side)
-                    elif choose:
-                        self._try(side)
-                        self.compared.tries[name].append(side)
-                        best = self._better(best, side)
-                    else:
-                        best = side
-        finally:
-            sides += [*([] if best is None else [best]), *default]
+        options = dict(peer.variants) if peer.default is None else {DEFAULT_NAME: peer.default, **peer.variants}
+        every = [Candidate(name, command, chosen, environment, False, variant) for variant, chosen in options.items()]
+        return [one for one in every if self.compiled or not _compiles(one)]
+
+    def _take(self, side: Side) -> None:
+        """Keep one that is ready, or has an error: of several variants the best so far."""
+        name = side.candidate.name
+        if side.candidate.variant == DEFAULT_NAME:
+            self.defaults[name] = side
+        elif name in self.compared.tries:
+            self._try(side)
+            self.compared.tries[name].append(side)
+            self.best[name] = self._better(self.best.get(name), side)
+        else:
+            self.best[name] = side
 
     def _ready(self, candidates: Sequence[Candidate], deadline: Deadline) -> list[Side]:
         """A side for each; StoppedError, where the listener says so, having ended them all."""
@@ -334,7 +339,7 @@ class _Trying:
                     side.run(self.try_seconds / 3)
             side.tried, side.samples = side.samples, Samples()
 
-    def _better(self, best: Side | None, side: Side) -> Side | None:
+    def _better(self, best: Side | None, side: Side) -> Side:
         """The faster of the two stays ready, the other ends; one that failed is no rival.
 
         They were tried one after the other, and the machine may have been busy with something else at the time of one:
@@ -355,6 +360,10 @@ class _Trying:
             if one is not None and one is not winner:
                 one.close()
         return winner
+
+
+def _compiles(candidate: Candidate) -> bool:
+    return bool(candidate.options.get("mode") == "compile")
 
 
 def check(side: Side, sides: Sequence[Side], precision: str) -> None:

@@ -40,7 +40,7 @@ def measure(
 ) -> Measured:
     """Measure candidates on a workload, by turns, until the deadline; what fails is in its side's ``error``."""
     ready = deadline.part(READY)
-    with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(at_once()) as pool:
+    with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(at_once(candidates)) as pool:
         folder = Path(name)
         dataset = workload.write(folder)
         measured = Measured(workload, dataset.name, len(dataset.train))

@@ -28,7 +28,7 @@ from bareconv.errors import BareconvError
 from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it.
-SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 8.0, "sweep": 5.0, "clocks": 2.0, "energy": 1.0, "learning": 4.0}
+SHARES = {"layers": 2.0, "throughput": 2.0, "peers": 9.0, "sweep": 6.0, "clocks": 2.0, "energy": 4.0, "learning": 4.0}
 PARTS = tuple(SHARES)
 SWEEPS = ("batch_size", "width")  # along which a GPU may overtake a CPU
 
@@ -115,9 +115,13 @@ class Suite:
             our_candidate(engine, place.device.name, workload.threads, precision)
             for place in self.places
             for precision in place.precisions
-            for engine in engines
-            if engine == "plan" or stored(precision) == precision  # the other engines compute in the model's own
+            for engine in self._engines(precision)
+            if engine in engines
         ]
+
+    def _engines(self, precision: str) -> list[str]:
+        """Those that compute in it: but for the plan, in the model's own precisions alone."""
+        return [name for name in self.engines if name == "plan" or stored(precision) == precision]
 
     def _each(self, deadline: Deadline, jobs: Sequence[Any]) -> Any:
         """Every job with its share of the time that is left."""
@@ -147,7 +151,7 @@ class Suite:
             for precision in place.precisions
         ]
         for (workload, place, precision), part in self._each(deadline, jobs):
-            engines = [our_candidate(name, place.device.name, workload.threads) for name in self.engines]
+            engines = [our_candidate(name, place.device.name, workload.threads) for name in self._engines(precision)]
             found = place.peers[precision]
             compared = compare(
                 workload, engines, found, part, listener, compiled=self.compiled, device=place.device.name
@@ -194,11 +198,14 @@ class Suite:
         jobs = [(workload, place) for workload in self.workloads for place in self.places]
         for (workload, place), part in self._each(deadline, jobs):
             chosen = dataclasses.replace(workload, precision=place.precisions[0])
-            candidates = [our_candidate(name, place.device.name, chosen.threads) for name in self.engines]
-            candidates += self._rivals.get((chosen, place.device.name), [])
+            ours, *others = [our_candidate(name, place.device.name, chosen.threads) for name in self.engines]
+            rivals = self._rivals.get((chosen, place.device.name), [])
+            # What is fast comes far in little time, and leaves the rest of it to those after it.
+            candidates = [ours, *rivals[:1], *others, *rivals[1:]]
             made["learning"].append(measure_learning(chosen, candidates, part, listener))
 
     def _energy(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        """Of our engine everywhere, then of each place's fastest rival: a figure is whole, or none."""
         made["energy"] = []
         jobs = [
             (dataclasses.replace(workload, precision=precision), place)
@@ -206,10 +213,12 @@ class Suite:
             for place in self.places
             for precision in place.precisions
         ]
-        for (workload, place), part in self._each(deadline, jobs):
-            candidates = [our_candidate(self.engines[0], place.device.name, workload.threads)]
-            candidates += self._rivals.get((workload, place.device.name), [])
-            made["energy"] += measure_energies(workload, candidates, place.device, part, listener)
+        for workload, place in jobs:
+            ours = [our_candidate(self.engines[0], place.device.name, workload.threads)]
+            made["energy"] += measure_energies(workload, ours, place.device, deadline, listener)
+        for workload, place in jobs:
+            rivals = self._rivals.get((workload, place.device.name), [])[:1]
+            made["energy"] += measure_energies(workload, rivals, place.device, deadline, listener)
 
 
 def _label(side: Side) -> str:

@@ -64,7 +64,8 @@ def measure_sweep(
     way = AXES[axis]
     for value in values:
         way.check(value)
-    with tempfile.TemporaryDirectory(prefix="bareconv-", dir=folder) as name, ThreadPoolExecutor(at_once()) as pool:
+    pool = ThreadPoolExecutor(at_once(candidates))
+    with tempfile.TemporaryDirectory(prefix="bareconv-", dir=folder) as name, pool:
         sweep = _Sweep(way, workload, candidates, deadline, listener, limits or Limits(), Path(name), pool)
         order = covering(values)
         for place, value in enumerate(order):
