@@ -183,11 +183,11 @@ def test_who_takes_part(tmp_path, monkeypatch):
     assert [side.candidate.name for side in one.engines] == ["plan"]
     assert one.engines[0].candidate.options == {"engine": "plan", "device": "cuda:0"}
     assert [side.candidate.variant for side in one.rivals] == [
+        "channels_last graph autocast",
+        "channels_last graph copy",
         "nchw eager autocast",
         "channels_last eager autocast",
         "channels_last eager copy",
-        "channels_last graph autocast",
-        "channels_last graph copy",
     ]
     assert [side.candidate.variant for side in one.late] == [
         "channels_last compile autocast",
@@ -199,10 +199,10 @@ def test_who_takes_part(tmp_path, monkeypatch):
     without = contest(*(WORK, "cuda:0", ["plan"], found, tmp_path / "again"), compiled=False)
     assert without.late == []
     assert [side.candidate.variant for side in without.rivals] == [
-        "nchw eager",
-        "channels_last eager",
         "nchw graph",
         "channels_last graph",
+        "nchw eager",
+        "channels_last eager",
     ]
 
 

@@ -8,13 +8,14 @@ its time is not shown.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,6 @@ from bareconv.bench import process
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import median, ratio
 from bareconv.bench.interleave import (
-    READY,
     Candidate,
     Limits,
     Listener,
@@ -44,6 +44,7 @@ from bareconv.errors import BareconvError, UsageError
 CHECKED_STEPS = 5
 TRY_SECONDS = 1.0  # of a variant, at most
 LEAST_SECONDS = 12.0  # for what gets ready at a time, where there are so many: rather few of them than none
+READY_TO_COMPARE = 0.6  # of the time, that getting ready may take
 DEFAULT_NAME = "default"  # the variant that is how a peer comes
 LAYOUTS = ("nchw", "channels_last")
 MODES = ("graph", "eager", "compile")  # of PyTorch on a GPU, the most promising first; the last is a graph too
@@ -226,10 +227,10 @@ def compare(
 ) -> Compared:
     """Measure our engines and the peers on a workload, by turns, until the deadline.
 
-    Half of the time is for getting ready and trying variants: what is not ready then is not measured, and says so.
+    Most of the time is for getting ready and trying variants: what is not ready then is not measured, and says so.
     ``compiled``: try the variants that compile, too. ``device``: where the peers compute, as the engines do.
     """
-    ready, limits = deadline.part(READY), limits or Limits()
+    ready, limits = deadline.part(READY_TO_COMPARE), limits or Limits()
     together = at_once(engines, device)
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(together) as pool:
         folder = Path(name)
@@ -276,29 +277,31 @@ class _Trying:
         As many as get ready side by side do, and are then tried one by one. What is not ready has its share of the
         time, where that is enough for anything at all.
         """
-        waiting = [one for name, python in found.pythons.items() for one in self._candidates(name, python)]
-        waiting.sort(key=_compiles)
-        self.try_seconds = min(TRY_SECONDS, deadline.left / (4 * max(1, len(waiting))))
+        every = [one for name, python in found.pythons.items() for one in self._candidates(name, python)]
+        waves = list(self._waves(sorted(every, key=_compiles)))
+        self.try_seconds = min(TRY_SECONDS, deadline.left / (4 * max(1, len(every))))
         try:
-            while waiting:
-                wave, rest = waiting[: self.together], waiting[self.together :]
-                share = deadline.part(len(wave) / len(waiting))
+            for place, wave in enumerate(waves):
+                share = deadline.part(len(wave) / sum(map(len, waves[place:])))
                 least = min(deadline.clock() + LEAST_SECONDS, deadline.at)
                 for side in self._ready(wave, Deadline(max(share.at, least), deadline.clock)):
                     self._take(side)
-                waiting = rest
         finally:
             for name in found.pythons:
                 both = (self.best.get(name), self.defaults.get(name))
                 self.compared.sides += [side for side in both if side is not None]
+
+    def _waves(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+        """Those that get ready side by side: of one peer, so that no other one's slowness is in its way."""
+        for _, of_one in itertools.groupby(candidates, key=lambda one: (one.name, _compiles(one))):
+            alike = list(of_one)
+            yield from (alike[start : start + self.together] for start in range(0, len(alike), self.together))
 
     def _candidates(self, name: str, python: str) -> list[Candidate]:
         """A peer's default and its variants."""
         workload = self.compared.workload
         peer = catalog(self.compared.device, workload.precision)[name]
         command, environment = process.foreign_command(python, peer.module), process.environment(workload.threads)
-        if self.together > 1:
-            environment[LOCK] = str(self.folder / "alone")
         if len(peer.variants) > 1:
             self.compared.tries[name] = []
         options = dict(peer.variants) if peer.default is None else {DEFAULT_NAME: peer.default, **peer.variants}
@@ -320,13 +323,21 @@ class _Trying:
     def _ready(self, candidates: Sequence[Candidate], deadline: Deadline) -> list[Side]:
         """A side for each; StoppedError, where the listener says so, having ended them all."""
         sides: list[Side] = []
+        # While it gets ready, PyTorch measures which of its algorithms is the fastest: one process at a time.
+        locked = [
+            dataclasses.replace(one, environment={**one.environment, LOCK: str(self.folder / "alone")})
+            if one.name == "pytorch"
+            else one
+            for one in candidates
+        ]
         try:
-            prepare_all(self.pool, candidates, sides, self.folder, deadline, CHECKED_STEPS, self.listener, self.limits)
+            prepare_all(self.pool, locked, sides, self.folder, deadline, CHECKED_STEPS, self.listener, self.limits)
         except StoppedError:
             for side in sides:
                 side.close()
             raise
-        for side in sides:
+        for side, candidate in zip(sides, candidates, strict=True):
+            side.candidate = candidate
             check(side, self.compared.sides, self.compared.workload.precision)
         return sides
 

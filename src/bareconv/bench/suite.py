@@ -18,7 +18,7 @@ from bareconv.bench.depth import measure_depth
 from bareconv.bench.energy import measure_energies
 from bareconv.bench.interleave import Candidate, Listener, Side, our_candidate
 from bareconv.bench.learning import measure_learning
-from bareconv.bench.peers import Compared, Found, compare, record
+from bareconv.bench.peers import Compared, Found, catalog, compare, record
 from bareconv.bench.process import StoppedError, TimeUpError
 from bareconv.bench.steady import Measured, measure, run_record
 from bareconv.bench.sweep import measure_sweep
@@ -28,7 +28,7 @@ from bareconv.errors import BareconvError
 from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it.
-SHARES = {"layers": 2.0, "throughput": 2.0, "peers": 9.0, "sweep": 6.0, "clocks": 2.0, "energy": 4.0, "learning": 4.0}
+SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 12.0, "sweep": 6.0, "clocks": 2.0, "energy": 4.0, "learning": 4.0}
 PARTS = tuple(SHARES)
 SWEEPS = ("batch_size", "width")  # along which a GPU may overtake a CPU
 
@@ -47,6 +47,11 @@ class Place:
     def is_cpu(self) -> bool:
         """Whether it is the CPU."""
         return isinstance(self.device, CpuDevice)
+
+    def variants(self, precision: str) -> int:
+        """How many candidates of peers there are in it."""
+        known = catalog(self.device.name, precision)
+        return sum(len(known[name].variants) for name in self.peers[precision].pythons)
 
 
 class Watching(Listener):
@@ -101,8 +106,8 @@ class Suite:
     def _order(self) -> list[str]:
         """The parts that there is something to do for."""
         wanted = [name for name in PARTS if name in self.parts]
-        if "peers" in wanted and len(self.places) == 1 and len(self.places[0].precisions) == 1:
-            wanted = [name for name in wanted if name != "throughput"]  # our engines are measured beside the peers
+        if "peers" in wanted:  # beside which our engines are measured; by turns with each other, in the sweep
+            wanted = [name for name in wanted if name != "throughput"]
         return wanted
 
     def _fail(self, note: str) -> None:
@@ -150,7 +155,9 @@ class Suite:
             for place in self.places
             for precision in place.precisions
         ]
-        for (workload, place, precision), part in self._each(deadline, jobs):
+        sizes = [1 + place.variants(precision) for _, place, precision in jobs]
+        for number, (workload, place, precision) in enumerate(jobs):
+            part = deadline.part(sizes[number] / sum(sizes[number:]))
             engines = [our_candidate(name, place.device.name, workload.threads) for name in self._engines(precision)]
             found = place.peers[precision]
             compared = compare(
@@ -158,16 +165,16 @@ class Suite:
             )
             made["peers"].append(record(compared, found.absent))
             self._rivals[workload, place.device.name] = _fastest(compared)
-            self._keep(compared, made, runs="throughput" not in self._order())
+            self._keep(compared, made)
 
-    def _keep(self, measured: Measured, made: Record, runs: bool = True) -> None:
+    def _keep(self, measured: Measured, made: Record) -> None:
         """Our engines' runs, and what went wrong."""
         for side in measured.sides:
             title = f"{measured.workload.title}, {_label(side)}"
             if side.error is not None:
                 self.notes.append(f"{title}: {side.error}.")
                 self.failed |= side.status not in ("unsupported", "interrupted")
-            if runs and side.candidate.ours and (run := run_record(measured, side)) is not None:
+            if side.candidate.ours and (run := run_record(measured, side)) is not None:
                 made["runs"].append(run)
 
     def _sweep(self, deadline: Deadline, listener: Watching, made: Record) -> None:

@@ -14,6 +14,7 @@ it is measured as it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -81,7 +82,7 @@ class Tinygrad(Candidate):
 
         jit = (lambda function: function) if self.options["mode"] == "eager" else tinygrad.TinyJit
         self.step = jit(step_at if self.on_gpu else step)
-        with Alone():  # a search measures its kernels
+        with Alone() if self.options["beam"] else contextlib.nullcontext():  # a search measures its kernels
             self._compile()
 
     def _set_precision(self, name: str) -> None:
