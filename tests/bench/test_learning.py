@@ -56,6 +56,7 @@ def test_who_is_slow_at_it_looks_less_often():
     assert next_look(looks[1:], 10, 0.1, 4.0, 9.0) == 50  # for 100, which would be worth it, there is no time
     assert next_look(looks[1:], 10, 0.1, 40.0, 44.5) == 50  # none is worth it: the last that there is time for
     assert next_look(looks[1:], 10, 0.1, 1.0, 1.5) is None
+    assert next_look(looks, 5, 0.001, 1.0, 60.0) == 10  # there is so much time that a look is nothing
     assert next_look([], 100, 0.1, 1.0, 60.0) is None
 
 

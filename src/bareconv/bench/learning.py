@@ -21,7 +21,8 @@ from bareconv.bench.workload import Workload
 
 EPOCHS = 3
 POINTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the first epoch; then one every half
-WORTH = 2.0  # times what a look takes, there is training before the next
+WORTH = 2.0  # times what a look takes, there is training before the next,
+CHEAP = 0.02  # unless a look takes no more of the time that is left
 
 
 def measure_learning(
@@ -121,4 +122,6 @@ def next_look(looks: Sequence[int], done: int, step: float, looking: float, left
     ``step`` and ``looking``: seconds of a training step and of a look; ``left``: all there are. None: for none of them.
     """
     within = [one for one in looks if (one - done) * step + looking <= left]
+    if looking <= CHEAP * left:
+        return within[0] if within else None
     return next((one for one in within if (one - done) * step >= WORTH * looking), within[-1] if within else None)

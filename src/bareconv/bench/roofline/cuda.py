@@ -6,6 +6,7 @@ where it fits; then the cache's bandwidth is its ceiling (``FITS``).
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ from bareconv.plan.cuda.runtime import TIMED_ROWS, Runtime
 CACHE = "cache"
 REPEATS = 50  # of a launch in a row
 ROWS = 5  # of whole steps
+LEAST_ROW = 0.05  # seconds of steps in a row
 FEW = 8  # steps, to see how long one takes
 
 
@@ -244,7 +246,9 @@ def _within(deadline: Deadline, step: float, steps: int, repeats: int) -> tuple[
     """(steps of a row, repeats of a launch): as many as are done by then, if a step takes so long."""
     half = deadline.left / 2
     most = int(half / ((1 + ROWS) * step)), int(half / ((1 + TIMED_ROWS) * step))
-    return max(1, min(steps, most[0])), max(2, min(repeats, most[1]))
+    # What a row takes beside its steps must not count, though the time be up.
+    least = min(steps, math.ceil(LEAST_ROW / step))
+    return max(least, min(steps, most[0])), max(2, min(repeats, most[1]))
 
 
 def _launch(
