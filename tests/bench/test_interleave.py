@@ -103,11 +103,20 @@ def test_a_slow_candidate_gets_one_block_and_no_more(ready):
 
 def test_a_request_to_stop_keeps_what_was_measured(ready):
     sides = ready(stand_in("A"), stand_in("B"))
-    interleave(sides, Deadline.after(8.0), Heard(most=3))
+    interleave(sides, Deadline.after(8.0), Heard(most=7))
     for side in sides:
         side.finish()
-    assert [len(side.samples.seconds) for side in sides] == [1, 2]
+    assert [len(side.samples.seconds) for side in sides] == [3, 4]
     assert all(side.rate is not None for side in sides)
+
+
+def test_who_has_hardly_begun_when_it_is_stopped_has_no_figure(ready):
+    sides = ready(stand_in("A"), stand_in("B"))
+    interleave(sides, Deadline.after(8.0), Heard(most=5))
+    for side in sides:
+        side.finish()
+    assert [side.rate is not None for side in sides] == [True, False]
+    assert (sides[1].status, sides[1].error) == ("interrupted", "it was stopped before there were 3 blocks")
 
 
 @pytest.mark.parametrize(

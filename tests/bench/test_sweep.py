@@ -175,7 +175,7 @@ class Stopping(Listener):
 
 
 def test_a_request_to_stop_keeps_what_was_measured():
-    listener = Stopping(most=23)  # ten blocks of each at the first point, three at the second
+    listener = Stopping(most=26)  # ten blocks of each at the first point, three at the second
     found = sweep([1, 2, 4], CPU, GPU, listener=listener)
     for curve in found["curves"]:
         by_value = figures(curve)

@@ -24,6 +24,7 @@ from bareconv.device import all_devices
 from bareconv.errors import BareconvError
 
 BLOCKS = 20  # for each candidate, where the time is enough for blocks of some length
+FEWEST = 3  # blocks of a measurement that was stopped by request: of fewer, the median says nothing
 ENOUGH = 10  # blocks, before a median may count as known
 NARROW = 0.01  # half of an interval over its median: narrower than that, it is known well enough
 READY = 0.5  # of the time, that getting ready may take
@@ -255,14 +256,16 @@ def interleave(sides: Sequence[Side], deadline: Deadline, listener: Listener) ->
     """Measure by turns until every median is narrow, or the deadline; a block that would not end in time is not begun.
 
     Each candidate gets at least one block, unless the time is up before, though a single step of it may take longer.
-    One that fails drops out, and the others have its time. Stops early where the listener says so. ``stopped`` of every
-    side says which it was.
+    One that fails drops out, and the others have its time. Stops early where the listener says so: who has hardly begun
+    then has no figure. ``stopped`` of every side says which it was.
     """
     block = min(max(deadline.left / (BLOCKS * max(len(sides), 1)), SHORTEST), LONGEST)
     lead = min(LEAD, block / 4) if len(sides) > 1 else 0.0
     reason = _blocks(sides, deadline, listener, block, lead)
     for side in sides:
         side.stopped = reason
+        if reason == "request" and side.alive and len(side.samples.seconds) < FEWEST:
+            side.fail(BareconvError(f"it was stopped before there were {FEWEST} blocks"), "interrupted")
 
 
 def _blocks(sides: Sequence[Side], deadline: Deadline, listener: Listener, block: float, lead: float) -> str:
