@@ -20,6 +20,7 @@ from bareconv.bench.results import read
 from bareconv.report import ladder_bars, markdown, png
 from bareconv.report.candidates import pretty
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
+from bareconv.report.verdict import verdict
 from bareconv.training import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -609,6 +610,7 @@ def gpu_seeds(name: str) -> str:
 
 # The benchmark
 
+ALSO = 5  # sentences beside a verdict, in the README
 BENCHES = ("2-cores", "h200")  # machines whose bench-NAME.json is committed, or will be
 
 
@@ -635,8 +637,22 @@ def bench_pictures() -> Iterator[tuple[Path, bytes]]:
             yield ROOT / "docs" / "images" / f"{file}-{name}.png", picture
 
 
+def verdicts(name: str) -> str:
+    """What the benchmark says of each machine in a few sentences."""
+    lines = []
+    for machine_name in BENCHES:
+        file = f"bench-{machine_name}"
+        result = gpu_result(file)
+        found = verdict(result) if result is not None else None
+        if found is not None:
+            link = f"[{file}.json](benchmarks/results/{file}.json)"
+            lines += [f"- **{found.title}.** {' '.join(found.also[:ALSO])} ({link})"]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Blocks] = {
     "README.md": {
+        "verdicts": verdicts,
         "main": main_table,
         "gpu": gpu_section,
         "peers": peers_table,
