@@ -269,10 +269,9 @@ DEVICE void store_numbers(void* to, const float (&values)[COUNT]) {
 
 // ---- The pixels, and A ----
 
-// The pixels of an image of the batch, as they are, on their way into shared memory.
-DEVICE void fetch_image(u8* to, const u8* pixels, const int* order, const Control& control, int image, int thread) {
-    const int place = control.position * control.batch + image;
-    const u8* from = pixels + (order == nullptr ? (long long)place : (long long)order[place]) * IMAGE_BYTES;
+// The pixels of the image at ``place``, as they are, on their way into shared memory.
+DEVICE void fetch_image(u8* to, const u8* pixels, int place, int thread) {
+    const u8* from = pixels + (long long)place * IMAGE_BYTES;
     if (IMAGE_BYTES % 16 == 0) {
         for (int i = thread * 16; i < IMAGE_BYTES; i += THREADS * 16) copy_16(to + i, from + i);
     } else if (IMAGE_BYTES % 4 == 0) {
@@ -280,7 +279,6 @@ DEVICE void fetch_image(u8* to, const u8* pixels, const int* order, const Contro
     } else {
         for (int i = thread; i < IMAGE_BYTES; i += THREADS) to[i] = from[i];
     }
-    end_copies();
 }
 
 // Lines of a band: local row 0 is row ``first_row`` of the image, column 0 is A_PADDING_W to its left.
