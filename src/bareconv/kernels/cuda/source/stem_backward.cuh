@@ -94,8 +94,10 @@ struct Rows {
         if (!STAGED) return;
         const int from = row > 0 ? row : 0, numbers = (min(row + ROWS_, B_HEIGHT) - from) * ROW;
         const long long at = ((long long)image * B_HEIGHT + from) * ROW;
+#pragma unroll 1
         for (int i = thread * PIECE; i < numbers; i += THREADS * PIECE) copy_16(to + i * Number::BYTES, dy + at + i);
         constexpr int AT_ONCE = ROW % 16 == 0 ? 16 : 4;
+#pragma unroll 1
         for (int i = thread * AT_ONCE; i < numbers; i += THREADS * AT_ONCE) {
             if (AT_ONCE == 16) copy_16(to + NUMBER_BYTES + i, where + at + i);
             else copy_4(to + NUMBER_BYTES + i, where + at + i);
