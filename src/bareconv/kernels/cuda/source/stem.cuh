@@ -61,7 +61,7 @@ struct Picture {
 struct Team {
     int number, thread, warp, lane;
     // What is 0 anyway must be a constant, or it takes a register.
-    DEVICE Team() : number(TEAMS == 1 ? 0 : threadIdx.x / THREADS), thread(threadIdx.x - number * THREADS), warp(thread / 32), lane(thread & 31) {}
+    DEVICE Team() : number(TEAMS == 1 ? 0 : threadIdx.x / THREADS), thread(threadIdx.x % THREADS), warp(thread / 32), lane(thread & 31) {}
     DEVICE void sync() const {
         if (TEAMS == 1) sync_block();
         else sync_some(1 + number, THREADS);

@@ -58,7 +58,7 @@ static_assert(WARPS % SLICES == 0, "every warp has a slice of A's channels");
 
 // dY for a band, zeros where there is none.
 DEVICE void spread_gradient(u8* to, const Read& read, int before, int thread) {
-#pragma unroll 2
+#pragma unroll STAGED ? 1 : 2
     for (int i = thread; i < READ_ROWS * READ_COLUMNS * B_PIECES; i += THREADS) {
         const int piece = i % B_PIECES, row = i / B_PIECES / READ_COLUMNS, column = i / B_PIECES % READ_COLUMNS;
         const int p = first_row(before) + row, q = column - BACK_W;
