@@ -33,7 +33,7 @@ BESIDE = 0.18  # how much longer it takes for each further team on a multiproces
 
 @dataclass(frozen=True)
 class StemBackward:
-    """Kernels in any order. Gradients come in ``parts`` parts, each of a parameter's natural size."""
+    """Kernels to launch in this order, one right after the other. Gradients come in ``parts`` parts, each of a parameter's natural size."""
 
     kernels: tuple[Kernel, ...]
     parts: int

@@ -308,7 +308,7 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     float sum[TILES * COUNT];  // of A's weights and biases
 #pragma unroll
     for (int i = 0; i < TILES * COUNT; i++) sum[i] = 0.f;
-    wait_for_kernels_before();
+    // All that is read is older than the kernel just before, which is the one for B's parameters and has waited for it.
     let_next_kernel_start();
     const Control step = *control;
     const int items = step.images * BANDS, stride = gridDim.x * TEAMS;
@@ -367,6 +367,8 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     }
     copies_done();
     sum_over_turns<TEAMS * TURNS>(sum, shared, slice, team.number * TURNS + turn);
+    // Whoever waits for this kernel need not know of the one before it.
+    wait_for_kernels_before();
     if (team.number > 0 || turn > 0) return;
     float* to = partial_weight_a + (long long)blockIdx.x * (A_TAPS * CHANNELS * A_FILTERS);
 #pragma unroll

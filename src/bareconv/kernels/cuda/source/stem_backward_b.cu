@@ -163,17 +163,20 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     for (int i = 0; i < COUNT; i++) sum[i] = 0.f;
 #pragma unroll
     for (int i = 0; i < PIECE; i++) bias[i] = 0.f;
-    wait_for_kernels_before();
-    let_next_kernel_start();
+    // Of what is read only dY is written by the kernel just before, and that has waited for the rest.
     const Control step = *control;
     const int items = step.images * BANDS, stride = gridDim.x * TEAMS;
     int item = blockIdx.x * TEAMS + team.number;
     if (item < items) {
-        Read::fetch(own + AT_READ, dy, where, item / BANDS, STEP * (item % BANDS * BAND_ROWS), team.thread);
         stage_weights<A_COUNT, A_CHANNELS, A_COLUMNS>(own + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
         fetch_image(own + AT_PIXELS, pixels, place_of(item / BANDS, order, &step), team.thread);
-        end_copies();
         clear(activation, Activation::BYTES, team.thread, THREADS);
+    }
+    wait_for_kernels_before();
+    let_next_kernel_start();
+    if (item < items) {
+        Read::fetch(own + AT_READ, dy, where, item / BANDS, STEP * (item % BANDS * BAND_ROWS), team.thread);
+        end_copies();
     }
     for (; item < items; item += stride) {
         const int before = item % BANDS * BAND_ROWS, next = item + stride;
