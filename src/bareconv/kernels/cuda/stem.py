@@ -33,7 +33,10 @@ BESIDE = 0.18  # how much longer it takes for each further team on a multiproces
 
 @dataclass(frozen=True)
 class StemBackward:
-    """Kernels to launch in this order, one right after the other. Gradients come in ``parts`` parts, each of a parameter's natural size."""
+    """Kernels to launch in this order, one right after the other.
+
+    Gradients come in ``parts`` parts, each of a parameter's natural size.
+    """
 
     kernels: tuple[Kernel, ...]
     parts: int
@@ -78,10 +81,7 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(sizes.b_tiles * 16)
     for warps, bands, rows in _splits(sizes.b_square_rows, slices):
         shared = (
-            sizes.pixels
-            + sizes.a_weights
-            + sizes.lines_for_b(rows)
-            + max(sizes.activation(rows, sizes.pixel), weights)
+            sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + max(sizes.activation(rows, sizes.pixel), weights)
         )
         groups = -(-rows * sizes.b_squares // 8)
         products = -(-groups * slices // warps) * sizes.b_steps * tiles * 4 + sizes.a_products(rows) / warps
