@@ -170,29 +170,39 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     if (item < items) {
         stage_weights<A_COUNT, A_CHANNELS, A_COLUMNS>(own + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
         fetch_image(own + AT_PIXELS, pixels, place_of(item / BANDS, order, &step), team.thread);
-        clear(activation, Activation::BYTES, team.thread, THREADS);
-    }
-    wait_for_kernels_before();
-    let_next_kernel_start();
-    if (item < items) {
-        Read::fetch(own + AT_READ, dy, where, item / BANDS, STEP * (item % BANDS * BAND_ROWS), team.thread);
         end_copies();
+        clear(activation, Activation::BYTES, team.thread, THREADS);
+    } else {
+        wait_for_kernels_before();
     }
-    for (; item < items; item += stride) {
+    for (bool first = true; item < items; item += stride, first = false) {
         const int before = item % BANDS * BAND_ROWS, next = item + stride;
         const int next_place = next < items ? place_of(next / BANDS, order, &step) : 0;  // is here by the time of the copy
         copies_done();
         team.sync();
-        spread_gradient(gradient, bias, Read(own + AT_READ, dy, where, item / BANDS, STEP * before), before, team.thread);
         spread_pixels<Lines>(lines, own + AT_PIXELS, Band::first_pixel_row(before), team.thread);
         team.sync();
+        if (first) {
+            wait_for_kernels_before();
+            let_next_kernel_start();
+            Read::fetch(own + AT_READ, dy, where, item / BANDS, STEP * before, team.thread);
+            end_copies();
+        }
         if (next < items) {
-            Read::fetch(own + AT_READ, dy, where, next / BANDS, STEP * (next % BANDS * BAND_ROWS), team.thread);
             fetch_image(own + AT_PIXELS, pixels, next_place, team.thread);
             end_copies();
         }
         first_activation<Band, A_COUNT>(activation, lines, own + AT_WEIGHTS, bias_a, Band::first_row(before), team);
+        if (STAGED && first) {
+            copies_done();
+            team.sync();
+        }
+        spread_gradient(gradient, bias, Read(own + AT_READ, dy, where, item / BANDS, STEP * before), before, team.thread);
         team.sync();
+        if (next < items) {
+            Read::fetch(own + AT_READ, dy, where, next / BANDS, STEP * (next % BANDS * BAND_ROWS), team.thread);
+            end_copies();
+        }
         const int squares = min(BAND_ROWS, B_SQUARE_ROWS - before) * B_SQUARES;
 #pragma unroll 1
         for (int group = turn; group < blocks_of(squares, 8); group += TURNS) {
