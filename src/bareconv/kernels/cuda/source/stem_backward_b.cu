@@ -188,10 +188,6 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
             Read::fetch(own + AT_READ, dy, where, item / BANDS, STEP * before, team.thread);
             end_copies();
         }
-        if (next < items) {
-            fetch_image(own + AT_PIXELS, pixels, next_place, team.thread);
-            end_copies();
-        }
         first_activation<Band, A_COUNT>(activation, lines, own + AT_WEIGHTS, bias_a, Band::first_row(before), team);
         if (STAGED && first) {
             copies_done();
@@ -201,6 +197,7 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         team.sync();
         if (next < items) {
             Read::fetch(own + AT_READ, dy, where, next / BANDS, STEP * (next % BANDS * BAND_ROWS), team.thread);
+            fetch_image(own + AT_PIXELS, pixels, next_place, team.thread);
             end_copies();
         }
         const int squares = min(BAND_ROWS, B_SQUARE_ROWS - before) * B_SQUARES;

@@ -115,12 +115,12 @@ stem_forward(const u8* RESTRICT pixels, const int* RESTRICT order, const Control
         sync_block();
         spread_pixels<Lines>(lines, shared + AT_PIXELS, Band::first_pixel_row(before), team.thread);
         sync_block();
+        first_activation<Band, A_COUNT>(activation, lines, weights, bias_a, Band::first_row(before), team);
+        sync_block();
         if (next < items) {
             fetch_image(shared + AT_PIXELS, pixels, next_place, team.thread);
             end_copies();
         }
-        first_activation<Band, A_COUNT>(activation, lines, weights, bias_a, Band::first_row(before), team);
-        sync_block();
         const int squares = min(BAND_ROWS, B_SQUARE_ROWS - before) * B_SQUARES;
 #pragma unroll 1
         for (int group = team.warp / SLICES; group < blocks_of(squares, 8); group += WARPS / SLICES) {
