@@ -239,6 +239,20 @@ def test_bands_and_teams(launch, name, order, precision):
     check_backward(launch, case, backward, order)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("name", ["basic", "pools of odd sizes", "no pools, odd sizes"])
+@pytest.mark.parametrize("staged", [False, True])
+def test_gradients_staged_or_not(launch, name, precision, staged):
+    """Two bands of an image, and several of them for a team."""
+    case = Case(STEMS[name], precision, 5, 4, seed=2)
+
+    def coarse(choices):
+        kernels = (choice.kernel for choice in choices(case.stem, case.precision, case.batch, FEW))
+        return next(one for one in kernels if {("BANDS", 2), ("STAGED", staged)} <= set(one.defines))
+
+    check_backward(launch, case, [coarse(backward_b_choices), coarse(backward_a_choices)], "random")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_first_of_equals_wins(launch, precision):
     """Where images are black, all of a square is alike."""

@@ -9,6 +9,7 @@ A *team* of warps works on a *band* of an image at a time: some rows of squares 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,12 +27,16 @@ WARPS = 8  # on a multiprocessor, of as many registers as a thread can have
 # What an estimate of time counts, in cycles: a matrix instruction of one warp where others wait for the unit too, and
 # where none does; a warp's other instructions; a band's waits for memory and for each other.
 SHARED_UNIT, OWN_UNIT, INSTRUCTION, BAND = 3.3, 4.5, 1.0, 3000.0
+STAGED_BAND = 1000.0  # waits, where what a band reads of the gradient is in shared memory already
 BESIDE = 0.18  # how much longer it takes for each further team on a multiprocessor, beyond their work
 
 
 @dataclass(frozen=True)
 class StemBackward:
-    """Kernels in any order. Gradients come in ``parts`` parts, each of a parameter's natural size."""
+    """Kernels to launch in this order, one right after the other.
+
+    Gradients come in ``parts`` parts, each of a parameter's natural size.
+    """
 
     kernels: tuple[Kernel, ...]
     parts: int
@@ -76,10 +81,7 @@ def forward_choices(stem: Stem, precision: Precision, batch: int, limits: Limits
     weights = stem.b.taps * padded(stem.a.filters) * sizes.pixel(sizes.b_tiles * 16)
     for warps, bands, rows in _splits(sizes.b_square_rows, slices):
         shared = (
-            2 * sizes.pixels
-            + sizes.a_weights
-            + sizes.lines_for_b(rows)
-            + max(sizes.activation(rows, sizes.pixel), weights)
+            sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows) + max(sizes.activation(rows, sizes.pixel), weights)
         )
         groups = -(-rows * sizes.b_squares // 8)
         products = -(-groups * slices // warps) * sizes.b_steps * tiles * 4 + sizes.a_products(rows) / warps
@@ -123,28 +125,30 @@ def backward_b_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
     shares = eights // at_once * (sizes.b_tiles // tiles)
     for warps, bands, rows in _splits(sizes.b_square_rows, shares):
         groups, turns = -(-rows * sizes.b_squares // 8), warps // shares
-        team = 2 * sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows)
+        team = sizes.pixels + sizes.a_weights + sizes.lines_for_b(rows)
         team += sizes.activation(rows, sizes.vector_pixel) + places * groups * 8 * sizes.vector_pixel(
             sizes.b_tiles * 16
         )
         products = -(-groups // turns) * count * 8 // pixels_at_once + sizes.a_products(rows) / warps
         others = -(-groups // turns) * 80 + (sizes.a_others(rows) + sizes.spread(rows * sizes.b_squares)) / warps
-        for teams in range(1, WARPS // warps + 1):
+        read = sizes.read_rows(rows if stem.b_pool else 2 * rows)
+        for teams, staged in _teams(warps):
             end = max(shares * count * 128 if teams * turns > 1 else 0, teams * warps * WARP * sizes.piece * 4)
-            shared = max(teams * team, end)
+            shared = max(teams * (team + staged * read), end)
             if shared > limits.shared_bytes:
-                break
+                continue
             grid = min(-(-batch * bands // teams), limits.multiprocessors)
             defines = {
                 "WARPS": warps,
                 "TEAMS": teams,
+                "STAGED": int(staged),
                 "BANDS": bands,
                 "BAND_ROWS": rows,
                 "WARP_EIGHTS": at_once,
                 "B_TILES": tiles,
             }
             kernel = stem_kernel("stem_backward_b", stem, precision, batch, defines, (grid, 1, 1), shared)
-            yield Choice(_cycles(batch * bands, grid * teams, warps, teams, products, others), kernel)
+            yield Choice(_cycles(batch * bands, grid * teams, warps, teams, products, others, staged), kernel)
 
 
 def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Limits) -> Iterator[Choice]:
@@ -170,21 +174,23 @@ def backward_a_choices(stem: Stem, precision: Precision, batch: int, limits: Lim
         lines = sizes.picture(
             takes * 2 * rows + stem.a.kernel[0] - 1, takes * 2 * squares, sizes.pixel(sizes.line_numbers)
         )
-        team = 2 * sizes.pixels + sizes.a_weights + lines + sizes.gradient(rows, squares)
+        copied, team = sizes.pixels + sizes.a_weights, lines + sizes.gradient(rows, squares)
+        read = sizes.read_rows(sizes.gradient_rows(rows))
         groups, turns = -(-rows * squares // (8 * at_once)), warps // slices
         again = takes**2 * (count + 4 * sizes.a_steps)
         products = -(-groups // turns) * (steps * 4 + again) * at_once * tiles
         spread = sizes.spread((rows + 1) * (squares + 1)) + sizes.spread_lines(takes * 2 * rows, takes * 2 * squares)
         others = -(-groups // turns) * (100 + takes**2 * 80) * at_once * tiles + spread / warps
-        for teams in range(1, WARPS // warps + 1):
+        for teams, staged in _teams(warps):
             end = slices * tiles * count * 128 if teams * turns > 1 else 0
-            shared = max(teams * team + (0 if in_registers else weights), weights, end)
+            own = max(teams * team, weights) if in_registers else teams * team + weights
+            shared = max(teams * (copied + staged * read) + own, end)
             if shared > limits.shared_bytes:
-                break
+                continue
             grid = min(-(-batch * bands // teams), limits.multiprocessors)
-            defines = {"WARPS": warps, "TEAMS": teams, "BANDS": bands, "BAND_ROWS": rows}
+            defines = {"WARPS": warps, "TEAMS": teams, "STAGED": int(staged), "BANDS": bands, "BAND_ROWS": rows}
             kernel = stem_kernel("stem_backward_a", stem, precision, batch, defines, (grid, 1, 1), shared)
-            yield Choice(_cycles(batch * bands, grid * teams, warps, teams, products, others), kernel)
+            yield Choice(_cycles(batch * bands, grid * teams, warps, teams, products, others, staged), kernel)
 
 
 def _best(choices: Iterator[Choice]) -> Kernel | None:
@@ -207,12 +213,20 @@ def _splits(square_rows: int, shares: int) -> Iterator[tuple[int, int, int]]:
             yield warps, bands, rows
 
 
-def _cycles(bands: int, teams: int, warps: int, beside: int, products: float, others: float) -> float:
+def _teams(warps: int) -> Iterator[tuple[int, bool]]:
+    """Teams of a block, and whether what their bands read of B's gradient is copied into shared memory beforehand."""
+    return itertools.product(range(1, WARPS // warps + 1), (True, False))
+
+
+def _cycles(
+    bands: int, teams: int, warps: int, beside: int, products: float, others: float, staged: bool = False
+) -> float:
     """Of a launch: ``bands`` by ``teams``, ``beside`` of them on a multiprocessor, of ``warps`` warps each.
 
     ``products`` and ``others``: a warp's matrix and other instructions for one band.
     """
-    for_one = products * max(SHARED_UNIT * warps / 4, OWN_UNIT) + others * max(INSTRUCTION * warps / 4, 2.0) + BAND
+    for_one = products * max(SHARED_UNIT * warps / 4, OWN_UNIT) + others * max(INSTRUCTION * warps / 4, 2.0)
+    for_one += STAGED_BAND if staged else BAND
     for_all = beside * (products * SHARED_UNIT + others * INSTRUCTION) * warps / 4
     return -(-bands // teams) * max(for_one, for_all) * (1 + BESIDE * (beside - 1))
 
@@ -269,13 +283,27 @@ class _Sizes:
 
     def gradient(self, rows: int, squares: int) -> int:
         """B's gradient, as ``rows`` rows of squares of what A makes want it."""
+        pixel = self.pixel(padded(self.stem.b.filters))
+        height, read_rows = self._gradient_size(rows, 0)
+        width, read_columns = self._gradient_size(squares, 1)
+        return read_rows * read_columns * pixel if self.placed else self.picture(height, width, pixel)
+
+    def gradient_rows(self, rows: int) -> int:
+        """Of the gradient after B's pool: rows that ``rows`` rows of squares of what A makes read."""
+        return self._gradient_size(rows, 0)[1]
+
+    def _gradient_size(self, squares: int, axis: int) -> Pair:
+        """B's outputs that a row or column of squares of what A makes reads, and what the pool makes of them."""
         b = self.stem.b
-        (R, S), pixel = b.kernel, self.pixel(padded(b.filters))
-        height, width = 2 * rows + R - 1, 2 * squares + S - 1
-        if not self.placed:
-            return self.picture(height, width, pixel)
-        odd_h, odd_w = ((n - 1 - padding) % 2 for n, padding in zip(b.kernel, b.padding, strict=True))
-        return (-(-height // 2) + odd_h) * (-(-width // 2) + odd_w) * pixel
+        outputs = 2 * squares + b.kernel[axis] - 1
+        odd = (b.kernel[axis] - 1 - b.padding[axis]) % 2
+        return outputs, -(-outputs // 2) + odd if self.stem.b_pool else -(-outputs // 2) * 2
+
+    def read_rows(self, rows: int) -> int:
+        """At most ``rows`` rows of the gradient after B's pool, and of the places of its maxima."""
+        P, Q = self.stem.output
+        numbers = min(rows, P) * Q * padded(self.stem.b.filters)
+        return numbers * self.kept + -(-numbers // 16) * 16
 
     def a_square_rows(self, rows: int) -> int:
         return self.a_rows(rows) if self.stem.a_pool else -(-self.a_rows(rows) // 2)

@@ -60,7 +60,8 @@ struct Picture {
 // The warps that work on a band together.
 struct Team {
     int number, thread, warp, lane;
-    DEVICE Team() : number(threadIdx.x / THREADS), thread(threadIdx.x % THREADS), warp(thread / 32), lane(thread & 31) {}
+    // What is 0 anyway must be a constant, or it takes a register.
+    DEVICE Team() : number(TEAMS == 1 ? 0 : threadIdx.x / THREADS), thread(threadIdx.x % THREADS), warp(thread / 32), lane(thread & 31) {}
     DEVICE void sync() const {
         if (TEAMS == 1) sync_block();
         else sync_some(1 + number, THREADS);
@@ -269,10 +270,9 @@ DEVICE void store_numbers(void* to, const float (&values)[COUNT]) {
 
 // ---- The pixels, and A ----
 
-// The pixels of an image of the batch, as they are, on their way into shared memory.
-DEVICE void fetch_image(u8* to, const u8* pixels, const int* order, const Control& control, int image, int thread) {
-    const int place = control.position * control.batch + image;
-    const u8* from = pixels + (order == nullptr ? (long long)place : (long long)order[place]) * IMAGE_BYTES;
+// The pixels of the image at ``place``, as they are, on their way into shared memory.
+DEVICE void fetch_image(u8* to, const u8* pixels, int place, int thread) {
+    const u8* from = pixels + (long long)place * IMAGE_BYTES;
     if (IMAGE_BYTES % 16 == 0) {
         for (int i = thread * 16; i < IMAGE_BYTES; i += THREADS * 16) copy_16(to + i, from + i);
     } else if (IMAGE_BYTES % 4 == 0) {
@@ -280,7 +280,6 @@ DEVICE void fetch_image(u8* to, const u8* pixels, const int* order, const Contro
     } else {
         for (int i = thread; i < IMAGE_BYTES; i += THREADS) to[i] = from[i];
     }
-    end_copies();
 }
 
 // Lines of a band: local row 0 is row ``first_row`` of the image, column 0 is A_PADDING_W to its left.

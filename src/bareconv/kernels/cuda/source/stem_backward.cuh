@@ -68,4 +68,39 @@ DEVICE void add_piece(float (&sum)[PIECE], uint4 piece) {
 
 constexpr int B_PIECES = pieces_of(B_CHANNELS);
 
-DEVICE long long place_of(int image, int p, int q) { return (((long long)image * B_HEIGHT + p) * B_WIDTH + q) * B_CHANNELS; }
+// What a band reads of the gradient after B's pool: at most ROWS_ rows of it, of which the image may lack some. They
+// follow each other in memory. Where they are STAGED, they are copied as they are into shared memory while the band before
+// is at work; there are then no loads to wait for.
+template <int ROWS_>
+struct Rows {
+    static constexpr int ROWS = ROWS_ < B_HEIGHT ? ROWS_ : B_HEIGHT, ROW = B_WIDTH * B_CHANNELS;
+    static constexpr int NUMBER_BYTES = ROWS * ROW * Number::BYTES;
+    static constexpr int BYTES = STAGED ? NUMBER_BYTES + blocks_of(ROWS * ROW, 16) * 16 : 0;
+    int first;  // row of the image, of which the pointers are
+    const Number::Type* dy;
+    const u8* where;
+
+    // ``row``: the first one, which may be above the image.
+    DEVICE Rows(const u8* staged, const Number::Type* dy_, const u8* where_, int image, int row) : first(row > 0 ? row : 0) {
+        const long long at = ((long long)image * B_HEIGHT + first) * ROW;
+        dy = STAGED ? (const Number::Type*)staged : dy_ + at;
+        where = STAGED ? staged + NUMBER_BYTES : where_ + at;
+    }
+    // A piece from a pixel that the image has.
+    DEVICE Piece piece(int p, int q, int number) const { return Piece(dy, where, ((p - first) * B_WIDTH + q) * B_CHANNELS + number * PIECE); }
+
+    // They are on their way once this has been called, of which end_copies makes a group.
+    DEVICE static void fetch(u8* to, const Number::Type* dy, const u8* where, int image, int row, int thread) {
+        if (!STAGED) return;
+        const int from = row > 0 ? row : 0, numbers = (min(row + ROWS_, B_HEIGHT) - from) * ROW;
+        const long long at = ((long long)image * B_HEIGHT + from) * ROW;
+#pragma unroll 1
+        for (int i = thread * PIECE; i < numbers; i += THREADS * PIECE) copy_16(to + i * Number::BYTES, dy + at + i);
+        constexpr int AT_ONCE = ROW % 16 == 0 ? 16 : 4;
+#pragma unroll 1
+        for (int i = thread * AT_ONCE; i < numbers; i += THREADS * AT_ONCE) {
+            if (AT_ONCE == 16) copy_16(to + NUMBER_BYTES + i, where + at + i);
+            else copy_4(to + NUMBER_BYTES + i, where + at + i);
+        }
+    }
+};

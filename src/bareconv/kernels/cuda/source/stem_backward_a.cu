@@ -40,24 +40,30 @@ constexpr int WEIGHT_PITCH = pixel_bytes(B_CHANNELS), WEIGHT_BYTES = B_TAPS * A_
 // Matrices of eight numbers of lines, and in 32 bits of four numbers of two.
 constexpr int LINE_TILES = blocks_of(A_KERNEL_H * LINE_PIECES * PIECE, 8), COUNT = LINE_TILES * 4 + 2;
 
-// Shared memory of a team; B's weights are on their way through what all teams have, or after it.
-constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + 2 * PIXELS_BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
-constexpr int AT_GRADIENT = AT_LINES + Lines::BYTES, TEAM_BYTES = AT_GRADIENT + Gradient::BYTES;
-constexpr int AT_B_WEIGHTS = PRECISION == TF32 ? TEAMS * TEAM_BYTES : 0, END_BYTES = TEAMS * TURNS > 1 ? SLICES * TILES * COUNT * 128 : 0;
-static_assert(larger(larger(TEAMS * TEAM_BYTES, AT_B_WEIGHTS + WEIGHT_BYTES), END_BYTES) == SHARED_BYTES, "as the host has it");
+// B's squares, or without its pool its outputs, that a band reads.
+constexpr int STEP = B_POOL ? 2 : 1;
+constexpr int READ_ROWS = Outputs::ROWS / STEP + ODD_H, READ_COLUMNS = Outputs::COLUMNS / STEP + ODD_W;
+constexpr int BACK_H = (SHIFT_H - ODD_H) / STEP + ODD_H, BACK_W = (SHIFT_W - ODD_W) / STEP + ODD_W;
+typedef Rows<READ_ROWS> Read;
+DEVICE int first_row(int before) { return before * (2 / STEP) - BACK_H; }
+
+// Shared memory: what teams copy from memory, then what they make of it. B's weights are on their way through the latter,
+// or stay after it.
+constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + PIXELS_BYTES, AT_READ = AT_WEIGHTS + A_WEIGHT_BYTES, COPIED_BYTES = AT_READ + Read::BYTES;
+constexpr int AT_LINES = 0, AT_GRADIENT = AT_LINES + Lines::BYTES, TEAM_BYTES = AT_GRADIENT + Gradient::BYTES;
+constexpr int AT_TEAMS = TEAMS * COPIED_BYTES, AT_B_WEIGHTS = AT_TEAMS + (PRECISION == TF32 ? TEAMS * TEAM_BYTES : 0);
+constexpr int END_BYTES = TEAMS * TURNS > 1 ? SLICES * TILES * COUNT * 128 : 0;
+static_assert(larger(larger(AT_TEAMS + TEAMS * TEAM_BYTES, AT_B_WEIGHTS + WEIGHT_BYTES), END_BYTES) == SHARED_BYTES, "as the host has it");
 static_assert(WARPS % SLICES == 0, "every warp has a slice of A's channels");
 
 // dY for a band, zeros where there is none.
-DEVICE void spread_gradient(u8* to, const Number::Type* RESTRICT dy, const u8* RESTRICT where, int image, int before, int thread) {
-    constexpr int STEP = B_POOL ? 2 : 1;
-    constexpr int ROWS = Outputs::ROWS / STEP + ODD_H, COLUMNS = Outputs::COLUMNS / STEP + ODD_W;
-    constexpr int BACK_H = (SHIFT_H - ODD_H) / STEP + ODD_H, BACK_W = (SHIFT_W - ODD_W) / STEP + ODD_W;
-#pragma unroll 2
-    for (int i = thread; i < ROWS * COLUMNS * B_PIECES; i += THREADS) {
-        const int piece = i % B_PIECES, row = i / B_PIECES / COLUMNS, column = i / B_PIECES % COLUMNS;
-        const int p = row - BACK_H + before * (2 / STEP), q = column - BACK_W;
+DEVICE void spread_gradient(u8* to, const Read& read, int before, int thread) {
+#pragma unroll STAGED ? 1 : 2
+    for (int i = thread; i < READ_ROWS * READ_COLUMNS * B_PIECES; i += THREADS) {
+        const int piece = i % B_PIECES, row = i / B_PIECES / READ_COLUMNS, column = i / B_PIECES % READ_COLUMNS;
+        const int p = first_row(before) + row, q = column - BACK_W;
         Piece gradient;
-        if (p >= 0 && p < B_HEIGHT && q >= 0 && q < B_WIDTH) gradient = Piece(dy, where, place_of(image, p, q) + piece * PIECE);
+        if (p >= 0 && p < B_HEIGHT && q >= 0 && q < B_WIDTH) gradient = read.piece(p, q, piece);
         if constexpr (PLACED) {
             *(uint4*)(to + Gradient::at(row, column) + piece * 16) = gradient.placed();
         } else if (B_POOL) {
@@ -73,13 +79,11 @@ DEVICE void spread_gradient(u8* to, const Number::Type* RESTRICT dy, const u8* R
     }
 }
 
-// B's weights into shared memory, by all of the block.
+// B's weights on their way into shared memory, by all of the block.
 DEVICE void stage_b_weights(u8* to, const Number::Type* weight_b) {
     for (int i = threadIdx.x; i < B_TAPS * A_CHANNELS * B_PIECES; i += TEAMS * THREADS)
         copy_16(to + i / B_PIECES * WEIGHT_PITCH + i % B_PIECES * 16, weight_b + i * PIECE);
     end_copies();
-    copies_done();
-    sync_block();
 }
 
 // dA before A's pool and relu, [group][tile of channels][place in the square]: of the precision P.
@@ -298,26 +302,29 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
                 float* RESTRICT partial_bias_a) {
     SHARED_MEMORY(shared);
     const Team team;
-    u8* const own = shared + team.number * TEAM_BYTES;
+    u8 *const copied = shared + team.number * COPIED_BYTES, *const own = shared + AT_TEAMS + team.number * TEAM_BYTES;
     u8 *lines = own + AT_LINES, *gradient = own + AT_GRADIENT;
     const int lane = team.lane, slice = team.warp % SLICES, turn = team.warp / SLICES;
     float sum[TILES * COUNT];  // of A's weights and biases
 #pragma unroll
     for (int i = 0; i < TILES * COUNT; i++) sum[i] = 0.f;
-    wait_for_kernels_before();
+    // All that is read is older than the kernel just before, which is the one for B's parameters and has waited for it.
     let_next_kernel_start();
     const Control step = *control;
     const int items = step.images * BANDS, stride = gridDim.x * TEAMS;
-    int item = blockIdx.x * TEAMS + team.number, buffer = 0;
+    int item = blockIdx.x * TEAMS + team.number;
+    if (blockIdx.x * TEAMS < items) stage_b_weights(shared + AT_B_WEIGHTS, weight_b);
+    if (item < items) {
+        stage_weights<1, A_CHANNELS, A_COLUMNS>(copied + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
+        Read::fetch(copied + AT_READ, dy, where, item / BANDS, first_row(item % BANDS * BAND_ROWS), team.thread);
+        fetch_image(copied + AT_PIXELS, pixels, place_of(item / BANDS, order, &step), team.thread);
+    }
+    end_copies();
     Products<PRECISION> products;
     if (blockIdx.x * TEAMS < items) {
-        stage_b_weights(shared + AT_B_WEIGHTS, weight_b);
+        copies_done<1>();
+        sync_block();
         products.start(shared + AT_B_WEIGHTS, slice, lane);
-    }
-    if (item < items) {
-        fetch_image(own + AT_PIXELS, pixels, order, step, item / BANDS, team.thread);
-        stage_weights<1, A_CHANNELS, A_COLUMNS>(own + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
-        end_copies();
     }
     float bias[TILES][2];
 #pragma unroll
@@ -325,14 +332,19 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         const int channel = slice * 16 * TILES + i * 8 + (lane >> 2);
         bias[i / 2][i % 2] = channel < A_FILTERS ? bias_a[channel] : 0.f;
     }
-    for (; item < items; item += stride, buffer ^= 1) {
-        const int image = item / BANDS, before = item % BANDS * BAND_ROWS, next = item + stride;
+    for (; item < items; item += stride) {
+        const int before = item % BANDS * BAND_ROWS, next = item + stride;
+        const int next_place = next < items ? place_of(next / BANDS, order, &step) : 0;  // is here by the time of the copy
         copies_done();
         team.sync();
-        if (next < items) fetch_image(own + AT_PIXELS + (buffer ^ 1) * PIXELS_BYTES, pixels, order, step, next / BANDS, team.thread);
-        spread_gradient(gradient, dy, where, image, before, team.thread);
-        spread_pixels<Lines>(lines, own + AT_PIXELS + buffer * PIXELS_BYTES, A_TAKES * 2 * before - A_PADDING_H, team.thread);
+        spread_gradient(gradient, Read(copied + AT_READ, dy, where, item / BANDS, first_row(before)), before, team.thread);
+        spread_pixels<Lines>(lines, copied + AT_PIXELS, A_TAKES * 2 * before - A_PADDING_H, team.thread);
         team.sync();
+        if (next < items) {
+            Read::fetch(copied + AT_READ, dy, where, next / BANDS, first_row(next % BANDS * BAND_ROWS), team.thread);
+            fetch_image(copied + AT_PIXELS, pixels, next_place, team.thread);
+            end_copies();
+        }
         const int squares = min(BAND_ROWS, SQUARE_ROWS - before) * SQUARES;
 #pragma unroll 1
         for (int group = turn * GROUPS; group < blocks_of(squares, 8); group += TURNS * GROUPS) {
@@ -348,13 +360,15 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
             for (int i = 0; i < GROUPS * TILES; i++) {
                 const int tile = i % TILES;
                 float(&mine)[COUNT] = *(float(*)[COUNT]) & sum[tile * COUNT];
-                add_gradient(mine, da[i / TILES][tile], lines, own + AT_WEIGHTS, before, (group + i / TILES) * 8, squares, slice * TILES + tile,
+                add_gradient(mine, da[i / TILES][tile], lines, copied + AT_WEIGHTS, before, (group + i / TILES) * 8, squares, slice * TILES + tile,
                              bias[tile][0], bias[tile][1], lane);
             }
         }
     }
     copies_done();
     sum_over_turns<TEAMS * TURNS>(sum, shared, slice, team.number * TURNS + turn);
+    // Whoever waits for this kernel need not know of the one before it.
+    wait_for_kernels_before();
     if (team.number > 0 || turn > 0) return;
     float* to = partial_weight_a + (long long)blockIdx.x * (A_TAPS * CHANNELS * A_FILTERS);
 #pragma unroll

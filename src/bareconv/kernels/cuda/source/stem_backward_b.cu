@@ -24,8 +24,12 @@ constexpr int TURNS = WARPS / SHARES;  // warps of a team that have the same sha
 constexpr int COUNT = B_TAPS * WARP_EIGHTS * B_TILES * 4;
 constexpr bool CHANNELS_ARE_ROWS = PRECISION == TF32 && WARP_EIGHTS == 2;
 
+// Of the gradient after B's pool.
+constexpr int STEP = B_POOL ? 1 : 2;  // rows that a row of squares reads
+typedef Rows<STEP * BAND_ROWS> Read;
+
 // Shared memory of a team.
-constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + 2 * PIXELS_BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
+constexpr int AT_PIXELS = 0, AT_READ = AT_PIXELS + PIXELS_BYTES, AT_WEIGHTS = AT_READ + Read::BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
 constexpr int AT_ACTIVATION = AT_LINES + Lines::BYTES, AT_GRADIENT = AT_ACTIVATION + Activation::BYTES;
 constexpr int TEAM_BYTES = AT_GRADIENT + PLACES * PLACE_BYTES;
 constexpr int END_BYTES = larger(TEAMS * TURNS > 1 ? SHARES * COUNT * 128 : 0, TEAMS * THREADS * PIECE * 4);
@@ -36,7 +40,7 @@ constexpr int SPREADING = THREADS / B_PIECES * B_PIECES;  // threads, each with 
 
 // dY of a band, [place in the square][square][filter] or in one with its places, zeros where there is no output, and its
 // sum over pixels.
-DEVICE void spread_gradient(u8* to, float (&bias)[PIECE], const Number::Type* RESTRICT dy, const u8* RESTRICT where, int image, int before, int thread) {
+DEVICE void spread_gradient(u8* to, float (&bias)[PIECE], const Read& read, int before, int thread) {
     const int piece = thread % B_PIECES;
     if (thread >= SPREADING) return;
 #pragma unroll 2
@@ -45,7 +49,7 @@ DEVICE void spread_gradient(u8* to, float (&bias)[PIECE], const Number::Type* RE
         u8* mine = to + square * GRADIENT_PIXEL + piece * 16;
         if (B_POOL) {
             Piece gradient;
-            if (square < BAND_ROWS * B_SQUARES && row < B_HEIGHT) gradient = Piece(dy, where, place_of(image, row, column) + piece * PIECE);
+            if (square < BAND_ROWS * B_SQUARES && row < B_HEIGHT) gradient = read.piece(row, column, piece);
             add_piece(bias, gradient.alive());
             if constexpr (PLACED) *(uint4*)mine = gradient.placed();
 #pragma unroll
@@ -55,8 +59,7 @@ DEVICE void spread_gradient(u8* to, float (&bias)[PIECE], const Number::Type* RE
             for (int place = 0; place < 4; place++) {
                 const int p = 2 * row + place / 2, q = 2 * column + place % 2;
                 Piece gradient;
-                if (square < BAND_ROWS * B_SQUARES && p < B_HEIGHT && q < B_WIDTH)
-                    gradient = Piece(dy, where, place_of(image, p, q) + piece * PIECE);
+                if (square < BAND_ROWS * B_SQUARES && p < B_HEIGHT && q < B_WIDTH) gradient = read.piece(p, q, piece);
                 const uint4 alive = gradient.alive();
                 add_piece(bias, alive);
                 *(uint4*)(mine + place * PLACE_BYTES) = alive;
@@ -160,27 +163,43 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     for (int i = 0; i < COUNT; i++) sum[i] = 0.f;
 #pragma unroll
     for (int i = 0; i < PIECE; i++) bias[i] = 0.f;
-    wait_for_kernels_before();
-    let_next_kernel_start();
+    // Of what is read only dY is written by the kernel just before, and that has waited for the rest.
     const Control step = *control;
     const int items = step.images * BANDS, stride = gridDim.x * TEAMS;
-    int item = blockIdx.x * TEAMS + team.number, buffer = 0;
+    int item = blockIdx.x * TEAMS + team.number;
     if (item < items) {
-        fetch_image(own + AT_PIXELS, pixels, order, step, item / BANDS, team.thread);
         stage_weights<A_COUNT, A_CHANNELS, A_COLUMNS>(own + AT_WEIGHTS, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
+        fetch_image(own + AT_PIXELS, pixels, place_of(item / BANDS, order, &step), team.thread);
         end_copies();
         clear(activation, Activation::BYTES, team.thread, THREADS);
+    } else {
+        wait_for_kernels_before();
     }
-    for (; item < items; item += stride, buffer ^= 1) {
-        const int image = item / BANDS, before = item % BANDS * BAND_ROWS, next = item + stride;
+    for (bool first = true; item < items; item += stride, first = false) {
+        const int before = item % BANDS * BAND_ROWS, next = item + stride;
+        const int next_place = next < items ? place_of(next / BANDS, order, &step) : 0;  // is here by the time of the copy
         copies_done();
         team.sync();
-        if (next < items) fetch_image(own + AT_PIXELS + (buffer ^ 1) * PIXELS_BYTES, pixels, order, step, next / BANDS, team.thread);
-        spread_gradient(gradient, bias, dy, where, image, before, team.thread);
-        spread_pixels<Lines>(lines, own + AT_PIXELS + buffer * PIXELS_BYTES, Band::first_pixel_row(before), team.thread);
+        spread_pixels<Lines>(lines, own + AT_PIXELS, Band::first_pixel_row(before), team.thread);
         team.sync();
+        if (first) {
+            wait_for_kernels_before();
+            let_next_kernel_start();
+            Read::fetch(own + AT_READ, dy, where, item / BANDS, STEP * before, team.thread);
+            end_copies();
+        }
         first_activation<Band, A_COUNT>(activation, lines, own + AT_WEIGHTS, bias_a, Band::first_row(before), team);
+        if (STAGED && first) {
+            copies_done();
+            team.sync();
+        }
+        spread_gradient(gradient, bias, Read(own + AT_READ, dy, where, item / BANDS, STEP * before), before, team.thread);
         team.sync();
+        if (next < items) {
+            Read::fetch(own + AT_READ, dy, where, next / BANDS, STEP * (next % BANDS * BAND_ROWS), team.thread);
+            fetch_image(own + AT_PIXELS, pixels, next_place, team.thread);
+            end_copies();
+        }
         const int squares = min(BAND_ROWS, B_SQUARE_ROWS - before) * B_SQUARES;
 #pragma unroll 1
         for (int group = turn; group < blocks_of(squares, 8); group += TURNS) {

@@ -67,7 +67,10 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         copies_done();
         sync_block();
     }
-    if (item < items) fetch_image(own + AT_PIXELS, pixels, order, step, item / BANDS, team.thread);
+    if (item < items) {
+        fetch_image(own + AT_PIXELS, pixels, place_of(item / BANDS, order, &step), team.thread);
+        end_copies();
+    }
     const float bias = channel < A_FILTERS ? bias_a[channel] : 0.f;
     for (; item < items; item += stride, buffer ^= 1) {
         const int image = item / BANDS, before = item % BANDS * BAND_ROWS, next = item + stride, first_row = 2 * before - B_PADDING_H;
@@ -84,7 +87,10 @@ stem_backward_a(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         Pixels::spread(planes, own + AT_PIXELS + buffer * PIXELS_BYTES, first_row - A_PADDING_H, team.thread);
         copies_done();
         team.sync();
-        if (next < items) fetch_image(own + AT_PIXELS + (buffer ^ 1) * PIXELS_BYTES, pixels, order, step, next / BANDS, team.thread);
+        if (next < items) {
+            fetch_image(own + AT_PIXELS + (buffer ^ 1) * PIXELS_BYTES, pixels, place_of(next / BANDS, order, &step), team.thread);
+            end_copies();
+        }
 #pragma unroll 1
         for (int run = turn; run < rows * RUNS; run += TURNS) {
             const int row = run / RUNS, column = run % RUNS * SQUARES_AT_ONCE;

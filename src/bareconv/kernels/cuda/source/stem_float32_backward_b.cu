@@ -90,7 +90,8 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
     const int items = step.images * BANDS, stride = gridDim.x * TEAMS;
     int item = blockIdx.x * TEAMS + team.number, buffer = 0;
     if (item < items) {
-        fetch_image(own + AT_PIXELS, pixels, order, step, item / BANDS, team.thread);
+        fetch_image(own + AT_PIXELS, pixels, place_of(item / BANDS, order, &step), team.thread);
+        end_copies();
         clear((u8*)activation, ROWS * COLUMNS * A_CHANNELS * 4, team.thread, THREADS);
     }
     for (; item < items; item += stride, buffer ^= 1) {
@@ -106,8 +107,8 @@ stem_backward_b(const u8* RESTRICT pixels, const int* RESTRICT order, const Cont
         end_copies();
         Pixels::spread(planes, own + AT_PIXELS + buffer * PIXELS_BYTES, A_TAKES * first_row - A_PADDING_H, team.thread);
         team.sync();
-        if (next < items) fetch_image(own + AT_PIXELS + (buffer ^ 1) * PIXELS_BYTES, pixels, order, step, next / BANDS, team.thread);
-        else end_copies();
+        if (next < items) fetch_image(own + AT_PIXELS + (buffer ^ 1) * PIXELS_BYTES, pixels, place_of(next / BANDS, order, &step), team.thread);
+        end_copies();
         first_activation(activation, planes, weight_a, bias_a, first_row, team);
         copies_done<1>();
         team.sync();

@@ -86,7 +86,7 @@ stem_forward(const u8* RESTRICT pixels, const int* RESTRICT order, const Control
     const Control step = *control;
     const int items = step.images * BANDS;
     if (blockIdx.x >= items) return;
-    fetch_image(shared + AT_PIXELS, pixels, order, step, blockIdx.x / BANDS, team.thread);
+    fetch_image(shared + AT_PIXELS, pixels, place_of(blockIdx.x / BANDS, order, &step), team.thread);
     for (int i = team.thread; i < B_TAPS * A_CHANNELS * (FILTERS / 4); i += THREADS)
         copy_16(weights_b + i * 4, weight_b + i / (FILTERS / 4) * B_CHANNELS + first_filter + i % (FILTERS / 4) * 4);
     end_copies();
@@ -99,7 +99,10 @@ stem_forward(const u8* RESTRICT pixels, const int* RESTRICT order, const Control
         copies_done();
         sync_block();
         const int next = item + gridDim.x;
-        if (next < items) fetch_image(shared + AT_PIXELS + (turn ^ 1) * PIXELS_BYTES, pixels, order, step, next / BANDS, team.thread);
+        if (next < items) {
+            fetch_image(shared + AT_PIXELS + (turn ^ 1) * PIXELS_BYTES, pixels, place_of(next / BANDS, order, &step), team.thread);
+            end_copies();
+        }
         Pixels::spread(planes, shared + AT_PIXELS + turn * PIXELS_BYTES, A_TAKES * first_row - A_PADDING_H, team.thread);
         sync_block();
         first_activation(activation, planes, weights_a, bias_a, first_row, team);

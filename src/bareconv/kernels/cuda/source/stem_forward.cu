@@ -22,7 +22,7 @@ constexpr int NUMBER_WORDS = COUNT * Number::BYTES / 2;  // of the filters that 
 constexpr int B_WEIGHT_BYTES = B_TAPS * A_CHANNELS * pixel_bytes(B_COLUMNS);
 
 // Shared memory. B's weights are on their way through it where the activation will be.
-constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + 2 * PIXELS_BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
+constexpr int AT_PIXELS = 0, AT_WEIGHTS = AT_PIXELS + PIXELS_BYTES, AT_LINES = AT_WEIGHTS + A_WEIGHT_BYTES;
 constexpr int AT_ACTIVATION = AT_LINES + Lines::BYTES;
 static_assert(AT_ACTIVATION + larger(Activation::BYTES, B_WEIGHT_BYTES) == SHARED_BYTES, "as the host has it");
 static_assert(WARPS % SLICES == 0, "every warp has a slice of the filters");
@@ -82,9 +82,9 @@ stem_forward(const u8* RESTRICT pixels, const int* RESTRICT order, const Control
     const Control step = *control;
     const int items = step.images * BANDS;
     if (blockIdx.x >= items) return;
-    fetch_image(shared + AT_PIXELS, pixels, order, step, blockIdx.x / BANDS, team.thread);
     stage_weights<A_COUNT, A_CHANNELS, A_COLUMNS>(weights, weight_a, A_KERNEL_H * LINE_ROWS, team.thread, THREADS, row_of_line);
     stage_weights<COUNT, B_CHANNELS, B_COLUMNS>(activation, weight_b, B_TAPS * A_CHANNELS, team.thread, THREADS, [](int row) { return row; });
+    fetch_image(shared + AT_PIXELS, pixels, place_of(blockIdx.x / BANDS, order, &step), team.thread);
     end_copies();
     copies_done();
     sync_block();
@@ -108,17 +108,19 @@ stem_forward(const u8* RESTRICT pixels, const int* RESTRICT order, const Control
     }
     sync_block();
     clear(activation, Activation::BYTES, team.thread, THREADS);
-    int turn = 0;
-    for (int item = blockIdx.x; item < items; item += gridDim.x, turn ^= 1) {
-        const int image = item / BANDS, before = item % BANDS * BAND_ROWS;
+    for (int item = blockIdx.x; item < items; item += gridDim.x) {
+        const int image = item / BANDS, before = item % BANDS * BAND_ROWS, next = item + gridDim.x;
+        const int next_place = next < items ? place_of(next / BANDS, order, &step) : 0;  // is here by the time of the copy
         copies_done();
         sync_block();
-        const int next = item + gridDim.x;
-        if (next < items) fetch_image(shared + AT_PIXELS + (turn ^ 1) * PIXELS_BYTES, pixels, order, step, next / BANDS, team.thread);
-        spread_pixels<Lines>(lines, shared + AT_PIXELS + turn * PIXELS_BYTES, Band::first_pixel_row(before), team.thread);
+        spread_pixels<Lines>(lines, shared + AT_PIXELS, Band::first_pixel_row(before), team.thread);
         sync_block();
         first_activation<Band, A_COUNT>(activation, lines, weights, bias_a, Band::first_row(before), team);
         sync_block();
+        if (next < items) {
+            fetch_image(shared + AT_PIXELS, pixels, next_place, team.thread);
+            end_copies();
+        }
         const int squares = min(BAND_ROWS, B_SQUARE_ROWS - before) * B_SQUARES;
 #pragma unroll 1
         for (int group = team.warp / SLICES; group < blocks_of(squares, 8); group += WARPS / SLICES) {
