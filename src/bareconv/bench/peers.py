@@ -43,8 +43,8 @@ from bareconv.errors import BareconvError, UsageError
 
 CHECKED_STEPS = 5
 TRY_SECONDS = 1.0  # of a variant, at most
-LEAST_SECONDS = 12.0  # for what gets ready at a time, where there are so many: rather few of them than none
-READY_TO_COMPARE = 0.6  # of the time, that getting ready may take
+LEAST_SECONDS = 20.0  # for what gets ready at a time, where there are so many: rather few of them than none
+READY_TO_COMPARE = 0.7  # of the time, that getting ready may take
 DEFAULT_NAME = "default"  # the variant that is how a peer comes
 LAYOUTS = ("nchw", "channels_last")
 MODES = ("graph", "eager", "compile")  # of PyTorch on a GPU, the most promising first; the last is a graph too
