@@ -644,9 +644,10 @@ def verdicts(name: str) -> str:
         file = f"bench-{machine_name}"
         result = gpu_result(file)
         found = verdict(result) if result is not None else None
-        if found is not None:
+        if result is not None and found is not None:
             link = f"[{file}.json](benchmarks/results/{file}.json)"
-            lines += [f"- **{found.title}.** {' '.join(found.also[:ALSO])} ({link})"]
+            head = f"{markdown.machine(result)} ({link})"
+            lines += [f"- {head}: **{found.title}.** {' '.join(found.also[:ALSO])}"]
     return "\n".join(lines) + "\n"
 
 

@@ -21,6 +21,7 @@ from bareconv.report.lessons import workloads as lessons
 from bareconv.report.page import notes
 from bareconv.report.sections import Cell, Table
 from bareconv.report.sweep import AXES, crossover_sentences, points
+from bareconv.report.sweep import notes as sweep_notes
 from bareconv.report.verdict import verdict
 
 Result = Mapping[str, Any]
@@ -34,14 +35,18 @@ def benchmark(result: Result, link: str, images: str) -> str:
     found = verdict(result)
     if found is None:
         return ""
-    cpu, gpus = result["environment"]["cpu"], result["environment"]["gpus"]
-    machine = " and ".join([f"{cpu['cores_allowed']} cores of {cpu['model']}", *(gpu["name"] for gpu in gpus)])
-    lines = [f"## {machine}", "", f"**{found.title}.** {' '.join(found.lead)}", ""]
+    lines = [f"## {machine(result)}", "", f"**{found.title}.** {' '.join(found.lead)}", ""]
     lines += [f"- {sentence}" for sentence in found.also]
     lines += ["", f"From {link}, by `{result['command']}`.", ""]
     for part in (sweeps, _peers, _learning, _layers, _clocks, _energy, _trust):
         lines += part(result, images)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def machine(result: Result) -> str:
+    """ "2 cores of Intel(R) Xeon(R) Processor and NVIDIA H200"."""
+    cpu, gpus = result["environment"]["cpu"], result["environment"]["gpus"]
+    return " and ".join([f"{cpu['cores_allowed']} cores of {cpu['model']}", *(gpu["name"] for gpu in gpus)])
 
 
 def pictures(result: Result) -> Iterator[tuple[str, bytes]]:
@@ -99,7 +104,7 @@ def sweeps(result: Result, images: str) -> list[str]:
     for name, sweep in _swept(result):
         title, _, below, _ = AXES[sweep["axis"]]
         lines += [f"### {title}, `{sweep['model']}`", "", f"![Images a second by {below}]({images}{name}.png)", ""]
-        lines += [*(f"{said}\n" for said in [*crossover_sentences(sweep), *sweep.get("notes", ())])]
+        lines += [*(f"{said}\n" for said in [*crossover_sentences(sweep), *sweep_notes(sweep)])]
         lines += [table(points_table(sweep)), "", "Images a second; in brackets the 95% interval.", ""]
         if any(curve["fit"] for curve in sweep["curves"]):
             lines += [table(fit_table(sweep)), ""]

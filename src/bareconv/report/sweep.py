@@ -59,3 +59,18 @@ def crossover_sentences(sweep: Sweep) -> list[str]:
         )
         said.append(f"{above} overtakes {below} at {unit} {fmt.significant(one['value'])}{interval}")
     return [f"{'; '.join(said)}. In brackets: 95% intervals."] if said else []
+
+
+def without_time(sweep: Sweep) -> list[float]:
+    """The values at which there was no time for any curve."""
+    errors: dict[float, list[str]] = {}
+    for curve in sweep["curves"]:
+        for point in curve["points"]:
+            errors.setdefault(point["value"], []).append(point.get("error") or "")
+    return sorted(value for value, some in errors.items() if all("the time was up" in error for error in some))
+
+
+def notes(sweep: Sweep) -> list[str]:
+    """What a reader should know of the points, those that are missing too."""
+    missing = ", ".join(map(fmt.count, without_time(sweep)))
+    return [*sweep.get("notes", ()), *([f"There was no time for {missing}."] if missing else [])]

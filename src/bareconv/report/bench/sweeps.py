@@ -37,7 +37,9 @@ from bareconv.report.sweep import (
     crossover_sentences,
     curve_names,
     main_crossover,
+    notes,
     points,
+    without_time,
 )
 
 
@@ -61,7 +63,7 @@ def _blocks(sweep: Sweep, place: int) -> list[Block]:
         Chart(f"sweep-{place}", lambda w: throughput_chart(sweep, width=w), lambda: throughput_words(sweep))
     ]
     blocks += [Prose(text) for text in crossover_sentences(sweep)]
-    blocks += [Prose(note, "aside") for note in sweep.get("notes", ())]
+    blocks += [Prose(note, "aside") for note in notes(sweep)]
     blocks.append(Fold("Every point as numbers", [points_table(sweep)]))
     if any(curve["fit"] for curve in sweep["curves"]) or sweep["axis"] == "batch_size":
         blocks.append(Chart(f"sweep-{place}-step", lambda w: step_chart(sweep, width=w), lambda: step_words(sweep)))
@@ -259,7 +261,8 @@ def points_table(sweep: Sweep) -> Table:
     """A row for each value, a column for each curve: images a second with its interval."""
     called = curve_names(sweep)
     columns = [Column(AXES[sweep["axis"]][2].capitalize()), *figures(*called)]
-    values = sorted({p["value"] for curve in sweep["curves"] for p in curve["points"]})
+    left_out = without_time(sweep)
+    values = sorted({p["value"] for curve in sweep["curves"] for p in curve["points"]} - set(left_out))
     rows = []
     for value in values:
         row = [Cell(fmt.count(value))]
