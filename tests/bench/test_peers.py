@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import util
 
 import pytest
@@ -17,6 +18,7 @@ from bareconv.bench.environment import describe
 from bareconv.bench.interleave import Listener, our_candidate
 from bareconv.bench.peers import PEERS, Found, Peer, compare, find, record
 from bareconv.bench.steady import run_record
+from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
 from bareconv.errors import UsageError
 from bareconv.nn import Dropout, Flatten, models
@@ -140,6 +142,22 @@ def test_who_is_never_ready_takes_the_time_of_its_own_library(together, stand_in
     assert (rival["variant"], rival["status"]) == ("eager", "measured")
     assert re.fullmatch(r"was not ready after \d s, when the time was up", rival["tries"][1]["error"])
     assert default["status"] == other["status"] == "measured"
+
+
+def test_who_chooses_algorithms_is_alone_only_while_it_gets_ready(stand_ins, monkeypatch):
+    """Who is measured again elsewhere, for its energy say, must not look for a lock in a folder that is gone."""
+    found = stand_ins(choosing=({"": acting()}, None), other=({"": acting()}, None))
+    monkeypatch.setitem(PEERS, "choosing", replace(PEERS["choosing"], chooses=True))
+    locks, prepare_all = {}, interleave.prepare_all
+
+    def seen(pool, candidates, *arguments):
+        locks.update({one.name: one.environment.get(LOCK) for one in candidates})
+        prepare_all(pool, candidates, *arguments)
+
+    monkeypatch.setattr(peers, "prepare_all", seen)
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
+    assert [name for name, lock in locks.items() if lock is not None] == ["choosing"]
+    assert all(side.rate is not None and LOCK not in side.candidate.environment for side in compared.sides)
 
 
 def test_other_losses_mean_no_figures(stand_ins, valid):

@@ -186,3 +186,11 @@ def test_on_a_gpu():
     assert ceilings[CACHE].per_second > ceilings[MEMORY].per_second > 1e11
     step = cuda.measure_step(Workload("basic", (28, 28, 1), 256, "bfloat16"), device, ceilings)
     assert all(0 < one["share"] < 1.5 for one in step["launches"])
+
+
+def test_a_row_of_steps_is_long_enough_though_the_time_be_up():
+    """What a row takes beside its steps would else count as theirs."""
+    none, much = Deadline(0.0, lambda: 1.0), Deadline(1e6, lambda: 0.0)
+    assert cuda._within(none, 1e-3, 1024, 50) == (50, 2)
+    assert cuda._within(none, 1e-3, 20, 50) == (20, 2)  # of an epoch that has no more
+    assert cuda._within(much, 1e-3, 1024, 50) == (1024, 50)

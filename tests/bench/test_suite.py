@@ -10,7 +10,7 @@ from bareconv.bench import suite as module
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import Limits, Side, our_candidate
 from bareconv.bench.peers import Compared, Found
-from bareconv.bench.process import StoppedError
+from bareconv.bench.process import StoppedError, TimeUpError
 from bareconv.bench.suite import PARTS, SHARES, Place, Suite, Watching
 from bareconv.bench.workload import Workload
 from bareconv.device import get_device
@@ -130,6 +130,15 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(made):
     assert suite.failed
     assert "sweep: no room." in suite.notes
     assert result["sweeps"] == []
+    assert result["learning"] == [{"device": "cpu"}]
+
+
+def test_time_that_is_up_is_no_failure(made):
+    made.trouble["clocks"] = TimeUpError("the cold training was not ready")
+    suite, _, result, _ = made()
+    assert not suite.failed
+    assert "clocks: the cold training was not ready." in suite.notes
+    assert result["clocks"] == []
     assert result["learning"] == [{"device": "cpu"}]
 
 

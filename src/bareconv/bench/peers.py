@@ -67,13 +67,15 @@ _YNNPACK = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "ELTWISE",
 class Peer:
     """A library: the package that is looked for, the module that serves it, its variants by name.
 
-    ``default``: the options of how it comes, measured beside the best of several variants.
+    ``default``: the options of how it comes, measured beside the best of several variants. ``chooses``: while it gets
+    ready it measures which of its algorithms is the fastest, for which no other variant may be at work.
     """
 
     package: str
     module: str
     variants: Mapping[str, Mapping[str, Any]]
     default: Mapping[str, Any] | None = None
+    chooses: bool = False
 
 
 def _jax(device: str, layout: str, steps: int = 1, xla: str = "", tuned: bool = True) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def catalog(device: str, precision: str) -> Mapping[str, Peer]:
             "bareconv.bench.workers.pytorch_cuda",
             cuda_variants(device, precision),
             {**eager, "mixed": "autocast" if precision == "bfloat16" else None},
+            chooses=True,
         ),
         "jax": Peer(
             "jax",
@@ -268,6 +271,7 @@ class _Trying:
     ) -> None:
         self.compared, self.folder, self.listener, self.limits = compared, folder, listener, limits
         self.compiled, self.pool, self.together = compiled, pool, together
+        self.known = catalog(compared.device, compared.workload.precision)
         self.best: dict[str, Side] = {}  # by peer
         self.defaults: dict[str, Side] = {}
 
@@ -300,7 +304,7 @@ class _Trying:
     def _candidates(self, name: str, python: str) -> list[Candidate]:
         """A peer's default and its variants."""
         workload = self.compared.workload
-        peer = catalog(self.compared.device, workload.precision)[name]
+        peer = self.known[name]
         command, environment = process.foreign_command(python, peer.module), process.environment(workload.threads)
         if len(peer.variants) > 1:
             self.compared.tries[name] = []
@@ -323,11 +327,9 @@ class _Trying:
     def _ready(self, candidates: Sequence[Candidate], deadline: Deadline) -> list[Side]:
         """A side for each; StoppedError, where the listener says so, having ended them all."""
         sides: list[Side] = []
-        # While it gets ready, PyTorch measures which of its algorithms is the fastest: one process at a time.
+        lock = {LOCK: str(self.folder / "alone")}  # only while they get ready: the folder does not last
         locked = [
-            dataclasses.replace(one, environment={**one.environment, LOCK: str(self.folder / "alone")})
-            if one.name == "pytorch"
-            else one
+            dataclasses.replace(one, environment={**one.environment, **lock}) if self.known[one.name].chooses else one
             for one in candidates
         ]
         try:

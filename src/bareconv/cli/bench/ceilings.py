@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +11,7 @@ from bareconv.bench.deadline import Deadline
 from bareconv.bench.depth import measure_depth
 from bareconv.bench.roofline import remarks
 from bareconv.bench.roofline.words import value
-from bareconv.cli.bench.common import Story, conclude, introduce, threads
+from bareconv.cli.bench.common import OUTPUT, Story, budget_option, conclude, introduce, threads
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
 from bareconv.device import get_device
 from bareconv.report.format import MISSING, counted
@@ -36,20 +35,8 @@ Examples:
     help="Most threads of the CPU; one, and the powers of two between, are measured as well. "
     "[default: the cores that this process may use]",
 )
-@click.option(
-    "--budget",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    default=15,
-    show_default=True,
-    help="Time for everything: what could not be measured by then is not, and says so.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the result, as JSON, to this file.",
-)
+@budget_option(15)
+@OUTPUT
 @on_screen
 def ceilings(screen: Screen, **options: Any) -> int:
     """Measure what a device can do at best, by the instructions that our kernels use, in a process of its own.

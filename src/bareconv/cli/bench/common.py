@@ -13,6 +13,7 @@ from bareconv.bench import results
 from bareconv.bench.axes import AXES
 from bareconv.bench.estimates import noise
 from bareconv.bench.interleave import Listener, Side
+from bareconv.bench.peers import PEERS
 from bareconv.bench.process import REMOVED, THREADS
 from bareconv.bench.workload import LR, Workload, natural_shape
 from bareconv.cli.options import image_shape_option, seed_option
@@ -27,6 +28,7 @@ from bareconv.training import ENGINES, PRECISIONS, Settings
 from bareconv.training.precision import ON_GPU_ONLY
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
 
 _TICKS = 10  # parts of a second, as the bar counts
 
@@ -73,12 +75,52 @@ PRECISION = click.option(
 )
 
 
+LEARNING_RATE = click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    metavar="RATE",
+    default=LR,
+    show_default=True,
+    help="Learning rate, constant, of SGD with momentum 0.9.",
+)
+PYTHON = click.option(
+    "--python",
+    envvar="BARECONV_TORCH_PYTHON",
+    metavar="PATH",
+    help="A Python that has the peers, where this one has not. [default: BARECONV_TORCH_PYTHON, else this one]",
+)
+
+
+def budget_option(default: float, what: str = "what could not be measured by then is not, and says so") -> Decorator:
+    """Seconds; ``what`` becomes of that for which there is no time."""
+    return click.option(
+        "--budget",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        default=default,
+        show_default=True,
+        help=f"Time for everything: {what}.",
+    )
+
+
+def peer_option(what: str, default: str) -> Decorator:
+    """Other libraries, by name, none of them or many."""
+    return click.option(
+        "--peer",
+        "peers",
+        type=click.Choice(list(PEERS)),
+        metavar="NAME",
+        multiple=True,
+        help=f"{what}: {', '.join(PEERS)}. May be repeated. [default: {default}]",
+    )
+
+
 def bench_options(
     budget: int,
     *,
-    output: Callable[[Any], Any] = OUTPUT,
-    device: Callable[[Any], Any] = DEVICE,
-    precision: Callable[[Any], Any] = PRECISION,
+    output: Decorator = OUTPUT,
+    device: Decorator = DEVICE,
+    precision: Decorator = PRECISION,
     engines: tuple[str, ...] = (Settings.engine,),
 ) -> Callable[[F], F]:
     """What to train, how, for how long, and where the result goes; ``workloads`` takes most of them.
@@ -90,23 +132,9 @@ def bench_options(
         for option in (
             output,
             seed_option,
-            click.option(
-                "--lr",
-                type=click.FloatRange(0, min_open=True),
-                metavar="RATE",
-                default=LR,
-                show_default=True,
-                help="Learning rate, constant, of SGD with momentum 0.9.",
-            ),
+            LEARNING_RATE,
             image_shape_option,
-            click.option(
-                "--budget",
-                type=click.FloatRange(0, min_open=True),
-                metavar="SECONDS",
-                default=budget,
-                show_default=True,
-                help="Time for everything: what could not be measured by then is not, and says so.",
-            ),
+            budget_option(budget),
             click.option(
                 "--threads",
                 type=click.IntRange(1),

@@ -11,6 +11,7 @@ from bareconv.bench.interleave import our_candidate
 from bareconv.bench.peers import PEERS, Compared, compare, find, record
 from bareconv.bench.steady import run_record
 from bareconv.cli.bench.common import (
+    PYTHON,
     Story,
     bench_options,
     chosen_device,
@@ -18,6 +19,7 @@ from bareconv.cli.bench.common import (
     doubts,
     interval,
     introduce,
+    peer_option,
     threads,
     workloads,
 )
@@ -36,20 +38,8 @@ Examples:
 
 @click.command(epilog=EPILOG, short_help="Our engines beside other libraries, measured by turns.")
 @bench_options(budget=120)
-@click.option(
-    "--peer",
-    "peers",
-    type=click.Choice(list(PEERS)),
-    metavar="NAME",
-    multiple=True,
-    help=f"What to compare with: {', '.join(PEERS)}. May be repeated. [default: all that are installed]",
-)
-@click.option(
-    "--python",
-    envvar="BARECONV_TORCH_PYTHON",
-    metavar="PATH",
-    help="A Python that has the peers, where this one has not. [default: BARECONV_TORCH_PYTHON, else this one]",
-)
+@peer_option("What to compare with", "all that are installed")
+@PYTHON
 @click.option(
     "--no-compile", is_flag=True, help="Leave out torch.compile and tinygrad's search, which may take minutes."
 )
@@ -60,7 +50,7 @@ def peers(screen: Screen, **options: Any) -> int:
     All train the same model from the same weights on the same batches with the same optimizer, by turns, in short
     blocks and each in its own process. Of a library's variants (layouts, modes) the fastest is measured, found by
     trying each briefly, and the library as it comes. What differs from ours in its first losses is not shown. All of
-    that is within the budget; half of it may go into getting ready.
+    that is within the budget, most of which goes into getting ready.
 
     Ctrl-C ends the block at hand and reports what there is. Exit code 1 if something failed or disagrees.
     """

@@ -13,7 +13,16 @@ from bareconv.bench.conditions import Watcher
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.peers import PEERS, find
 from bareconv.bench.suite import PARTS, Place, Suite, Watching
-from bareconv.cli.bench.common import AXIS_OPTIONS, Story, bench_options, introduce, several, workloads
+from bareconv.cli.bench.common import (
+    AXIS_OPTIONS,
+    PYTHON,
+    Story,
+    bench_options,
+    introduce,
+    peer_option,
+    several,
+    workloads,
+)
 from bareconv.cli.folder import RESULT, result_folder
 from bareconv.cli.screen import Bar, Interrupt, Screen, on_screen, stop_gently
 from bareconv.device import CpuDevice, Device, all_devices, get_device, why_no_cuda
@@ -76,20 +85,8 @@ TITLES = {
 )
 @several("--part", "parts", PARTS, PARTS, "What to measure")
 @several("--sweep", "sweeps", tuple(AXIS_OPTIONS), ("batch-size", "width"), "What to sweep along")
-@click.option(
-    "--peer",
-    "peers",
-    type=click.Choice(list(PEERS)),
-    metavar="NAME",
-    multiple=True,
-    help=f"What to compare with: {', '.join(PEERS)}. May be repeated. [default: all that are installed]",
-)
-@click.option(
-    "--python",
-    envvar="BARECONV_TORCH_PYTHON",
-    metavar="PATH",
-    help="A Python that has the peers, where this one has not. [default: BARECONV_TORCH_PYTHON, else this one]",
-)
+@peer_option("What to compare with", "all that are installed")
+@PYTHON
 @click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which may take minutes to compile.")
 @on_screen
 def run(screen: Screen, **options: Any) -> int:

@@ -14,10 +14,22 @@ from bareconv.bench.axes import AXES, Axis, parse
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import ratio as ratio_of
 from bareconv.bench.interleave import Candidate, our_candidate
-from bareconv.bench.peers import PEERS, find
+from bareconv.bench.peers import find
 from bareconv.bench.sweep import is_of_time, measure_sweep, names, peer_candidate, rates
-from bareconv.bench.workload import LR, Workload, natural_shape
-from bareconv.cli.bench.common import AXIS_OPTIONS, Story, conclude, introduce, several, threads
+from bareconv.bench.workload import Workload, natural_shape
+from bareconv.cli.bench.common import (
+    AXIS_OPTIONS,
+    LEARNING_RATE,
+    OUTPUT,
+    PYTHON,
+    Story,
+    budget_option,
+    conclude,
+    introduce,
+    peer_option,
+    several,
+    threads,
+)
 from bareconv.cli.options import image_shape_option, model_option, number, precision_option, seed_option, threads_option
 from bareconv.cli.screen import Bar, Interrupt, Screen, on_screen, stop_gently
 from bareconv.device import CpuDevice, Device, all_devices, get_device, why_no_cuda
@@ -64,38 +76,12 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
     metavar="NAME",
     help="Where to compute: cpu, cuda or cuda:1. May be repeated. [default: the CPU, and a GPU where there is one]",
 )
-@click.option(
-    "--peer",
-    "peers",
-    type=click.Choice(list(PEERS)),
-    metavar="NAME",
-    multiple=True,
-    help=f"Measure another library beside ours: {', '.join(PEERS)}. May be repeated. [default: none]",
-)
-@click.option(
-    "--python",
-    envvar="BARECONV_TORCH_PYTHON",
-    metavar="PATH",
-    help="A Python that has the peers, where this one has not. [default: BARECONV_TORCH_PYTHON, else this one]",
-)
+@peer_option("Measure another library beside ours", "none")
+@PYTHON
 @threads_option
-@click.option(
-    "--budget",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    default=180,
-    show_default=True,
-    help="Time for everything: points that could not be measured by then are left out, and the curves are coarser.",
-)
+@budget_option(180, "points that could not be measured by then are left out, and the curves are coarser")
 @image_shape_option
-@click.option(
-    "--lr",
-    type=click.FloatRange(0, min_open=True),
-    metavar="RATE",
-    default=LR,
-    show_default=True,
-    help="Learning rate, constant, of SGD with momentum 0.9.",
-)
+@LEARNING_RATE
 @seed_option
 @click.option(
     "--folder",
@@ -103,12 +89,7 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
     metavar="PATH",
     help="Where to write the images while it lasts: 10,000,000 of 28x28x1 take 7.3 GiB. [default: the system's]",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the result, as JSON, to this file.",
-)
+@OUTPUT
 @on_screen
 def sweep(screen: Screen, **options: Any) -> int:
     """Measure training steps along an axis: a curve of images a second for each engine, device and precision.
