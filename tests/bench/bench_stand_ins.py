@@ -34,7 +34,8 @@ for line in sys.stdin:
         continue
     if trouble == f"cannot {do}":
         answer = {"error": "layer type Twist has no counterpart here", "unsupported": True}
-    elif do == "prepare":
+    elif do in ("prepare", "restart"):
+        taken = len(losses)
         answer = {"losses": losses[: message["checks"]], "step_seconds": step, "compile_seconds": 0.0, "versions": {}}
     elif do == "run":
         steps = message.get("steps") or max(1, round(message["seconds"] / step))

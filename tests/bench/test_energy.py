@@ -21,7 +21,7 @@ from bareconv.bench import energy
 from bareconv.bench.counters import PackageCounter, Source, source_of
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.energy import measure_energy
-from bareconv.bench.interleave import Listener, Samples
+from bareconv.bench.interleave import Limits, Listener, Samples, Side
 from bareconv.bench.nvml import UnavailableError
 from bareconv.bench.workload import Workload
 from bareconv.device import get_device
@@ -256,6 +256,29 @@ def test_each_candidate_in_its_own_process(monkeypatch):
     assert bad["unavailable"].startswith("its process ended (exit code 3)")
     for record in (good, bad, other):
         conforms({**record, "joules": 1.0})
+
+
+def test_who_is_ready_is_measured_and_stays(monkeypatch, tmp_path):
+    monkeypatch.setattr(energy, "source_of", lambda device: contextlib.nullcontext(Source([], Quiet())))
+    monkeypatch.setattr(energy, "prepare", None)
+    seen = []
+
+    def measure(side, *_):
+        seen.append(side)
+        side.run(0.05)
+        return {"joules": 1.0}
+
+    monkeypatch.setattr(energy, "_measure", measure)
+    ready = [Side(stand_in(name), tmp_path, Limits()) for name in ("A", "B")]
+    for side in ready:
+        side.prepare(5, 0.0, lambda: False)
+    wanted = [stand_in("B")]
+    (found,) = energy.measure_energies(WORK, wanted, get_device("cpu"), Deadline.after(30), Listener(), ready)
+    assert (found["name"], found["joules"], seen) == ("B", 1.0, [ready[1]])
+    assert not ready[1].samples.seconds  # what it ran for this is no sample of its speed
+    assert all(side.alive for side in ready)
+    for side in ready:
+        side.close()
 
 
 def test_where_nothing_counts_nobody_is_started(monkeypatch):

@@ -365,7 +365,8 @@ def test_side_by_side_in_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr(interleave_module, "prepare", meeting)
     sides: list[Side] = []
     with ThreadPoolExecutor(3) as pool:
-        prepare_all(pool, [*map(stand_in, "ABC")], sides, tmp_path, Deadline.after(20.0), 5, Listener(), QUICK)
+        jobs = [(stand_in(name), tmp_path) for name in "ABC"]
+        prepare_all(pool, jobs, sides, Deadline.after(20.0), 5, Listener(), QUICK)
         alive = [(side.candidate.name, side.alive) for side in sides]
         for side in sides:
             side.close()

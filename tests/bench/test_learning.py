@@ -11,15 +11,16 @@ from bench_stand_ins import LOSSES, QUICK, stand_in
 from bareconv.bench import results
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.environment import describe
-from bareconv.bench.interleave import Listener, our_candidate
+from bareconv.bench.interleave import Listener, Side, our_candidate
 from bareconv.bench.learning import EPOCHS, measure_learning, next_look, points
 from bareconv.bench.workload import Workload
+from bareconv.errors import BareconvError
 
 WORK = Workload("mlp", (6, 6, 1), batch_size=32)  # 2,048 drawn images: 64 steps an epoch
 
 
-def learned(*candidates, seconds=20.0):
-    found = measure_learning(WORK, candidates, Deadline.after(seconds), Listener(), limits=QUICK)
+def learned(*candidates, seconds=20.0, ready=()):
+    found = measure_learning(WORK, candidates, Deadline.after(seconds), Listener(), limits=QUICK, ready=ready)
     results.validate(results.new("it", {}, learning=[found], environment=describe()))
     return found
 
@@ -79,6 +80,34 @@ def test_who_computes_something_else_has_no_curve():
     assert other["steps"] == ended["steps"] == []
     assert "it computes something else" in other["error"]
     assert "something broke" in ended["error"]
+
+
+def test_who_is_ready_begins_again_in_its_process(tmp_path):
+    WORK.write(tmp_path)
+    ours, peer, dead = (stand_in(name, ours=name == "plan") for name in ("plan", "peer", "dead"))
+    ready = [Side(one, tmp_path, QUICK) for one in (peer, ours, dead)]
+    for side in ready:
+        side.prepare(len(LOSSES), 0.0, lambda: False)
+        side.run(0.05)
+    ready[2].fail(BareconvError("it ended"))
+    workers = [side._worker for side in ready[:2]]
+    found = learned(ours, peer, stand_in("new"), dead, ready=ready)["candidates"]
+    assert [one["name"] for one in found] == ["plan", "peer", "new", "dead"]
+    for one in found:
+        assert one["error"] is None
+        # From the first weights again: the steps that were measured before do not count.
+        assert one["accuracy"] == pytest.approx([1 - 1 / steps for steps in one["steps"]])
+    assert all(worker is not None and worker.process.poll() is not None for worker in workers)
+    assert [len(side.samples.seconds) > 1 for side in ready] == [True, True, False]  # they learned, and not new ones
+
+
+def test_who_cannot_begin_again_has_no_curve(tmp_path):
+    WORK.write(tmp_path)
+    broken, ours = Side(stand_in("broken", "cannot restart"), tmp_path, QUICK), stand_in("plan", ours=True)
+    broken.prepare(len(LOSSES), 0.0, lambda: False)
+    first, second = learned(ours, broken.candidate, ready=[broken])["candidates"]
+    assert first["error"] is None
+    assert second["error"] == "layer type Twist has no counterpart here"
 
 
 def test_a_real_training_learns():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -144,15 +145,44 @@ def test_who_is_never_ready_takes_the_time_of_its_own_library(together, stand_in
     assert default["status"] == other["status"] == "measured"
 
 
+def test_sides_may_be_kept_for_what_comes_next(stand_ins):
+    found = stand_ins(rival=({"slow": acting(step=0.004), "fast": acting()}, acting()))
+    with contextlib.ExitStack() as kept:
+        compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), kept=kept)
+        assert all(side.alive and side.memory["peak"] == 3000 for side in compared.sides)
+        assert compared.sides[1].folder.is_dir()
+    assert not any(side.alive for side in compared.sides)
+    assert not compared.sides[1].folder.exists()
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener())
+    assert not any(side.alive for side in compared.sides)
+
+
+def test_who_chooses_algorithms_gets_ready_beside_its_own_kind_alone(stand_ins, monkeypatch):
+    """The others begin with how each of them comes, then their variants; what compiles is last."""
+    variants = {"one": acting(), "compiled": acting("compile")}
+    found = stand_ins(first=(variants, acting()), choosing=({"": acting()}, None), other=({"": acting()}, None))
+    monkeypatch.setitem(PEERS, "choosing", replace(PEERS["choosing"], chooses=True))
+    waves, prepare_all = [], interleave.prepare_all
+
+    def seen(pool, jobs, *arguments):
+        waves.append([one.label for one, _ in jobs])
+        prepare_all(pool, jobs, *arguments)
+
+    monkeypatch.setattr(peers, "at_once", lambda *_: 3)
+    monkeypatch.setattr(peers, "prepare_all", seen)
+    compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
+    assert waves == [["plan"], ["choosing"], ["first default", "other", "first one"], ["first compiled"]]
+
+
 def test_who_chooses_algorithms_is_alone_only_while_it_gets_ready(stand_ins, monkeypatch):
     """Who is measured again elsewhere, for its energy say, must not look for a lock in a folder that is gone."""
     found = stand_ins(choosing=({"": acting()}, None), other=({"": acting()}, None))
     monkeypatch.setitem(PEERS, "choosing", replace(PEERS["choosing"], chooses=True))
     locks, prepare_all = {}, interleave.prepare_all
 
-    def seen(pool, candidates, *arguments):
-        locks.update({one.name: one.environment.get(LOCK) for one in candidates})
-        prepare_all(pool, candidates, *arguments)
+    def seen(pool, jobs, *arguments):
+        locks.update({one.name: one.environment.get(LOCK) for one, _ in jobs})
+        prepare_all(pool, jobs, *arguments)
 
     monkeypatch.setattr(peers, "prepare_all", seen)
     compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)

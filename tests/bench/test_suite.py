@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_every_part_in_order_with_its_share(made):
 def test_what_one_part_does_not_need_the_others_have(made):
     made.takes.update(layers=1.0, peers=2.0)
     _, heard, _, _ = made()
-    assert heard.parts["learning"] == pytest.approx(97.0)
+    assert heard.parts[PARTS[-1]] == pytest.approx(97.0)
     assert made.clock[0] == 3.0
 
 
@@ -174,5 +175,42 @@ def test_the_fastest_of_every_peer_learns(tmp_path):
         side("quick", "default", 2.0),
         side("none", "", None),
     ]
+    ended = []
+    for one in sides:
+        one.close = lambda one=one: ended.append(one)
     found = module._fastest(Compared(WORK, "data", 8, sides))
-    assert [(one.name, one.variant) for one in found] == [("quick", "tuned"), ("slow", "")]
+    assert [(one.candidate.name, one.candidate.variant) for one in found] == [
+        ("plan", ""),
+        ("quick", "tuned"),
+        ("slow", ""),
+    ]
+    assert ended == [sides[3], sides[4]]
+
+
+def test_what_is_ready_is_measured_on_and_ends_before_the_sweeps(made, monkeypatch):
+    """Energy and learning get the sides of the peers; then these end, and whatever they hold is free."""
+    ended, given = [], {}
+
+    def compared(workload, engines, *_, kept, **__):
+        side = Side(engines[0], Path(), Limits())
+        side.samples.add({"seconds": 1.0, "steps": 1, "images": 10})
+        side.memory = {"baseline": 1, "peak": 2}
+        kept.callback(lambda: ended.append(side))
+        return Compared(workload, "data", 8, [side])
+
+    def part(name, answer):
+        def measure(*arguments, **named):
+            given[name] = (list(ended), [*arguments, *named.values()][-1])
+            return answer
+
+        return measure
+
+    monkeypatch.setattr(module, "compare", compared)
+    monkeypatch.setattr(module, "measure_energies", part("energy", []))
+    monkeypatch.setattr(module, "measure_learning", part("learning", {}))
+    monkeypatch.setattr(module, "measure_sweep", part("sweep", {}))
+    made()
+    for name in ("energy", "learning"):
+        gone, (side,) = given[name]
+        assert (gone, side.candidate.name) == ([], "plan")
+    assert len(given["sweep"][0]) == 1

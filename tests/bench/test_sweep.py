@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -143,6 +144,33 @@ def test_a_deadline_leaves_a_coarse_curve_and_not_a_half_one(monkeypatch):
     assert [value for value, figure in by_value.items() if not isinstance(figure, str)] == [1, 2, 8, 64]
     assert all(is_of_time(figure) for figure in by_value.values() if isinstance(figure, str))
     assert found["curves"][0]["fit"] is not None
+
+
+def test_points_get_ready_side_by_side(monkeypatch):
+    """Two points of two candidates wait for each other: one after another, none would get ready."""
+    monkeypatch.setattr(sweeping, "at_once", lambda *_: 5)
+    together, prepare = threading.Barrier(4, timeout=10), interleave.prepare
+
+    def meeting(*arguments):
+        together.wait()
+        return prepare(*arguments)
+
+    monkeypatch.setattr(interleave, "prepare", meeting)
+    found = sweep([1, 4, 16, 64], CPU, GPU)
+    for curve, fixed, each in zip(found["curves"], (1e-5, 2e-4), (2e-5, 1e-6), strict=True):
+        for value, rate in figures(curve).items():
+            assert rate == pytest.approx(value / (fixed + each * value), rel=0.02)
+
+
+def test_of_several_points_each_has_its_own_trouble(monkeypatch):
+    monkeypatch.setattr(sweeping, "at_once", lambda *_: 6)
+    work = Workload("lenet5", (12, 12, 1), batch_size=4)
+    growing = [candidate("1e-6 * side**2", 1e-5, trouble=trouble) for trouble in ("False", "True")]
+    plain, troubled = sweep([4, 12, 16], *growing, axis="image_size", work=work)["curves"]
+    assert "does not fit" in figures(plain)[4]
+    assert [not isinstance(figures(plain)[side], str) for side in (12, 16)] == [True, True]
+    assert "does not fit" in figures(troubled)[4]
+    assert [figures(troubled)[side] for side in (12, 16)] == ["OutOfMemoryError: no room for it"] * 2
 
 
 def test_nobody_waits_for_what_is_never_ready():

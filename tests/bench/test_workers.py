@@ -125,6 +125,9 @@ def trained(serving, one, folder):
     assert more["steps"] == MORE_STEPS
     found = serving(one, "accuracy")
     assert found["seconds"] > 0
+    again = serving(one, "restart", checks=CHECKED_STEPS)
+    assert again["steps"] == CHECKED_STEPS
+    assert again["losses"] == pytest.approx(prepared["losses"], rel=1e-9)
     return [*prepared["losses"], more["loss"]], found["accuracy"], prepared["flags"]
 
 

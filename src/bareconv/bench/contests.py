@@ -24,7 +24,7 @@ from typing import Any
 from bareconv.bench import process
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, Side, interleave, our_candidate
-from bareconv.bench.peers import CHECKED_STEPS, Compared, Found, catalog, check
+from bareconv.bench.peers import CHECKED_STEPS, EVERY_MODE, Compared, Found, catalog, check
 from bareconv.bench.process import StoppedError
 from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
@@ -106,7 +106,7 @@ def contest(
     }
     candidates = [our_candidate(engine, device, workload.threads) for engine in dict.fromkeys(engines)]
     for name, python in peers.pythons.items():
-        peer = catalog(device, workload.precision)[name]
+        peer = catalog(device, workload.precision, EVERY_MODE)[name]
         command = process.foreign_command(python, peer.module)
         candidates += [
             Candidate(name, command, options, environment, False, variant)

@@ -11,14 +11,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from bareconv.bench.counters import Counter, Load, Source, source_of
 from bareconv.bench.deadline import Deadline
-from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, prepare
+from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, Side, alive_one, prepare
 from bareconv.bench.nvml import UnavailableError
 from bareconv.bench.process import StoppedError
 from bareconv.bench.workload import Workload
@@ -83,12 +83,18 @@ class Meter:
 
 
 def measure_energies(
-    workload: Workload, candidates: Sequence[Candidate], device: Device, deadline: Deadline, listener: Listener
+    workload: Workload,
+    candidates: Sequence[Candidate],
+    device: Device,
+    deadline: Deadline,
+    listener: Listener,
+    ready: Sequence[Side] = (),
 ) -> list[dict[str, Any]]:
     """The ``energy`` entries of candidates that compute on ``device``, one after another, each in its own process.
 
     Where nothing counts there, none of them is started. A figure needs a certain time; those for which there is too
-    little left have none.
+    little left have none. ``ready``: sides on this workload that were measured before, which these are taken from, and
+    which stay.
     """
     try:
         with source_of(device):
@@ -99,15 +105,16 @@ def measure_energies(
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
         workload.write(Path(name))
         for candidate in candidates:
-            try:
-                side = prepare(candidate, Path(name), deadline, 1, listener, Limits())
-            except StoppedError:
-                found.append({**_head(workload, candidate, device), "unavailable": STOPPED})
-                continue
-            try:
+            with ExitStack() as own:
+                side = alive_one(candidate, ready)
+                if side is None:
+                    try:
+                        side = prepare(candidate, Path(name), deadline, 1, listener, Limits())
+                    except StoppedError:
+                        found.append({**_head(workload, candidate, device), "unavailable": STOPPED})
+                        continue
+                    own.callback(side.close)
                 found.append(measure_energy(workload, side, device, deadline, listener))
-            finally:
-                side.close()
     return found
 
 

@@ -163,11 +163,29 @@ class Side:
             else:
                 self.fail(error)
             return
+        self._begin(answer, time.monotonic() - begun)
+
+    def restart(self, checks: int, should_stop: Callable[[], bool], deadline: Deadline) -> None:
+        """Take the first steps again, from the first weights, in the process that there is; its samples are gone.
+
+        What fails is in ``error``. Raises StoppedError.
+        """
+        assert self._worker is not None
+        begun, self.samples = time.monotonic(), Samples()
+        try:
+            answer = self._worker.ask("restart", min(self.limits.prepare, deadline.left), should_stop, checks=checks)
+        except WorkerError as error:
+            self.fail(error, "interrupted" if deadline.passed else "failed")
+            return
+        self._begin(answer, time.monotonic() - begun)
+
+    def _begin(self, answer: Mapping[str, Any], seconds: float) -> None:
+        """What the process told of its first steps, for which it took so long."""
         self.losses, self.versions = answer["losses"], answer["versions"]
         self.engine = answer.get("engine") or self.engine
         self.flags, self.warmed_up = answer.get("flags", {}), bool(answer.get("warmed_up"))
         self.step_seconds, self.compile_seconds = answer["step_seconds"], answer["compile_seconds"]
-        self.warm_up_seconds = max(0.0, time.monotonic() - begun - self.compile_seconds)
+        self.warm_up_seconds = max(0.0, seconds - self.compile_seconds)
         if not all(map(math.isfinite, self.losses)):
             self.fail(BareconvError("its loss is not finite: a smaller --lr may help"))
 
@@ -215,11 +233,15 @@ class Side:
             except WorkerError as error:
                 self.fail(error)
 
-    def finish(self) -> None:
-        """Ask for the memory and end the process. Whatever was measured stays."""
+    def settle(self) -> None:
+        """Ask for the memory: there is nothing more to measure here. The process stays."""
         self.look_at_memory()
         if self.error is None and not self.samples.seconds:
             self.status = "interrupted"
+
+    def finish(self) -> None:
+        """``settle``, and end the process. Whatever was measured stays."""
+        self.settle()
         self.close()
 
     def fail(self, error: BareconvError, status: str = "failed") -> None:
@@ -233,6 +255,11 @@ class Side:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+
+
+def alive_one(candidate: Candidate, sides: Sequence[Side]) -> Side | None:
+    """The candidate's side of these, where it has one that can be measured."""
+    return next((side for side in sides if side.alive and side.candidate == candidate), None)
 
 
 class Listener:
@@ -336,22 +363,21 @@ def at_once(candidates: Sequence[Candidate], device: str = "cpu") -> int:
 
 def prepare_all(
     pool: ThreadPoolExecutor,
-    candidates: Sequence[Candidate],
+    jobs: Sequence[tuple[Candidate, Path]],
     into: list[Side],
-    folder: Path,
     deadline: Deadline,
     checks: int,
     listener: Listener,
     limits: Limits,
     warm_up: float | None = None,
 ) -> None:
-    """Append a side for each candidate, in their order, ready to be measured or with an error.
+    """Append a side for each candidate with the folder of its job, in their order, ready or with an error.
 
     They get ready on the pool's threads, as many at a time as it has; it must outlive the sides, for a process ends
     with the thread that started it. Nothing should be measured meanwhile. StoppedError where the listener says so: then
     there are those that were ready.
     """
-    asked = [pool.submit(prepare, one, folder, deadline, checks, listener, limits, warm_up) for one in candidates]
+    asked = [pool.submit(prepare, one, folder, deadline, checks, listener, limits, warm_up) for one, folder in jobs]
     stopped: StoppedError | None = None
     for one in asked:
         try:

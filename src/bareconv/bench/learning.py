@@ -7,6 +7,7 @@ slow at it looks less often, and has its time for training.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bareconv.bench.deadline import Deadline
-from bareconv.bench.interleave import Candidate, Limits, Listener, Side, at_once, prepare_all
+from bareconv.bench.interleave import Candidate, Limits, Listener, Side, alive_one, at_once, prepare_all
 from bareconv.bench.peers import CHECKED_STEPS, check
 from bareconv.bench.process import StoppedError
 from bareconv.bench.workload import Workload
@@ -31,11 +32,13 @@ def measure_learning(
     deadline: Deadline,
     listener: Listener,
     limits: Limits | None = None,
+    ready: Sequence[Side] = (),
 ) -> dict[str, Any]:
     """The ``learning`` entry of a result; the first candidate is ours, whose first losses the others must have.
 
-    Each trains for ``EPOCHS`` epochs, or for its share of the time, of which those after it have what it leaves. As
-    many as get ready side by side do, and then train one after another.
+    Each trains for ``EPOCHS`` epochs, or for its share of the time, of which those after it have what it leaves.
+    ``ready``: sides on this workload that were measured before. Where one is of these candidates it begins again in
+    its process, which then ends. Of the others as many as get ready side by side do, and train one after another.
     """
     together = at_once(candidates)
     with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(together) as pool:
@@ -45,11 +48,17 @@ def measure_learning(
         sides: list[Side] = []
         curves: list[dict[str, Any]] = []
         try:
-            for start in range(0, len(candidates), together):
-                wave = candidates[start : start + together]
-                part = deadline.part(len(wave) / (len(candidates) - start))
-                prepare_all(pool, wave, sides, folder, part, CHECKED_STEPS, listener, limits or Limits(), warm_up=0.0)
-                for side in sides[start:]:
+            while len(sides) < len(candidates):
+                left = candidates[len(sides) :]
+                wave = [(one, folder) for one in itertools.takewhile(lambda one: alive_one(one, ready) is None, left)]
+                wave = wave[:together]
+                part = deadline.part(max(1, len(wave)) / len(left))
+                if wave:
+                    prepare_all(pool, wave, sides, part, CHECKED_STEPS, listener, limits or Limits(), warm_up=0.0)
+                elif (side := alive_one(left[0], ready)) is not None:
+                    sides.append(side)
+                    side.restart(CHECKED_STEPS, listener.should_stop, part)
+                for side in sides[len(curves) :]:
                     check(side, sides, workload.precision)
                     curves.append(_learn(side, looks, deadline.part(1 / (len(candidates) - len(curves))), listener))
         except StoppedError:

@@ -7,6 +7,7 @@ its time is not shown.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -47,7 +48,8 @@ LEAST_SECONDS = 20.0  # for what gets ready at a time, where there are so many: 
 READY_TO_COMPARE = 0.7  # of the time, that getting ready may take
 DEFAULT_NAME = "default"  # the variant that is how a peer comes
 LAYOUTS = ("nchw", "channels_last")
-MODES = ("graph", "eager", "compile")  # of PyTorch on a GPU, the most promising first; the last is a graph too
+MODES = ("graph", "compile")  # of PyTorch on a GPU, the most promising first; the last is a graph too
+EVERY_MODE = ("graph", "eager", "compile")  # a graph does what eager does, but for Python's time
 GPU_SCAN = 32  # steps in one call of JAX's
 
 TUNED = {
@@ -111,8 +113,8 @@ PEERS = {
 }
 
 
-def catalog(device: str, precision: str) -> Mapping[str, Peer]:
-    """The peers there are on a device ("cpu", "cuda:0") in a precision, by name."""
+def catalog(device: str, precision: str, modes: Sequence[str] = MODES) -> Mapping[str, Peer]:
+    """The peers there are on a device ("cpu", "cuda:0") in a precision, by name; ``modes``: of PyTorch on a GPU."""
     if device == "cpu":
         return PEERS
     eager = {"device": device, "layout": "nchw", "mode": "eager", "tuned": False}
@@ -120,7 +122,7 @@ def catalog(device: str, precision: str) -> Mapping[str, Peer]:
         "pytorch": Peer(
             "torch",
             "bareconv.bench.workers.pytorch_cuda",
-            cuda_variants(device, precision),
+            cuda_variants(device, precision, modes),
             {**eager, "mixed": "autocast" if precision == "bfloat16" else None},
             chooses=True,
         ),
@@ -128,9 +130,8 @@ def catalog(device: str, precision: str) -> Mapping[str, Peer]:
             "jax",
             "bareconv.bench.workers.jax",
             {
-                f"{layout}{' scan' if steps > 1 else ''}": _jax(device, layout, steps)
-                for layout in ("nhwc", "nchw")
-                for steps in (1, GPU_SCAN)
+                **{f"{layout} scan": _jax(device, layout, GPU_SCAN) for layout in ("nhwc", "nchw")},
+                "nhwc": _jax(device, "nhwc"),
             },
             _jax(device, "nhwc", tuned=False),
         ),
@@ -138,7 +139,7 @@ def catalog(device: str, precision: str) -> Mapping[str, Peer]:
     }
 
 
-def cuda_variants(device: str, precision: str) -> dict[str, dict[str, Any]]:
+def cuda_variants(device: str, precision: str, modes: Sequence[str] = EVERY_MODE) -> dict[str, dict[str, Any]]:
     """PyTorch's variants on a GPU: modes, layouts and, in bfloat16, both ways to mix it with float32."""
     return {
         " ".join(filter(None, (layout, mode, mixed))): {
@@ -147,7 +148,7 @@ def cuda_variants(device: str, precision: str) -> dict[str, dict[str, Any]]:
             "mode": mode,
             "mixed": mixed,
         }
-        for mode in MODES
+        for mode in modes
         for mixed in (("autocast", "copy") if precision == "bfloat16" else (None,))
         for layout in LAYOUTS
     }
@@ -227,21 +228,28 @@ def compare(
     compiled: bool = True,
     limits: Limits | None = None,
     device: str = "cpu",
+    kept: contextlib.ExitStack | None = None,
 ) -> Compared:
     """Measure our engines and the peers on a workload, by turns, until the deadline.
 
     Most of the time is for getting ready and trying variants: what is not ready then is not measured, and says so.
     ``compiled``: try the variants that compile, too. ``device``: where the peers compute, as the engines do.
+    ``kept``: until it is closed the sides that were measured stay ready, for other measurements of the same workload;
+    without it they end here.
     """
     ready, limits = deadline.part(READY_TO_COMPARE), limits or Limits()
     together = at_once(engines, device)
-    with tempfile.TemporaryDirectory(prefix="bareconv-") as name, ThreadPoolExecutor(together) as pool:
-        folder = Path(name)
+    with contextlib.ExitStack() as own:
+        stack = own if kept is None else kept
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bareconv-")))
+        pool = stack.enter_context(ThreadPoolExecutor(together))
         dataset = workload.write(folder)
         compared = Compared(workload, dataset.name, len(dataset.train), device=device)
+        stack.callback(_close, compared.sides)
         trying = _Trying(compared, folder, listener, limits, compiled, pool, together)
         try:
-            prepare_all(pool, engines, compared.sides, folder, ready, CHECKED_STEPS, listener, limits)
+            jobs = [(one, folder) for one in engines]
+            prepare_all(pool, jobs, compared.sides, ready, CHECKED_STEPS, listener, limits)
             for side in compared.sides:
                 check(side, compared.sides, workload.precision)
             trying.peers(peers, ready)
@@ -251,9 +259,14 @@ def compare(
             pass
         finally:
             for side in compared.sides:
-                side.finish()
+                side.settle()
         compared.stopped = listener.should_stop()
     return compared
+
+
+def _close(sides: Sequence[Side]) -> None:
+    for side in sides:
+        side.close()
 
 
 class _Trying:
@@ -276,13 +289,14 @@ class _Trying:
         self.defaults: dict[str, Side] = {}
 
     def peers(self, found: Found, deadline: Deadline) -> None:
-        """All of them within the time until ``deadline``: peer by peer; what compiles, last: it takes long.
+        """All of them within the time until ``deadline``, the first of every peer first; what compiles, last.
 
         As many as get ready side by side do, and are then tried one by one. What is not ready has its share of the
         time, where that is enough for anything at all.
         """
-        every = [one for name, python in found.pythons.items() for one in self._candidates(name, python)]
-        waves = list(self._waves(sorted(every, key=_compiles)))
+        of_peers = [self._candidates(name, python) for name, python in found.pythons.items()]
+        every = [one for row in itertools.zip_longest(*of_peers) for one in row if one is not None]
+        waves = list(self._waves(every))
         self.try_seconds = min(TRY_SECONDS, deadline.left / (4 * max(1, len(every))))
         try:
             for place, wave in enumerate(waves):
@@ -296,9 +310,13 @@ class _Trying:
                 self.compared.sides += [side for side in both if side is not None]
 
     def _waves(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-        """Those that get ready side by side: of one peer, so that no other one's slowness is in its way."""
-        for _, of_one in itertools.groupby(candidates, key=lambda one: (one.name, _compiles(one))):
-            alike = list(of_one)
+        """Those that get ready side by side: who chooses algorithms by their times, beside its own kind alone."""
+
+        def kind(one: Candidate) -> tuple[bool, bool]:
+            return _compiles(one), not self.known[one.name].chooses
+
+        for _, of_one_kind in itertools.groupby(sorted(candidates, key=kind), key=kind):
+            alike = list(of_one_kind)
             yield from (alike[start : start + self.together] for start in range(0, len(alike), self.together))
 
     def _candidates(self, name: str, python: str) -> list[Candidate]:
@@ -332,8 +350,9 @@ class _Trying:
             dataclasses.replace(one, environment={**one.environment, **lock}) if self.known[one.name].chooses else one
             for one in candidates
         ]
+        jobs = [(one, self.folder) for one in locked]
         try:
-            prepare_all(self.pool, locked, sides, self.folder, deadline, CHECKED_STEPS, self.listener, self.limits)
+            prepare_all(self.pool, jobs, sides, deadline, CHECKED_STEPS, self.listener, self.limits)
         except StoppedError:
             for side in sides:
                 side.close()

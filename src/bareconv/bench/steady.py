@@ -45,7 +45,8 @@ def measure(
         dataset = workload.write(folder)
         measured = Measured(workload, dataset.name, len(dataset.train))
         try:
-            prepare_all(pool, candidates, measured.sides, folder, ready, 1, listener, limits or Limits())
+            jobs = [(one, folder) for one in candidates]
+            prepare_all(pool, jobs, measured.sides, ready, 1, listener, limits or Limits())
             listener.measuring(f"Measuring {workload.title}", deadline.left)
             interleave([side for side in measured.sides if side.alive], deadline, listener)
         except StoppedError:

@@ -6,6 +6,7 @@ is handed on after every part, and is kept when the rest is cut short.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +28,10 @@ from bareconv.device import CpuDevice, Device
 from bareconv.errors import BareconvError
 from bareconv.training.precision import stored
 
-# Of the time that is left when a part begins, beside the parts after it.
-SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 12.0, "sweep": 6.0, "clocks": 2.0, "energy": 4.0, "learning": 4.0}
+# Of the time that is left when a part begins, beside the parts after it. Energy and learning come right after the
+# peers: they go on in the processes that these have left ready.
+SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 12.0, "energy": 4.0, "learning": 4.0, "sweep": 6.0, "clocks": 2.0}
+LAST_WITH_SIDES = "learning"
 PARTS = tuple(SHARES)
 SWEEPS = ("batch_size", "width")  # along which a GPU may overtake a CPU
 
@@ -77,7 +80,8 @@ class Suite:
     compiled: bool = True
     notes: list[str] = field(default_factory=list)
     failed: bool = False
-    _rivals: dict[tuple[Workload, str], list[Candidate]] = field(default_factory=dict)  # by workload and device
+    _ready: dict[tuple[Workload, str], list[Side]] = field(default_factory=dict)  # by workload and device
+    _kept: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # until it is closed, these are
 
     def run(self, deadline: Deadline, listener: Watching, on_part: Callable[[Record], None]) -> Record:
         """Measure every part until the deadline; ``on_part`` gets the schema's parts so far after each.
@@ -85,10 +89,17 @@ class Suite:
         What fails is in the notes; Ctrl-C, which the listener tells of, ends it after the block at hand.
         """
         made: Record = {"runs": []}
+        with self._kept:
+            self._measure(deadline, listener, made, on_part)
+        return made
+
+    def _measure(self, deadline: Deadline, listener: Watching, made: Record, on_part: Callable[[Record], None]) -> None:
         methods = {name: getattr(self, f"_{name}") for name in PARTS}
         for name in self._order():
             if listener.should_stop():
                 break
+            if PARTS.index(name) > PARTS.index(LAST_WITH_SIDES):
+                self._kept.close()
             waiting = [other for other in self._order() if PARTS.index(other) >= PARTS.index(name)]
             part = deadline.part(SHARES[name] / sum(SHARES[other] for other in waiting))
             listener.begins_part(name, part)
@@ -101,7 +112,6 @@ class Suite:
             except BareconvError as error:
                 self._fail(f"{name}: {error}")
             on_part(made)
-        return made
 
     def _order(self) -> list[str]:
         """The parts that there is something to do for."""
@@ -161,10 +171,13 @@ class Suite:
             engines = [our_candidate(name, place.device.name, workload.threads) for name in self._engines(precision)]
             found = place.peers[precision]
             compared = compare(
-                workload, engines, found, part, listener, compiled=self.compiled, device=place.device.name
+                *(workload, engines, found, part, listener),
+                compiled=self.compiled,
+                device=place.device.name,
+                kept=self._kept,
             )
             made["peers"].append(record(compared, found.absent))
-            self._rivals[workload, place.device.name] = _fastest(compared)
+            self._ready[workload, place.device.name] = _fastest(compared)
             self._keep(compared, made)
 
     def _keep(self, measured: Measured, made: Record) -> None:
@@ -206,10 +219,11 @@ class Suite:
         for (workload, place), part in self._each(deadline, jobs):
             chosen = dataclasses.replace(workload, precision=place.precisions[0])
             ours, *others = [our_candidate(name, place.device.name, chosen.threads) for name in self.engines]
-            rivals = self._rivals.get((chosen, place.device.name), [])
+            ready = self._ready.get((chosen, place.device.name), [])
+            rivals = [side.candidate for side in ready if not side.candidate.ours]
             # What is fast comes far in little time, and leaves the rest of it to those after it.
             candidates = [ours, *rivals[:1], *others, *rivals[1:]]
-            made["learning"].append(measure_learning(chosen, candidates, part, listener))
+            made["learning"].append(measure_learning(chosen, candidates, part, listener, ready=ready))
 
     def _energy(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         """Of our engine everywhere, then of each place's fastest rival: a figure is whole, or none."""
@@ -221,11 +235,13 @@ class Suite:
             for precision in place.precisions
         ]
         for workload, place in jobs:
+            ready = self._ready.get((workload, place.device.name), [])
             ours = [our_candidate(self.engines[0], place.device.name, workload.threads)]
-            made["energy"] += measure_energies(workload, ours, place.device, deadline, listener)
+            made["energy"] += measure_energies(workload, ours, place.device, deadline, listener, ready)
         for workload, place in jobs:
-            rivals = self._rivals.get((workload, place.device.name), [])[:1]
-            made["energy"] += measure_energies(workload, rivals, place.device, deadline, listener)
+            ready = self._ready.get((workload, place.device.name), [])
+            rivals = [side.candidate for side in ready if not side.candidate.ours][:1]
+            made["energy"] += measure_energies(workload, rivals, place.device, deadline, listener, ready)
 
 
 def _label(side: Side) -> str:
@@ -244,10 +260,13 @@ def _rate_of(runs: Sequence[Record], workload: Workload, place: Place, engine: s
     return None
 
 
-def _fastest(compared: Compared) -> list[Candidate]:
-    """Of each peer the one that trains the most images a second, the fastest peer first."""
-    sides = sorted(
-        ((side.rate.value, side) for side in compared.sides if side.rate is not None and not side.candidate.ours),
-        key=lambda pair: -pair[0],
+def _fastest(compared: Compared) -> list[Side]:
+    """The fastest first: our engines, and of each peer the side that trains the most images a second; others end."""
+    rates = sorted(
+        ((side.rate.value, side) for side in compared.sides if side.rate is not None), key=lambda pair: pair[0]
     )
-    return list({side.candidate.name: side.candidate for _, side in reversed(sides)}.values())[::-1]
+    fastest = {side.candidate.name: side for _, side in rates}  # of one name, the last
+    for side in compared.sides:
+        if side not in fastest.values():
+            side.close()
+    return [side for _, side in reversed(rates) if side in fastest.values()]

@@ -1,9 +1,9 @@
 """How the cost of a training step grows along an axis: a curve for each candidate, its fit, where curves cross.
 
 Point by point all candidates are measured by turns (``bench.interleave``), each in a process of its own, begun anew
-for the point. The points come in an order that covers the range early: when the time is up before the last of them,
-there are curves that are coarser, and not ones that end. What fails at a point has the reason there, and goes on at the
-others.
+for the point; on a machine with many cores several points get ready side by side. They come in an order that covers the
+range early: when the time is up before the last of them, there are curves that are coarser, and not ones that end. What
+fails at a point has the reason there, and goes on at the others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,30 @@ def measure_sweep(
     way = AXES[axis]
     for value in values:
         way.check(value)
-    pool = ThreadPoolExecutor(at_once(candidates))
-    with tempfile.TemporaryDirectory(prefix="bareconv-", dir=folder) as name, pool:
+    together = at_once(candidates)
+    with tempfile.TemporaryDirectory(prefix="bareconv-", dir=folder) as name, ThreadPoolExecutor(together) as pool:
         sweep = _Sweep(way, workload, candidates, deadline, listener, limits or Limits(), Path(name), pool)
         order = covering(values)
-        for place, value in enumerate(order):
+        # Of images there may be more than memory: one point's are written, and read, at a time.
+        at_a_time = 1 if axis == "images" else max(1, together // len(candidates))
+        for place in range(0, len(order), at_a_time):
             if deadline.passed or listener.should_stop():
                 break
-            sweep.point(value, len(order) - place)
-            on_point(sweep.said(value))
+            group = order[place : place + at_a_time]
+            sweep.group(group, len(order) - place)
+            for value in group:
+                on_point(sweep.said(value))
         return sweep.record(order)
+
+
+@dataclass
+class _Point:
+    """A value that is being measured: a side for each candidate; ``error``: why there are none, or no more samples."""
+
+    value: float
+    folder: Path
+    sides: list[Side] = field(default_factory=list)
+    error: str | None = None
 
 
 class _Sweep:
@@ -95,73 +110,96 @@ class _Sweep:
         self.deadline, self.listener, self.limits, self.folder = deadline, listener, limits, folder
         self.points: dict[float, list[dict[str, Any]]] = {}
         self.sides: list[Side | None] = [None] * len(candidates)  # that had figures last, for what they tell
-        self.getting_ready: list[float] = []  # seconds, at each point
+        self.getting_ready: list[tuple[float, int]] = []  # seconds, of so many points
         self.file: ImageFile | None = None
         self.notes: list[str] = []
 
-    def point(self, value: float, left: int) -> None:
-        """Measure all candidates at a value, the first of ``left`` that are to come."""
-        end = self._end(left)
-        folder = self.folder / "point"
-        sides: list[Side] = []
-        error: str | None = None
+    def group(self, values: Sequence[float], left: int) -> None:
+        """Measure all candidates at each of these values, the first of ``left`` that are to come."""
+        end = self._end(len(values), left)
+        points = [_Point(value, self.folder / f"point-{number}") for number, value in enumerate(values)]
         try:
-            folder.mkdir()
-            error = self._measured(value, left, folder, end, sides)
-        except BareconvError as problem:
-            error = str(problem)
-        except OSError as problem:
-            error = f"{problem.filename or folder}: {problem.strerror or problem}"
+            self._get_ready(points, end)
+            for number, point in enumerate(points):
+                if point.sides and point.error is None:
+                    point.error = self._measured(point, end, left - number, left - len(points))
         finally:
-            for side in sides:
-                side.finish()
-            shutil.rmtree(folder, ignore_errors=True)
-        self.points[value] = [
-            self._point(value, sides[place] if place < len(sides) else None, error)
-            for place in range(len(self.candidates))
-        ]
-        for place, side in enumerate(sides):
+            for point in points:
+                for side in point.sides:
+                    side.finish()
+                shutil.rmtree(point.folder, ignore_errors=True)
+                self._keep(point)
+
+    def _keep(self, point: _Point) -> None:
+        """What came of it, as a result has it."""
+        sides = [*point.sides, *[None] * (len(self.candidates) - len(point.sides))]
+        self.points[point.value] = [self._point(point.value, side, point.error) for side in sides]
+        for place, side in enumerate(point.sides):
             if side.rate is not None:
                 self.sides[place] = side
 
-    def _end(self, left: int) -> Deadline:
-        """The end of the next of ``left`` points, all in all: rather few points than many that are not ready."""
-        fair = POINT_SHARE / (left + POINT_SHARE - 1) * self.deadline.left
-        least = max(LEAST_SECONDS, LEAST_READY * max(self.getting_ready, default=0.0))
+    def _end(self, points: int, left: int) -> Deadline:
+        """The end of the next ``points`` of ``left``, all in all: rather few points than many that are not ready."""
+        fair = POINT_SHARE * points / (left + (POINT_SHARE - 1) * points) * self.deadline.left
+        longest = max((seconds for seconds, _ in self.getting_ready), default=0.0)
         clock = self.deadline.clock
-        return Deadline(min(clock() + max(fair, least), self.deadline.at), clock)
+        return Deadline(min(clock() + max(fair, LEAST_SECONDS, LEAST_READY * longest), self.deadline.at), clock)
 
-    def _measured(self, value: float, left: int, folder: Path, end: Deadline, sides: list[Side]) -> str | None:
-        """Fill ``sides``; returns why there are no more of them, or no samples of some, None where there are."""
-        workload = self.axis.at(self.workload, value)
-        title = f"{self.axis.noun} {self.axis.said(value)}"
+    def _get_ready(self, points: Sequence[_Point], end: Deadline) -> None:
+        """Fill the points' ``sides``, or their ``error`` says why there are none."""
+        title = " and ".join(f"{self.axis.noun} {self.axis.said(point.value)}" for point in points)
         listener = _Named(self.listener, title)
+        for point in points:
+            try:
+                point.error = self._written(point, end, listener)
+            except BareconvError as problem:
+                point.error = str(problem)
+            except OSError as problem:
+                point.error = f"{problem.filename or point.folder}: {problem.strerror or problem}"
+        begun, ready = self.deadline.clock(), end.part(READY)
+        there = [point for point in points if point.error is None]
+        jobs = [(self.axis.candidate(one, point.value), point.folder) for point in there for one in self.candidates]
+        checks = 1 if all(candidate.ours for candidate in self.candidates) else CHECKED_STEPS
+        sides: list[Side] = []
+        try:
+            prepare_all(self.pool, jobs, sides, ready, checks, listener, self.limits)
+        except StoppedError:
+            for point in there:
+                point.error = STOPPED
+        else:
+            if there:
+                self.getting_ready.append((self.deadline.clock() - begun, len(there)))
+        finally:
+            for number, side in enumerate(sides):
+                there[number // len(self.candidates)].sides.append(side)
+
+    def _written(self, point: _Point, end: Deadline, listener: Listener) -> str | None:
+        """Write a point's job into its folder; returns why there is none."""
+        workload = self.axis.at(self.workload, point.value)
+        point.folder.mkdir()
         if workload.train_images is not None:
             reason = self._write_images(workload, end, listener)
             if reason is not None:
                 return reason
-        clock = self.deadline.clock
-        begun, ready = clock(), end.part(READY)
-        workload.write(folder, self.file)
-        ours_alone = all(candidate.ours for candidate in self.candidates)
-        try:
-            there = [self.axis.candidate(candidate, value) for candidate in self.candidates]
-            checks = 1 if ours_alone else CHECKED_STEPS
-            prepare_all(self.pool, there, sides, folder, ready, checks, listener, self.limits)
-        except StoppedError:
-            return STOPPED
-        for side, candidate in zip(sides, self.candidates, strict=True):
+        workload.write(point.folder, self.file)
+        return None
+
+    def _measured(self, point: _Point, end: Deadline, left: int, unready: int) -> str | None:
+        """Measure one of ``left`` points, of which so many are not ready; returns why there are no more samples."""
+        for side, candidate in zip(point.sides, self.candidates, strict=True):
             if not candidate.ours:
-                check(side, sides, _precision(candidate, self.workload))
-        self.getting_ready.append(clock() - begun)
-        until = self._until(left, end)
+                check(side, point.sides, _precision(candidate, self.workload))
+        until = self._until(end, left, unready)
+        title = f"{self.axis.noun} {self.axis.said(point.value)}"
+        listener = _Named(self.listener, title)
         listener.measuring(f"Measuring {title}", until.left)
-        interleave([side for side in sides if side.alive], until, listener)
+        interleave([side for side in point.sides if side.alive], until, listener)
         return STOPPED if listener.should_stop() else NO_TIME
 
-    def _until(self, left: int, end: Deadline) -> Deadline:
-        """How long to measure now: a fair share of what the other points' getting ready will leave."""
-        ahead = (left - 1) * sum(self.getting_ready) / len(self.getting_ready)
+    def _until(self, end: Deadline, left: int, unready: int) -> Deadline:
+        """How long to measure now: a fair share of what getting the others ready will leave."""
+        taken, ready = (sum(column) for column in zip(*self.getting_ready, strict=True))
+        ahead = unready * taken / ready
         fair = max((self.deadline.left - ahead) / left, LEAST_MEASURING * len(self.candidates))
         clock = self.deadline.clock
         return Deadline(min(clock() + fair, end.at), clock)

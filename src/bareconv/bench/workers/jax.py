@@ -71,11 +71,8 @@ class Jax(Candidate):
         self.job, self.dtype = job, jnp.float64 if values["precision"] == "float64" else jnp.float32
         half = jnp.bfloat16 if values["precision"] == "bfloat16" else None
         network = Network(jax, self.options["layout"], tuned, half)
-        model = network.sequence(values["layers"])
-        weights = {name: jnp.asarray(network.arranged[name](array), self.dtype) for name, array in job.weights.items()}
-        running = {name: weights.pop(name) for name in list(weights) if name.endswith((".mean", ".var"))}
-        velocity = {name: jnp.zeros_like(array) for name, array in weights.items()}
-        self.state = (weights, velocity, running)
+        model, self.arranged = network.sequence(values["layers"]), network.arranged
+        self.restart(job)
         self.mean, self.scale = values["mean"], 1.0 / values["std"]
         lr, momentum, batch = values["lr"], values["momentum"], job.batch_size
 
@@ -117,11 +114,18 @@ class Jax(Candidate):
         self.one = jax.jit(step_at, donate_argnums=(0, 1)) if tuned else jax.jit(step)
         self.many = jax.jit(many, donate_argnums=(0, 1))
         self.logits = jax.jit(lambda state, images: logits_of(state[0], state[2], normalised(images), None))
-        self.position, self.next = jnp.int32(0), 0
         if tuned:
             self.data = tuple(jnp.asarray(array) for array in (job.images, job.labels, job.order.reshape(-1)))
         with Alone():  # XLA measures what to compile a product or a convolution to
             self._compile()
+
+    def restart(self, job: Job) -> None:
+        jnp = self.jnp
+        weights = {name: jnp.asarray(self.arranged[name](array), self.dtype) for name, array in job.weights.items()}
+        running = {name: weights.pop(name) for name in list(weights) if name.endswith((".mean", ".var"))}
+        velocity = {name: jnp.zeros_like(array) for name, array in weights.items()}
+        self.state = (weights, velocity, running)
+        self.position, self.next = jnp.int32(0), 0
 
     def _set_precision(self, name: str) -> None:
         jax = self.jax

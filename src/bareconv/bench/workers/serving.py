@@ -4,6 +4,8 @@
         -> losses of the first n steps, seconds of a step after warming up until steps are steady, s seconds at most,
            warmed_up (whether they are), compile_seconds, versions, flags (effective settings), engine (the one that
            runs, which may be another than the one asked for; empty where it has no name), steps taken so far
+    {"do": "restart", "checks": n}
+        -> the same, from the first weights and the first batch again, not warmed up
     {"do": "run", "seconds": s, "lead": l}  or  {"do": "run", "steps": n}
         -> steps, images, seconds (by the device's own clock), wall_seconds, loss of the last step; l seconds of steps
            come first, outside the clock
@@ -123,6 +125,10 @@ class Candidate:
         """Make model, data and optimizer. UnsupportedError where something of the job is lacking."""
         raise NotImplementedError
 
+    def restart(self, job: Job) -> None:
+        """From the first weights again. What has to compile for long keeps what it has compiled."""
+        self.build(job)
+
     def steps(self, first: int, count: int) -> float:
         """``count`` steps from step ``first``, all done on return; the last one's loss."""
         raise NotImplementedError
@@ -167,11 +173,19 @@ class _Server:
         self.make = make
 
     def prepare(self, folder: str, options: Mapping[str, Any], checks: int, warm_up: float) -> dict[str, Any]:
-        self.step, self.step_seconds = 0, 0.0
         self.candidate = self.make(options)
         self.baseline = self.candidate.memory()
         self.job = Job.read(Path(folder))
         self.candidate.build(self.job)
+        return self._begin(checks, warm_up)
+
+    def restart(self, checks: int) -> dict[str, Any]:
+        self.candidate.restart(self.job)
+        return self._begin(checks, warm_up=0.0)
+
+    def _begin(self, checks: int, warm_up: float) -> dict[str, Any]:
+        """The first steps of what is built."""
+        self.step, self.step_seconds = 0, 0.0
         begun = time.perf_counter()
         losses = [self._advance(steps=1)["loss"]]
         first_step = time.perf_counter() - begun
@@ -251,6 +265,7 @@ def serve(make: Callable[[Mapping[str, Any]], Candidate]) -> None:
             commands: dict[str, Callable[..., dict[str, Any]]]
             commands = {
                 "prepare": server.prepare,
+                "restart": server.restart,
                 "run": server.run,
                 "accuracy": server.accuracy,
                 "memory": server.memory,
