@@ -84,8 +84,9 @@ def _bandwidths(threads: int, effort: CpuEffort) -> Iterator[Ceiling]:
     sizes = _working_sets(caches, threads)
     total, how_large = _memory_bytes(threads, caches, effort)
     near = [(cache_name(cache), size, "") for cache, size in zip(caches, sizes, strict=True)]
-    far = [(MEMORY, total // threads, how_large)]
-    for places in (near, far):  # memory takes its time to be had: for the caches a little is enough
+    # What is no larger than the array that is to stay in the last cache says nothing of memory.
+    far = [(MEMORY, total // threads, how_large)] if total > sizes[-1] * threads else []
+    for places in filter(None, (near, far)):  # memory takes its time to be had: for the caches a little is enough
         streams = Streams(threads, max(size for _, size, _ in places))
         try:
             for name, size, where in places:

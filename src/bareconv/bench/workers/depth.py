@@ -28,7 +28,8 @@ from bareconv.device import CudaDevice, get_device
 from bareconv.errors import BareconvError
 
 _EACH = 0.15  # seconds of a ceiling, where there is time enough
-_BYTES_A_SECOND = 1 << 27  # of memory to go through: it takes some time to be had
+_BYTES_A_SECOND = 1 << 27  # of memory to go through, by a thread: it takes some time to be had
+_LEAST_BYTES = 1 << 24  # of it for a thread, where there is time: many threads have many near caches
 
 
 def begin() -> dict[str, Any]:
@@ -46,7 +47,8 @@ def ceilings(device: str, threads: int, precisions: Sequence[str], seconds: floa
 
         # Of each precision there are multiply-adds and three products; then four bandwidths and the launch.
         each = min(_EACH, seconds / (4 * len(precisions) + 6))
-        effort = cpu.CpuEffort(each, memory_bytes=min(memory_bytes, int(_BYTES_A_SECOND * seconds)))
+        wanted, there_is_time_for = max(memory_bytes, _LEAST_BYTES * threads), int(_BYTES_A_SECOND * threads * seconds)
+        effort = cpu.CpuEffort(each, memory_bytes=min(wanted, there_is_time_for))
         found = []
         for ceiling in cpu.measure_ceilings(threads, precisions, effort):
             found.append(ceiling)
