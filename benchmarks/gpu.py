@@ -14,10 +14,11 @@ so that a run that is cut short keeps what it has done.
 
 from __future__ import annotations
 
+import functools
 import re
-import shlex
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,16 @@ from bareconv import host
 from bareconv.bench import results, roofline
 from bareconv.bench.contests import Contest, Times, compete, contest
 from bareconv.bench.environment import describe, git_commit
-from bareconv.bench.parts import EXACT_MEMORY, SANITIZERS, pytest_command, run_part, sanitizer_command
+from bareconv.bench.parts import (
+    FOUND_EXIT_CODE,
+    SANITIZED,
+    SANITIZERS,
+    pytest_command,
+    run_part,
+    sanitized_command,
+    sanitizer_command,
+    side_by_side,
+)
 from bareconv.bench.peers import find, record
 from bareconv.bench.steady import run_record
 from bareconv.bench.workload import LR, Workload, cases, natural_shape
@@ -47,8 +57,13 @@ VARIANTS = (
     "channels_last compile",
     "channels_last compile autocast",
 )
-# Programs, as words after "python": every kernel's tests, on the GPU alone.
-SANITIZED = ("-m pytest -q -m cuda -p no:cacheprovider tests/kernels/cuda",)
+PLANTED = {"memcheck": "beyond", "racecheck": "race"}  # what tests/harness/planted.py plants for a sanitizer to find
+
+
+def kernel_tests() -> tuple[str, ...]:
+    """The files with tests that launch kernels."""
+    files = sorted((ROOT / "tests" / "kernels" / "cuda").glob("test_*.py"))
+    return tuple(file.relative_to(ROOT).as_posix() for file in files if "(launch" in file.read_text(encoding="utf-8"))
 
 
 NAMED = ("model", "batch_size", "precision")  # what a workload is called by
@@ -185,7 +200,7 @@ def short_name(device: Device) -> str:
 @click.option("--threads", default=2, show_default=True, help="CPU threads of a candidate.")
 @click.option("--lr", default=LR, show_default=True)
 @click.option("--tests", is_flag=True, help="Run the tests that need a GPU, first.")
-@click.option("--sanitize", "programs", multiple=True, default=SANITIZED, help='Words after "python", to be sanitized.')
+@click.option("--sanitize", "sanitized", multiple=True, default=kernel_tests(), help="Tests to run under sanitizers.")
 @click.option(
     "--roofline", "rooflines", multiple=True, default=roofline.CASES, show_default=True, help="Cases for one."
 )
@@ -217,16 +232,27 @@ def run(options: dict[str, Any]) -> None:
     report.write()  # at once, so that what keeps it from being written is known at the beginning
     if options["tests"]:
         report.part(run_part("tests", pytest_command(), options["part_seconds"], ROOT))
-    for program in () if options["no_sanitize"] else options["programs"]:
-        for tool in SANITIZERS:
-            command = sanitizer_command(tool, shlex.split(program))
-            report.part(run_part(f"{tool}: {program}", command, options["sanitizer_seconds"], ROOT, EXACT_MEMORY))
+    for tool in () if options["no_sanitize"] else SANITIZERS:
+        report.part(sanitize(tool, options["sanitized"], options["sanitizer_seconds"], options["parallel"]))
     if options["rooflines"] and not options["no_roofline"] and device.name != "cpu":
         draw_rooflines(report, options)
     if not options["no_timing"]:
         time_cases(report, chosen, options)
     report.write()
     print(f"\nMicroseconds of a step, and PyTorch's best over ours:\n{report.table()}\nWrote {output}")
+
+
+def sanitize(tool: str, tests: Sequence[str], seconds: float, parallel: int | None) -> dict[str, Any]:
+    """All tests under a sanitizer, file by file side by side; and a fault on purpose, which it has to find."""
+    runs = [
+        functools.partial(
+            run_part, test, sanitizer_command(tool, sanitized_command(test)), seconds, ROOT, SANITIZED[tool]
+        )
+        for test in tests
+    ]
+    fault = sanitizer_command(tool, ["tests/harness/planted.py", PLANTED[tool]])
+    found = functools.partial(run_part, "a fault on purpose is found", fault, seconds, ROOT, wanted=FOUND_EXIT_CODE)
+    return side_by_side(tool, [*runs, found], parallel or host.allowed_cores())
 
 
 def draw_rooflines(report: Report, options: dict[str, Any]) -> None:

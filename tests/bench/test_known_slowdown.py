@@ -21,9 +21,9 @@ from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, Side
 from bareconv.bench.steady import Measured, run_record
 from bareconv.bench.workload import Workload
 
-SLOWDOWN = 0.2  # of a step
+SLOWDOWN = 0.25  # of a step
 ROUNDS, PAIRS = 4, 5  # of processes, and of pairs that each measures: 20 with a slowdown, and 20 without
-BLOCKS = 80  # of one step, for each result
+BLOCKS = 100  # of one step, for each result
 ONE_STEP = 1e-6  # seconds that a block takes at least
 
 WORK = Workload("lenet5", (28, 28, 1), batch_size=32, threads=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import re
+import tempfile
 import time
 from pathlib import Path
 
 from bareconv.bench import results
-from bareconv.bench.parts import EXACT_MEMORY, KEPT_LINES, pytest_command, run_part, sanitizer_command
+from bareconv.bench.parts import KEPT_LINES, SANITIZED, pytest_command, run_part, sanitizer_command, side_by_side
 
 
 def part(code, seconds=20.0):
@@ -54,9 +57,37 @@ time.sleep(60)
 
 def test_variables_reach_it_and_are_told():
     code = "import os; print(os.environ['BARECONV_TEST_MEMORY'])"
-    told = run_part("it", ["python", "-c", code], 20.0, Path.cwd(), EXACT_MEMORY)
+    told = run_part("it", ["python", "-c", code], 20.0, Path.cwd(), SANITIZED["memcheck"])
     assert told["said"] == ["exact"]
     assert told["command"].startswith("BARECONV_TEST_MEMORY=exact python -c ")
+
+
+def test_several_side_by_side():
+    """Each waits for the other's file; the worst of their ends is the end of all."""
+    meet = (
+        "import pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.01)\n"
+        "print('met')"
+    )
+
+    def part(name, code, *words, wanted=0):
+        return functools.partial(run_part, name, ["python", "-c", code, *words], 20.0, Path.cwd(), wanted=wanted)
+
+    with tempfile.TemporaryDirectory() as folder:
+        here, there = f"{folder}/a", f"{folder}/b"
+        both = side_by_side("all", [part("one", meet, here, there), part("two", meet, there, here)], 2)
+    assert both["status"] == "passed"
+    assert [re.sub(r"\d+ s", "N s", line) for line in both["said"]] == [
+        "one: passed after N s: met",
+        "two: passed after N s: met",
+    ]
+    exits = "import sys; sys.exit(int(sys.argv[1]))"
+    found = side_by_side("all", [part("fault", exits, "86", wanted=86), part("fine", exits, "0")], 1)
+    assert found["status"] == "passed"
+    missed = side_by_side("all", [part("fault", exits, "0", wanted=86), part("fine", exits, "0")], 1)
+    assert missed["status"] == "failed"
+    assert missed["said"][0].startswith("fault: failed after")
 
 
 def test_a_sanitizer_in_the_toolkit_s_folder(tmp_path, monkeypatch):
@@ -71,7 +102,8 @@ def test_a_sanitizer_in_the_toolkit_s_folder(tmp_path, monkeypatch):
 def test_commands(monkeypatch, tmp_path):
     monkeypatch.setattr("bareconv.bench.parts.TOOLKIT", str(tmp_path))
     assert sanitizer_command("racecheck", ["-m", "kernels"]) == [
-        *("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "86", "--target-processes", "all"),
+        *("compute-sanitizer", "--tool", "racecheck", "--racecheck-indirect-barrier-dependency"),
+        *("--error-exitcode", "86", "--target-processes", "all"),
         *("--report-api-errors", "no", "--launch-timeout", "0", "python", "-m", "kernels"),
     ]
     assert pytest_command()[:6] == ["python", "-m", "pytest", "-q", "-m", "cuda"]

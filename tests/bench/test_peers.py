@@ -136,6 +136,7 @@ def test_variants_that_compile_can_be_left_out(stand_ins, valid):
 def test_who_is_never_ready_takes_the_time_of_its_own_library(together, stand_ins, valid, monkeypatch):
     monkeypatch.setattr(peers, "at_once", lambda *_: together)
     monkeypatch.setattr(peers, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(peers, "COMPILING", {"cpu": 0.0})
     variants = {"eager": acting(), "compiled": acting("compile", trouble="hang at prepare")}
     found = stand_ins(rival=(variants, acting()), other=({"": acting()}, None))
     compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(12), Listener())
@@ -143,6 +144,18 @@ def test_who_is_never_ready_takes_the_time_of_its_own_library(together, stand_in
     assert (rival["variant"], rival["status"]) == ("eager", "measured")
     assert re.fullmatch(r"was not ready after \d s, when the time was up", rival["tries"][1]["error"])
     assert default["status"] == other["status"] == "measured"
+
+
+def test_what_compiles_for_long_is_not_begun_without_the_time_for_it(stand_ins, valid, monkeypatch):
+    monkeypatch.setattr(peers, "COMPILING", {"cpu": 100.0})
+    found = stand_ins(rival=({"eager": acting(), "compiled": acting("compile")}, None))
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(12), Listener())
+    _, rival = valid(compared)["candidates"]
+    assert (rival["variant"], rival["status"]) == ("eager", "measured")
+    assert rival["tries"][1]["status"] == "interrupted"
+    assert re.fullmatch(
+        r"there was no time to compile it: 100 s are wanted, and \d s were left", rival["tries"][1]["error"]
+    )
 
 
 def test_sides_may_be_kept_for_what_comes_next(stand_ins):

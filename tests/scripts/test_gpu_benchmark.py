@@ -52,7 +52,7 @@ def test_a_whole_run(script, tmp_path, monkeypatch):
     words = ["--device", "cpu", "--case", "mlp:16:float32,float64", "--case", "nothing:16:float32"]
     words += ["--budget", "20", "--second", "0.3", "--threads", "1", "--output", str(output), "--commit", 40 * "a"]
     outcome = CliRunner().invoke(
-        script.main, [*words, "--tests", "--sanitize", "-m no_such_module"], catch_exceptions=False
+        script.main, [*words, "--tests", "--sanitize", "tests/no_such_file.py"], catch_exceptions=False
     )
     assert outcome.exit_code == 0
     result = results.read(output)

@@ -348,13 +348,14 @@ def prepare(
 
 
 def at_once(candidates: Sequence[Candidate], device: str = "cpu") -> int:
-    """How many of the candidates get ready side by side on this machine; ``device``: of those that do not say.
+    """How many such candidates get ready side by side on this machine; ``device``: of those that do not say.
 
     With few cores one after another takes no longer; on a CPU each has threads of its own, and on a GPU its memory.
     """
-    devices = {str(one.options.get("device", device)) for one in candidates}
+    devices = [str(one.options.get("device", device)) for one in candidates]
     cores = host.allowed_cores()
-    most = min(AT_ONCE, cores // 2 if "cpu" in devices else cores) if cores >= 4 else 1
+    wanted = sum(2 if one == "cpu" else 1 for one in devices)
+    most = min(AT_ONCE, cores * len(devices) // max(1, wanted)) if cores >= 4 else 1
     for one in all_devices():
         free = one.free_bytes() if one.name in devices else None
         most = most if free is None else min(most, free // GPU_BYTES)

@@ -45,6 +45,9 @@ from bareconv.errors import BareconvError, UsageError
 CHECKED_STEPS = 5
 TRY_SECONDS = 1.0  # of a variant, at most
 LEAST_SECONDS = 20.0  # for what gets ready at a time, where there are so many: rather few of them than none
+# Seconds, with less of which left to get ready nothing is begun that compiles or searches for long: on a GPU it
+# measures many kernels to find the best.
+COMPILING = {"cpu": 15.0, "cuda": 60.0}
 READY_TO_COMPARE = 0.7  # of the time, that getting ready may take
 DEFAULT_NAME = "default"  # the variant that is how a peer comes
 LAYOUTS = ("nchw", "channels_last")
@@ -130,8 +133,8 @@ def catalog(device: str, precision: str, modes: Sequence[str] = MODES) -> Mappin
             "jax",
             "bareconv.bench.workers.jax",
             {
-                **{f"{layout} scan": _jax(device, layout, GPU_SCAN) for layout in ("nhwc", "nchw")},
-                "nhwc": _jax(device, "nhwc"),
+                f"{layout} scan": _jax(device, layout, GPU_SCAN)  # a call for each step takes Python's time, too
+                for layout in ("nhwc", "nchw")
             },
             _jax(device, "nhwc", tuned=False),
         ),
@@ -245,7 +248,7 @@ def compare(
         pool = stack.enter_context(ThreadPoolExecutor(together))
         dataset = workload.write(folder)
         compared = Compared(workload, dataset.name, len(dataset.train), device=device)
-        stack.callback(_close, compared.sides)
+        stack.callback(lambda: list(pool.map(Side.close, compared.sides)))
         trying = _Trying(compared, folder, listener, limits, compiled, pool, together)
         try:
             jobs = [(one, folder) for one in engines]
@@ -262,11 +265,6 @@ def compare(
                 side.settle()
         compared.stopped = listener.should_stop()
     return compared
-
-
-def _close(sides: Sequence[Side]) -> None:
-    for side in sides:
-        side.close()
 
 
 class _Trying:
@@ -300,6 +298,10 @@ class _Trying:
         self.try_seconds = min(TRY_SECONDS, deadline.left / (4 * max(1, len(every))))
         try:
             for place, wave in enumerate(waves):
+                wanted = COMPILING[self.compared.device.partition(":")[0]] if _compiles(wave[0]) else 0.0
+                if deadline.left < wanted:
+                    self._leave_out(wave, f"{wanted:.0f} s are wanted, and {deadline.left:.0f} s were left")
+                    continue
                 share = deadline.part(len(wave) / sum(map(len, waves[place:])))
                 least = min(deadline.clock() + LEAST_SECONDS, deadline.at)
                 for side in self._ready(wave, Deadline(max(share.at, least), deadline.clock)):
@@ -341,6 +343,13 @@ class _Trying:
             self.best[name] = self._better(self.best.get(name), side)
         else:
             self.best[name] = side
+
+    def _leave_out(self, candidates: Sequence[Candidate], why: str) -> None:
+        """They could not get ready: the time is better spent on measuring the others."""
+        for candidate in candidates:
+            side = Side(candidate, self.folder, self.limits)
+            side.fail(BareconvError(f"there was no time to compile it: {why}"), "interrupted")
+            self._take(side)
 
     def _ready(self, candidates: Sequence[Candidate], deadline: Deadline) -> list[Side]:
         """A side for each; StoppedError, where the listener says so, having ended them all."""

@@ -19,7 +19,7 @@ from bareconv.bench.depth import measure_depth
 from bareconv.bench.energy import measure_energies
 from bareconv.bench.interleave import Candidate, Listener, Side, our_candidate
 from bareconv.bench.learning import measure_learning
-from bareconv.bench.peers import Compared, Found, catalog, compare, record
+from bareconv.bench.peers import Compared, Found, compare, record
 from bareconv.bench.process import StoppedError, TimeUpError
 from bareconv.bench.steady import Measured, measure, run_record
 from bareconv.bench.sweep import measure_sweep
@@ -30,8 +30,9 @@ from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it. Energy and learning come right after the
 # peers: they go on in the processes that these have left ready.
-SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 12.0, "energy": 4.0, "learning": 4.0, "sweep": 6.0, "clocks": 2.0}
+SHARES = {"layers": 1.5, "throughput": 3.0, "peers": 12.0, "energy": 5.3, "learning": 3.0, "sweep": 5.0, "clocks": 1.5}
 LAST_WITH_SIDES = "learning"
+OF_A_GPU = 1.5  # times as long as on the CPU the peers of one precision take there: libraries have more to get ready
 PARTS = tuple(SHARES)
 SWEEPS = ("batch_size", "width")  # along which a GPU may overtake a CPU
 
@@ -50,11 +51,6 @@ class Place:
     def is_cpu(self) -> bool:
         """Whether it is the CPU."""
         return isinstance(self.device, CpuDevice)
-
-    def variants(self, precision: str) -> int:
-        """How many candidates of peers there are in it."""
-        known = catalog(self.device.name, precision)
-        return sum(len(known[name].variants) for name in self.peers[precision].pythons)
 
 
 class Watching(Listener):
@@ -165,7 +161,7 @@ class Suite:
             for place in self.places
             for precision in place.precisions
         ]
-        sizes = [1 + place.variants(precision) for _, place, precision in jobs]
+        sizes = [1.0 if place.is_cpu else OF_A_GPU for _, place, _ in jobs]
         for number, (workload, place, precision) in enumerate(jobs):
             part = deadline.part(sizes[number] / sum(sizes[number:]))
             engines = [our_candidate(name, place.device.name, workload.threads) for name in self._engines(precision)]

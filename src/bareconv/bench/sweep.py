@@ -124,9 +124,8 @@ class _Sweep:
                 if point.sides and point.error is None:
                     point.error = self._measured(point, end, left - number, left - len(points))
         finally:
+            list(self.pool.map(Side.finish, [side for point in points for side in point.sides]))
             for point in points:
-                for side in point.sides:
-                    side.finish()
                 shutil.rmtree(point.folder, ignore_errors=True)
                 self._keep(point)
 

@@ -1,5 +1,6 @@
 """A network's first block as one kernel each way, on a CPU against the layers in float64, and compiled for GPUs."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from bareconv.ops.conv import conv2d_backward, conv2d_forward
 from bareconv.ops.pool import max_pool_backward, max_pool_forward
 from bareconv.ops.windows import Window
 
+EVEN_TEAMS = "BARECONV_TEST_EVEN_TEAMS"  # a variable: only what racecheck can follow is launched
 PIXELS_MEAN, PIXELS_STD = 33.0, 78.0
 SQUARE = Window((2, 2), (2, 2))
 MULTIPROCESSORS = 3  # so few that a block has several images
@@ -151,6 +153,16 @@ def check_forward(launch, case, kernel=None, order="forward"):
     return 0.0
 
 
+def has_even_teams(kernel, images):
+    """Whether the teams of every block have as many rounds as each other."""
+    made = dict(kernel.defines)
+    teams, workers, items = made["TEAMS"], kernel.grid[0] // made.get("SLICES", 1), images * made["BANDS"]
+    rounds = [
+        [len(range(block * teams + team, items, workers * teams)) for team in range(teams)] for block in range(workers)
+    ]
+    return all(len(set(of_block)) == 1 for of_block in rounds)
+
+
 def check_backward(launch, case, kernels=None, order="forward"):
     stem, rng = case.stem, np.random.default_rng(1)
     made = None
@@ -159,6 +171,8 @@ def check_backward(launch, case, kernels=None, order="forward"):
         assert made is not None
         assert {kernel.grid[0] for kernel in made.kernels} == {made.parts}
         kernels = made.kernels
+    if os.environ.get(EVEN_TEAMS) and not all(has_even_teams(kernel, case.images) for kernel in kernels):
+        pytest.skip(f"{EVEN_TEAMS}: racecheck loses track of a block whose teams have different numbers of rounds")
     (P, Q), K = stem.output, stem.b.filters
     shape = (case.batch, P, Q, K)
     dy = to_kept(rng.standard_normal(shape), case.precision)
@@ -214,9 +228,10 @@ def test_forward(launch, name, precision):
     check_forward(launch, Case(STEMS[name], precision, 9, 7))
 
 
+@pytest.mark.parametrize("images", [7, 9])
 @pytest.mark.parametrize(("name", "precision"), BACKWARD)
-def test_backward(launch, name, precision):
-    check_backward(launch, Case(STEMS[name], precision, 9, 7))
+def test_backward(launch, name, precision, images):
+    check_backward(launch, Case(STEMS[name], precision, 9, images))
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,7 @@ struct Multiplier {
 
     // All of the group are done with what lies in the stage.
     DEVICE void free(int stage) const {
+        sync_warp();  // of the one lane that arrives all others' reads come before, too
         if (lane_of_warp() == 0) arrive_at(free_barrier(shared, stage));
     }
 
