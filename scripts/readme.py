@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -574,9 +575,18 @@ def gpu_parts(name: str) -> str:
         return ""
     lines = ["| what | ended | after | last words |", "| --- | --- | ---: | --- |"]
     for part in result["parts"]:
-        last = next((line for line in reversed(part["said"]) if line.strip()), "").strip(" =|")
-        lines.append(f"| {part['name']} | {part['status']} | {seconds(part['seconds'])} | {last.replace('|', '/')} |")
+        words = last_words(part["said"]).replace("|", "/")
+        lines.append(f"| {part['name']} | {part['status']} | {seconds(part['seconds'])} | {words} |")
     return "\n".join(lines) + "\n"
+
+
+def last_words(said: list[str]) -> str:
+    """The last line that says something; of several programs side by side how many passed, and which did not."""
+    several = [re.fullmatch(r"(.+?): (passed|failed|timed out|missing) after \d+ s: (.*)", line) for line in said]
+    if said and all(several):
+        others = [f"{one[1]}: {one[3]}" for one in several if one is not None and one[2] != "passed"]
+        return "; ".join([f"{len(said) - len(others)} of {len(said)} programs passed", *others])
+    return next((line for line in reversed(said) if line.strip()), "").strip(" =|")
 
 
 def gpu_seeds(name: str) -> str:

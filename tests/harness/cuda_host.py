@@ -22,6 +22,7 @@ from bareconv.kernels.cuda import nvrtc
 from bareconv.kernels.cuda.kernel import Kernel
 
 SOURCES = Path(__file__).parents[2] / "src/bareconv/kernels/cuda/source"
+FOR_RACECHECK = "BARECONV_TEST_RACECHECK"  # a variable: kernels are launched in ways that racecheck can follow
 GUARD = 4096  # bytes around every operand, which no kernel may touch
 ORDERS = {"forward": 0, "backward": 1, "random": 2}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
-from cuda_host import needs_nvrtc, run_on_host
+from cuda_host import FOR_RACECHECK, needs_nvrtc, run_on_host
 from test_cuda_correlate import check_forward, check_gradient  # type: ignore[import-not-found]
 
 from bareconv.kernels.cuda.compiler import compile_kernel
@@ -36,7 +37,22 @@ def launch(launch):
 
         if driver.device_limits(0).capability != 90:
             pytest.skip("for GPUs of compute capability 9.0")
-    return launch
+    return arriving(launch) if os.environ.get(FOR_RACECHECK) else launch
+
+
+def arriving(launch):
+    """``launch``, of kernels in which every lane arrives at barriers in shared memory: racecheck can follow that."""
+
+    def launched(kernel, *arguments):
+        launch(dataclasses.replace(kernel, defines=(*kernel.defines, ("EVERY_LANE_ARRIVES", 1))), *arguments)
+
+    return launched
+
+
+def test_every_lane_may_arrive(launch):
+    convolution, batch, images, _, block = CASES["3x3"]
+    tiling = tiling_of(forward_correlation(convolution, "bfloat16", batch), block)
+    check_forward(arriving(launch), convolution, "bfloat16", batch, images, tiling=tiling)
 
 
 def tiling_of(correlation, block):

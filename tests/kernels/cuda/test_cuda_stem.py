@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host import TOLERANCE, from_kept, needs_nvrtc, pad_channels, poison, relative_error, to_kept
+from cuda_host import FOR_RACECHECK, TOLERANCE, from_kept, needs_nvrtc, pad_channels, poison, relative_error, to_kept
 
 from bareconv.kernels.cuda.compiler import compile_kernel
 from bareconv.kernels.cuda.geometry import Convolution
@@ -23,7 +23,6 @@ from bareconv.ops.conv import conv2d_backward, conv2d_forward
 from bareconv.ops.pool import max_pool_backward, max_pool_forward
 from bareconv.ops.windows import Window
 
-EVEN_TEAMS = "BARECONV_TEST_EVEN_TEAMS"  # a variable: only what racecheck can follow is launched
 PIXELS_MEAN, PIXELS_STD = 33.0, 78.0
 SQUARE = Window((2, 2), (2, 2))
 MULTIPROCESSORS = 3  # so few that a block has several images
@@ -171,8 +170,8 @@ def check_backward(launch, case, kernels=None, order="forward"):
         assert made is not None
         assert {kernel.grid[0] for kernel in made.kernels} == {made.parts}
         kernels = made.kernels
-    if os.environ.get(EVEN_TEAMS) and not all(has_even_teams(kernel, case.images) for kernel in kernels):
-        pytest.skip(f"{EVEN_TEAMS}: racecheck loses track of a block whose teams have different numbers of rounds")
+    if os.environ.get(FOR_RACECHECK) and not all(has_even_teams(kernel, case.images) for kernel in kernels):
+        pytest.skip(f"{FOR_RACECHECK}: it loses track in a block whose teams have different numbers of rounds")
     (P, Q), K = stem.output, stem.b.filters
     shape = (case.batch, P, Q, K)
     dy = to_kept(rng.standard_normal(shape), case.precision)

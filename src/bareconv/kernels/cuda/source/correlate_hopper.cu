@@ -187,8 +187,7 @@ struct Copier {
     DEVICE void say_arrived() {
         copies_done<PENDING>();
         show_matrix_unit();
-        sync_warp();
-        if (lane_of_warp() == 0) arrive_at(arrived_barrier(shared, arriving.number));
+        warp_arrives_at(arrived_barrier(shared, arriving.number));
         arriving.advance();
     }
 
@@ -262,10 +261,7 @@ struct Multiplier {
     }
 
     // All of the group are done with what lies in the stage.
-    DEVICE void free(int stage) const {
-        sync_warp();  // of the one lane that arrives all others' reads come before, too
-        if (lane_of_warp() == 0) arrive_at(free_barrier(shared, stage));
-    }
+    DEVICE void free(int stage) const { warp_arrives_at(free_barrier(shared, stage)); }
 
     DEVICE void run(const Place& place) {
 #pragma unroll
@@ -449,8 +445,8 @@ DEVICE void correlate(
     SHARED_MEMORY(shared);
     for (int i = threadIdx.x; i < ZERO_BYTES / 4; i += THREADS) ((u32*)(shared + ZEROS))[i] = 0u;
     if (threadIdx.x < STAGES) {
-        start_barrier(arrived_barrier(shared, threadIdx.x), COPY_WARPS);
-        start_barrier(free_barrier(shared, threadIdx.x), MULTIPLY_THREADS / 32);
+        start_barrier(arrived_barrier(shared, threadIdx.x), COPY_WARPS * ARRIVALS_OF_A_WARP);
+        start_barrier(free_barrier(shared, threadIdx.x), MULTIPLY_THREADS / 32 * ARRIVALS_OF_A_WARP);
     }
     sync_block();
     wait_for_kernels_before();

@@ -110,3 +110,14 @@ DEVICE u64 matrix_across(const u8* shared, int apart) {
 DEVICE u64 matrix_along(const u8* shared) {
     return (u64)(shared_address(shared) >> 4) | 1ull << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
 }
+
+// For what all lanes of a warp have done until here, one of them arrives. Racecheck does not follow __syncwarp to that
+// lane: tests have every lane arrive for it.
+#ifndef EVERY_LANE_ARRIVES
+#define EVERY_LANE_ARRIVES 0
+#endif
+constexpr int ARRIVALS_OF_A_WARP = EVERY_LANE_ARRIVES ? 32 : 1;
+DEVICE void warp_arrives_at(u64* barrier) {
+    sync_warp();
+    if (EVERY_LANE_ARRIVES || lane_of_warp() == 0) arrive_at(barrier);
+}
