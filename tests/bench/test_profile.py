@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bareconv import nn
-from bareconv.bench.profile import WARM_UP, memory, profile, remark
+from bareconv.bench.profile import WARM_UP, _rest, memory, profile, remark
 from bareconv.device import CpuDevice
 from bareconv.nn import models
 from bareconv.optim import SGD, Adam, RMSprop
@@ -279,3 +279,11 @@ def test_memory_of_an_engine_is_what_it_says(trainer_of, engine, batch_size):
     assert parts["parameters"] == parts["optimizer"] == 4 * trainer.model.body.parameter_count()
     assert parts["data"] == 50 * (784 + 4) + 30 * 784 + kept.get("data", 0)
     assert sum(parts.values()) == 10**9
+
+
+@pytest.mark.parametrize(
+    ("step", "rest"), [(1.0, 0.25), (0.75 * (1 + 1e-9), 0.0), (0.5, 0.0)], ids=["some", "rounding", "they overlap"]
+)
+def test_what_the_phases_leave_of_a_step(step, rest):
+    """A remainder of rounding would make a speed-up of any size."""
+    assert _rest(step, {"forward": 0.25, "backward": 0.5}) == rest

@@ -135,6 +135,22 @@ def test_a_batch_is_the_next_part_of_the_order(make_model, squares):
         np.testing.assert_array_equal(labels, squares.train.labels[chosen])
 
 
+def test_orders_that_are_kept_are_not_drawn_again(make_model, squares, device, monkeypatch):
+    plain, keeping = (trainer_of(make_model, squares, device) for _ in range(2))
+    keeping.keep_orders(2)
+    drawn = []
+
+    def order(epoch):
+        drawn.append(epoch)
+        return plain.order(epoch)
+
+    monkeypatch.setattr(keeping, "order", order)
+    for step in (0, 8, 13, 15, 1, 9):  # of epochs 0, 1, 1, 2, 0 and 1
+        chosen, expected = (device.to_host(one.batch(step).chosen) for one in (keeping, plain))
+        np.testing.assert_array_equal(chosen, expected)
+    assert drawn == [2]
+
+
 # --- One step, written out -------------------------------------------------------------------------------------------
 
 

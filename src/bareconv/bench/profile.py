@@ -81,8 +81,13 @@ def _profile_plan(trainer: Trainer, engine: PlanEngine, steps: int) -> tuple[dic
     explained: Explanation = plan.explain()
     phases, operations = _by_operation(trainer, explained.rows, scale, len(batch))
     phases["update"] += _update_by_reference(trainer, engine, steps)
-    other = max(0.0, step - sum(phases.values()))
-    return {**phases, "other": other, "profiled_steps": steps}, operations
+    return {**phases, "other": _rest(step, phases), "profiled_steps": steps}, operations
+
+
+def _rest(step: float, phases: dict[str, Any]) -> float:
+    """What a step's phases leave of its seconds; nothing, where that is only rounding."""
+    left = step - sum(phases.values())
+    return left if left > 1e-6 * step else 0.0
 
 
 def _profile_cuda_plan(
@@ -110,7 +115,7 @@ def _profile_cuda_plan(
     rows = plan.explain().rows
     scale = min(1.0, step / sum(row.seconds or 0.0 for row in rows))
     phases, operations = _by_operation(trainer, rows, scale, len(batch))
-    return {**phases, "other": max(0.0, step - sum(phases.values())), "profiled_steps": steps}, operations
+    return {**phases, "other": _rest(step, phases), "profiled_steps": steps}, operations
 
 
 def _by_operation(

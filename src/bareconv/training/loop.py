@@ -129,6 +129,7 @@ class Trainer:
         self.history = history or History(min(settings.batch_size, len(data.train)), len(data.train))
         self.evaluation: Evaluation | None = None
         self._orders: dict[int, Array] = {}  # of this epoch and perhaps the next
+        self._kept_orders: dict[int, Array] = {}
         # Where two windows are under way, the last snapshot may be of after the step that is looked for.
         self._snapshots = Snapshots(model, optimizer, 2 if self.engine.many_steps else 1)
         self._window = 1  # steps of the next
@@ -180,11 +181,20 @@ class Trainer:
 
     def _order_there(self, epoch: int) -> Array:
         """``order(epoch)`` where the images are: on the device, or on the host."""
+        if epoch in self._kept_orders:
+            return self._kept_orders[epoch]
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            order = self.order(epoch)
-            self._orders[epoch] = self.device.asarray(order) if self._stream is None else order
+            self._orders[epoch] = self._where_images_are(self.order(epoch))
         return self._orders[epoch]
+
+    def _where_images_are(self, order: NDArray[np.int64]) -> Array:
+        return self.device.asarray(order) if self._stream is None else order
+
+    def keep_orders(self, epochs: int) -> None:
+        """Draw the orders of the first epochs now, for whoever goes through them again and again."""
+        with self.device.activate():
+            self._kept_orders = {epoch: self._where_images_are(self.order(epoch)) for epoch in range(epochs)}
 
     def reference(self) -> ReferenceEngine:
         """The readable engine on the same model and optimizer: to look into a step."""

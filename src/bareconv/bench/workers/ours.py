@@ -43,6 +43,7 @@ class Ours(Candidate):
         data = Dataset(values["data"], Split(job.images, job.labels), None, None, values["classes"])
         optimizer = optim.SGD(values["lr"], values["momentum"])
         self.trainer = Trainer(Model.from_config(values["model"]), data, optimizer, settings, self.device)
+        self.trainer.keep_orders(len(job.order))  # as every other candidate has them: drawn, and on the device
         # For good: a training holds the device from its first step to its last, and so does this process.
         contextlib.ExitStack().enter_context(self.device.activate())
 
