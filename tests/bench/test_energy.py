@@ -20,7 +20,7 @@ import bareconv
 from bareconv.bench import energy
 from bareconv.bench.counters import PackageCounter, Source, source_of
 from bareconv.bench.deadline import Deadline
-from bareconv.bench.energy import measure_energy
+from bareconv.bench.energy import AtRest, measure_energy
 from bareconv.bench.interleave import Limits, Listener, Samples, Side
 from bareconv.bench.nvml import UnavailableError
 from bareconv.bench.workload import Workload
@@ -103,7 +103,7 @@ class Counting:
         self.read = lambda: world.shown
 
 
-def measured(world, *, runner=None, load=None, window=4.0, left=60.0, listener=None, counter=None):
+def measured(world, *, runner=None, load=None, window=4.0, left=60.0, listener=None, counter=None, at_rest=None):
     source = contextlib.nullcontext(Source([counter or Counting(world)], load or Quiet()))
     runner = runner or Runner(world)
     record = measure_energy(
@@ -111,6 +111,7 @@ def measured(world, *, runner=None, load=None, window=4.0, left=60.0, listener=N
         source=source,
         clock=world.clock,
         sleep=world.sleep,
+        at_rest=at_rest,
     )
     assert runner.samples.images == [40]  # the side's own are as they were
     return conforms(record)
@@ -135,6 +136,21 @@ def test_gross_and_net():
     assert found["net_joules"] == pytest.approx(400, rel=0.01)
     assert found["joules_per_1000_images"] == pytest.approx(1500, rel=0.01)
     assert found["net_joules_per_1000_images"] == pytest.approx(1000, rel=0.01)
+
+
+def test_the_power_at_rest_is_measured_once_between_two():
+    world, at_rest = World(), AtRest()
+    first = measured(world, at_rest=at_rest)
+    assert at_rest.moment == world.now
+    assert at_rest.watts == pytest.approx(50, rel=0.01)
+    begun = world.now
+    again = measured(world, at_rest=at_rest, left=7.6)  # alone it would need 8.5 s
+    assert again["net_joules"] == pytest.approx(first["net_joules"], rel=0.02)
+    assert 6.5 < world.now - begun < 7.0
+    world.sleep(1.1)  # in which anything may have happened
+    begun = world.now
+    assert measured(world, at_rest=at_rest)["net_joules"] == pytest.approx(first["net_joules"], rel=0.02)
+    assert 8.5 < world.now - begun < 9.0
 
 
 def test_two_counters_are_added_up():
@@ -242,7 +258,7 @@ def test_each_candidate_in_its_own_process(monkeypatch):
     monkeypatch.setattr(energy, "source_of", lambda device: contextlib.nullcontext(Source([], Quiet())))
     seen = []
 
-    def measure(side, meter, load, deadline, listener, window):
+    def measure(side, meter, load, deadline, listener, window, at_rest):
         seen.append(side.candidate.name)
         side.run(0.05)
         return {"images": sum(side.samples.images), "joules": deadline.left}

@@ -189,7 +189,8 @@ def test_the_fastest_of_every_peer_learns(tmp_path):
 
 def test_what_is_ready_is_measured_on_and_ends_before_the_sweeps(made, monkeypatch):
     """Energy and learning get the sides of the peers; then these end, and whatever they hold is free."""
-    ended, given = [], {}
+    ended: list[Side] = []
+    given: dict[str, Any] = {}
 
     def compared(workload, engines, *_, kept, **__):
         side = Side(engines[0], Path(), Limits())
@@ -200,7 +201,7 @@ def test_what_is_ready_is_measured_on_and_ends_before_the_sweeps(made, monkeypat
 
     def part(name, answer):
         def measure(*arguments, **named):
-            given[name] = (list(ended), [*arguments, *named.values()][-1])
+            given[name] = (list(ended), named.get("ready"))
             return answer
 
         return measure

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ UPDATES = 50  # of the counter in the window: an end may be off by one of them, 
 IDLE_UPDATES = 20  # the same at rest, whose power is the smaller part
 IDLE_SECONDS = 1.0
 SETTLE_SECONDS = 1.0  # after steps: clocks and voltage go down in some tenths of a second
+FRESH_SECONDS = 1.0  # since the power at rest was measured, with nothing of ours between
 LEAD_SECONDS = 0.5  # of steps before the window: and up
 BLOCK_SECONDS = 1.0  # between two looks at whether to stop
 
@@ -82,6 +84,18 @@ class Meter:
         return sum(counter.read() for counter in self.counters)
 
 
+@dataclass
+class AtRest:
+    """The power of a device at rest, as it was measured last: who is measured right after that need not do it again."""
+
+    moment: float = float("-inf")
+    watts: float = 0.0
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether nothing can have happened since."""
+        return now - self.moment <= FRESH_SECONDS
+
+
 def measure_energies(
     workload: Workload,
     candidates: Sequence[Candidate],
@@ -89,32 +103,33 @@ def measure_energies(
     deadline: Deadline,
     listener: Listener,
     ready: Sequence[Side] = (),
+    at_rest: AtRest | None = None,
 ) -> list[dict[str, Any]]:
     """The ``energy`` entries of candidates that compute on ``device``, one after another, each in its own process.
 
     Where nothing counts there, none of them is started. A figure needs a certain time; those for which there is too
     little left have none. ``ready``: sides on this workload that were measured before, which these are taken from, and
-    which stay.
+    which stay. ``at_rest``: of this device, from one call to the next.
     """
     try:
         with source_of(device):
             pass
     except UnavailableError as error:
         return [{**_head(workload, one, device), "unavailable": str(error)} for one in candidates]
-    found = []
-    with tempfile.TemporaryDirectory(prefix="bareconv-") as name:
-        workload.write(Path(name))
-        for candidate in candidates:
-            with ExitStack() as own:
-                side = alive_one(candidate, ready)
-                if side is None:
-                    try:
-                        side = prepare(candidate, Path(name), deadline, 1, listener, Limits())
-                    except StoppedError:
-                        found.append({**_head(workload, candidate, device), "unavailable": STOPPED})
-                        continue
-                    own.callback(side.close)
-                found.append(measure_energy(workload, side, device, deadline, listener))
+    found, at_rest = [], at_rest or AtRest()
+    for candidate in candidates:
+        with ExitStack() as own:
+            side = alive_one(candidate, ready)
+            if side is None:
+                folder = Path(own.enter_context(tempfile.TemporaryDirectory(prefix="bareconv-")))
+                workload.write(folder)
+                try:
+                    side = prepare(candidate, folder, deadline, 1, listener, Limits())
+                except StoppedError:
+                    found.append({**_head(workload, candidate, device), "unavailable": STOPPED})
+                    continue
+                own.callback(side.close)
+            found.append(measure_energy(workload, side, device, deadline, listener, at_rest=at_rest))
     return found
 
 
@@ -138,6 +153,7 @@ def measure_energy(
     listener: Listener,
     window: float | None = None,
     *,
+    at_rest: AtRest | None = None,
     source: AbstractContextManager[Source] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
@@ -145,7 +161,8 @@ def measure_energy(
     """The ``energy`` entry of a result: of a side's steps for about ``window`` seconds, by what counts on ``device``.
 
     All other sides must be stopped. The side's own samples stay as they are. ``window``: by default as long as the
-    counter needs, and ``SECONDS`` at least. ``source``: the counters, by default those of the device.
+    counter needs, and ``SECONDS`` at least. ``at_rest``: of the device, as measured last and by this. ``source``: the
+    counters, by default those of the device.
     """
     record = _head(workload, side.candidate, device)
     if side.error is not None:
@@ -155,7 +172,8 @@ def measure_energy(
         with source or source_of(device) as found:
             record["counter"] = "; ".join(f"{counter.name}: {counter.covers}" for counter in found.counters)
             listener.stage(f"Energy of {side.candidate.label}")
-            figures = _measure(side, Meter(found.counters, clock, sleep), found.load, deadline, listener, window)
+            meter = Meter(found.counters, clock, sleep)
+            figures = _measure(side, meter, found.load, deadline, listener, window, at_rest or AtRest())
     except UnavailableError as error:
         return {**record, "unavailable": str(error)}
     finally:
@@ -164,7 +182,13 @@ def measure_energy(
 
 
 def _measure(
-    side: Runner, meter: Meter, load: Load, deadline: Deadline, listener: Listener, window: float | None
+    side: Runner,
+    meter: Meter,
+    load: Load,
+    deadline: Deadline,
+    listener: Listener,
+    window: float | None,
+    at_rest: AtRest,
 ) -> dict[str, Any]:
     interval = meter.interval()
     least = max(SHORTEST, UPDATES * interval)
@@ -176,12 +200,13 @@ def _measure(
             f"{seconds(least)} are needed"
         )
     rest = max(IDLE_SECONDS, IDLE_UPDATES * interval)
-    whole = 2 * (SETTLE_SECONDS + rest) + LEAD_SECONDS + window
+    is_known = at_rest.is_fresh(meter.clock())
+    whole = (1 if is_known else 2) * (SETTLE_SECONDS + rest) + LEAD_SECONDS + window
     if deadline.left < whole:
         raise UnavailableError(
             f"there was no time: {seconds(whole)} are needed, and {seconds(deadline.left)} were left"
         )
-    before = _idle_watts(meter, load, rest)
+    before = at_rest.watts if is_known else _idle_watts(meter, load, rest)
     _run(side, LEAD_SECONDS, listener)
     side.samples = Samples()
     load.begin()
@@ -192,6 +217,7 @@ def _measure(
     if load.sees_through:
         _check_others(load, "while the steps ran")
     after = _idle_watts(meter, load, rest)
+    at_rest.moment, at_rest.watts = meter.clock(), after
     length, gross, idle = ended - begun, joules - joules_then, (before + after) / 2
     net = gross - idle * length
     if abs(after - before) > IDLE_DIFFERENCE * max(net, 0.0) / length:

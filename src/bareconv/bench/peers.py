@@ -44,6 +44,7 @@ from bareconv.errors import BareconvError, UsageError
 
 CHECKED_STEPS = 5
 TRY_SECONDS = 1.0  # of a variant, at most
+TRY_LEAST, TRY_STEPS = 0.2, 30  # seconds and steps, that are enough for it
 LEAST_SECONDS = 20.0  # for what gets ready at a time, where there are so many: rather few of them than none
 # Seconds, with less of which left to get ready nothing is begun that compiles or searches for long: on a GPU it
 # measures many kernels to find the best.
@@ -377,8 +378,12 @@ class _Trying:
             self.listener.stage(f"Trying {side.candidate.label}")
             for _ in range(3):
                 if side.alive:
-                    side.run(self.try_seconds / 3)
+                    side.run(self._a_third(side))
             side.tried, side.samples = side.samples, Samples()
+
+    def _a_third(self, side: Side) -> float:
+        """Seconds of a block of a try."""
+        return min(self.try_seconds, max(TRY_LEAST, TRY_STEPS * side.step_seconds)) / 3
 
     def _better(self, best: Side | None, side: Side) -> Side:
         """The faster of the two stays ready, the other ends; one that failed is no rival.
@@ -389,7 +394,7 @@ class _Trying:
         if best is not None and side.alive and best.alive:
             for rival in (side, best, best, side):
                 if rival.alive:
-                    rival.run(self.try_seconds / 3)
+                    rival.run(self._a_third(rival))
         if best is None or not side.alive or not best.alive:
             winner = best if best is not None and not side.alive else side
         else:

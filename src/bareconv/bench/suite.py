@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from bareconv.bench.axes import AXES
 from bareconv.bench.clocks import measure_clocks
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.depth import measure_depth
-from bareconv.bench.energy import measure_energies
+from bareconv.bench.energy import AtRest, measure_energies
 from bareconv.bench.interleave import Candidate, Listener, Side, our_candidate
 from bareconv.bench.learning import measure_learning
 from bareconv.bench.peers import Compared, Found, compare, record
@@ -30,9 +30,9 @@ from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it. Energy and learning come right after the
 # peers: they go on in the processes that these have left ready.
-SHARES = {"layers": 1.5, "throughput": 3.0, "peers": 12.0, "energy": 5.3, "learning": 3.0, "sweep": 5.0, "clocks": 1.5}
+SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 12.0, "energy": 5.0, "learning": 3.4, "sweep": 5.0, "clocks": 1.5}
 LAST_WITH_SIDES = "learning"
-OF_A_GPU = 1.5  # times as long as on the CPU the peers of one precision take there: libraries have more to get ready
+OF_A_GPU = 1.5  # times as much of a part's time as the CPU has: libraries have more to get ready there
 PARTS = tuple(SHARES)
 SWEEPS = ("batch_size", "width")  # along which a GPU may overtake a CPU
 
@@ -134,14 +134,15 @@ class Suite:
         """Those that compute in it: but for the plan, in the model's own precisions alone."""
         return [name for name in self.engines if name == "plan" or stored(precision) == precision]
 
-    def _each(self, deadline: Deadline, jobs: Sequence[Any]) -> Any:
+    def _each(self, deadline: Deadline, jobs: Sequence[tuple[Workload, Place]]) -> Iterator[tuple[Any, Deadline]]:
         """Every job with its share of the time that is left."""
-        for place, job in enumerate(jobs):
-            yield job, deadline.part(1 / (len(jobs) - place))
+        sizes = [1.0 if place.is_cpu else OF_A_GPU for _, place in jobs]
+        for number, job in enumerate(jobs):
+            yield job, deadline.part(sizes[number] / sum(sizes[number:]))
 
     def _layers(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["rooflines"] = []
-        for place, part in self._each(deadline, self.places):
+        for (_, place), part in self._each(deadline, [(self.workloads[0], place) for place in self.places]):
             chosen = [dataclasses.replace(one, precision=p) for one in self.workloads for p in place.precisions]
             threads = self.workloads[0].threads
             drawn = measure_depth(chosen, place.device.name, self.engines, threads, part, listener)
@@ -149,25 +150,19 @@ class Suite:
             made["rooflines"].append(drawn)
 
     def _throughput(self, deadline: Deadline, listener: Watching, made: Record) -> None:
-        for workload, part in self._each(deadline, self.workloads):
+        for number, workload in enumerate(self.workloads):
+            part = deadline.part(1 / (len(self.workloads) - number))
             measured = measure(workload, self._candidates(workload, self.engines), part, listener)
             self._keep(measured, made)
 
     def _peers(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["peers"] = []
-        jobs = [
-            (dataclasses.replace(workload, precision=precision), place, precision)
-            for workload in self.workloads
-            for place in self.places
-            for precision in place.precisions
-        ]
-        sizes = [1.0 if place.is_cpu else OF_A_GPU for _, place, _ in jobs]
-        for number, (workload, place, precision) in enumerate(jobs):
-            part = deadline.part(sizes[number] / sum(sizes[number:]))
-            engines = [our_candidate(name, place.device.name, workload.threads) for name in self._engines(precision)]
-            found = place.peers[precision]
+        for (workload, place), part in self._each(deadline, self._in_each_precision()):
+            engines = self._engines(workload.precision)
+            ours = [our_candidate(name, place.device.name, workload.threads) for name in engines]
+            found = place.peers[workload.precision]
             compared = compare(
-                *(workload, engines, found, part, listener),
+                *(workload, ours, found, part, listener),
                 compiled=self.compiled,
                 device=place.device.name,
                 kept=self._kept,
@@ -224,20 +219,28 @@ class Suite:
     def _energy(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         """Of our engine everywhere, then of each place's fastest rival: a figure is whole, or none."""
         made["energy"] = []
-        jobs = [
+        at_rest = {place.device.name: AtRest() for place in self.places}
+
+        def measured(workload: Workload, place: Place, candidates: Sequence[Candidate], ready: Sequence[Side]) -> None:
+            device = place.device
+            made["energy"] += measure_energies(
+                workload, candidates, device, deadline, listener, ready=ready, at_rest=at_rest[device.name]
+            )
+
+        jobs = [(*job, self._ready.get((job[0], job[1].device.name), [])) for job in self._in_each_precision()]
+        for workload, place, ready in jobs:
+            measured(workload, place, [our_candidate(self.engines[0], place.device.name, workload.threads)], ready)
+        for workload, place, ready in jobs:
+            measured(workload, place, [side.candidate for side in ready if not side.candidate.ours][:1], ready)
+
+    def _in_each_precision(self) -> list[tuple[Workload, Place]]:
+        """The workloads in all precisions of every place."""
+        return [
             (dataclasses.replace(workload, precision=precision), place)
             for workload in self.workloads
             for place in self.places
             for precision in place.precisions
         ]
-        for workload, place in jobs:
-            ready = self._ready.get((workload, place.device.name), [])
-            ours = [our_candidate(self.engines[0], place.device.name, workload.threads)]
-            made["energy"] += measure_energies(workload, ours, place.device, deadline, listener, ready)
-        for workload, place in jobs:
-            ready = self._ready.get((workload, place.device.name), [])
-            rivals = [side.candidate for side in ready if not side.candidate.ours][:1]
-            made["energy"] += measure_energies(workload, rivals, place.device, deadline, listener, ready)
 
 
 def _label(side: Side) -> str:

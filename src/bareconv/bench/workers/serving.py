@@ -171,6 +171,7 @@ class Candidate:
 class _Server:
     def __init__(self, make: Callable[[Mapping[str, Any]], Candidate]) -> None:
         self.make = make
+        self.has_looked = False  # at the accuracy
 
     def prepare(self, folder: str, options: Mapping[str, Any], checks: int, warm_up: float) -> dict[str, Any]:
         self.candidate = self.make(options)
@@ -221,6 +222,9 @@ class _Server:
         images, labels = self.job.test_images, self.job.test_labels
         if images is None or labels is None:
             raise UnsupportedError(f"{self.job.settings['data']} has no test images: the accuracy is found on MNIST's")
+        if not self.has_looked:  # what compiles does so now: how long the next look takes is not known otherwise
+            self.candidate.accuracy(images[:EVALUATED], labels[:EVALUATED])
+            self.has_looked = True
         begun = time.perf_counter()
         found = self.candidate.accuracy(images, labels)
         return {"accuracy": found, "seconds": time.perf_counter() - begun}
