@@ -12,7 +12,7 @@ from bareconv.bench import results
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.environment import describe
 from bareconv.bench.interleave import Listener, Side, our_candidate
-from bareconv.bench.learning import EPOCHS, measure_learning, next_look, points
+from bareconv.bench.learning import EPOCHS, measure_learning, next_look, points, share
 from bareconv.bench.workload import Workload
 from bareconv.errors import BareconvError
 
@@ -70,6 +70,12 @@ def test_each_has_its_share_of_the_time():
     for one in (first, second):
         assert one["error"] is None
         assert 0 < one["steps"][-1] < EPOCHS * 64
+
+
+def test_who_comes_first_has_more_of_the_time():
+    assert [share(place, 1, 4) for place in range(4)] == [3 / 8, 3 / 5, 1 / 2, 1]
+    assert share(1, 2, 4) == 4 / 5
+    assert share(0, 1, 1) == 1
 
 
 def test_who_computes_something_else_has_no_curve():

@@ -22,6 +22,7 @@ from bareconv.bench.workload import Workload
 
 EPOCHS = 3
 POINTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the first epoch; then one every half
+FIRST, MORE = 2, 3.0  # so many candidates have that many times the share of the others: who comes first matters most
 WORTH = 2.0  # times what a look takes, there is training before the next,
 CHEAP = 0.02  # unless a look takes no more of the time that is left
 
@@ -36,7 +37,8 @@ def measure_learning(
 ) -> dict[str, Any]:
     """The ``learning`` entry of a result; the first candidate is ours, whose first losses the others must have.
 
-    Each trains for ``EPOCHS`` epochs, or for its share of the time, of which those after it have what it leaves.
+    Each trains for ``EPOCHS`` epochs, or for its share of the time, of which those after it have what it leaves. The
+    ``FIRST`` ones have a larger share.
     ``ready``: sides on this workload that were measured before. Where one is of these candidates it begins again in
     its process, which then ends. Of the others as many as get ready side by side do, and train one after another.
     """
@@ -52,7 +54,7 @@ def measure_learning(
                 left = candidates[len(sides) :]
                 wave = [(one, folder) for one in itertools.takewhile(lambda one: alive_one(one, ready) is None, left)]
                 wave = wave[:together]
-                part = deadline.part(max(1, len(wave)) / len(left))
+                part = deadline.part(share(len(sides), max(1, len(wave)), len(candidates)))
                 if wave:
                     prepare_all(pool, wave, sides, part, CHECKED_STEPS, listener, limits or Limits(), warm_up=0.0)
                 elif (side := alive_one(left[0], ready)) is not None:
@@ -60,7 +62,8 @@ def measure_learning(
                     side.restart(CHECKED_STEPS, listener.should_stop, part)
                 for side in sides[len(curves) :]:
                     check(side, sides, workload.precision)
-                    curves.append(_learn(side, looks, deadline.part(1 / (len(candidates) - len(curves))), listener))
+                    part = deadline.part(share(len(curves), 1, len(candidates)))
+                    curves.append(_learn(side, looks, part, listener))
         except StoppedError:
             pass
         finally:
@@ -75,6 +78,12 @@ def measure_learning(
         "test_images": 0 if dataset.test is None else len(dataset.test),
         "candidates": curves,
     }
+
+
+def share(place: int, count: int, all_in_all: int) -> float:
+    """Of the time of the candidates from that place on: the share of the next ``count``."""
+    sizes = [MORE if number < FIRST else 1.0 for number in range(place, all_in_all)]
+    return sum(sizes[:count]) / sum(sizes)
 
 
 def points(steps_per_epoch: int) -> list[int]:
