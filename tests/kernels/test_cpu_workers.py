@@ -158,31 +158,33 @@ def test_threads_end_with_their_owner() -> None:
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt once, at operation number ``at`` of those that see to a piece of work.
+    """Raises KeyboardInterrupt at operation number ``at`` of those that see to a piece of work, and ``again`` later.
 
     A trace function is called before each operation of the interpreter: a signal is noticed between two of them.
     """
 
-    def __init__(self, at: int) -> None:
-        self.left, self.raised = at, False
+    def __init__(self, at: int, again: int | None = None) -> None:
+        self.left, self.again, self.raised = at, again, False
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        inside = frame.f_code.co_filename == module.__file__ and frame.f_code is not Workers.run.__code__
+        outside = (Workers.run.__code__, Workers._finish.__code__)
+        inside = frame.f_code.co_filename == module.__file__ and frame.f_code not in outside
         frame.f_trace_opcodes, frame.f_trace_lines = inside, False
-        if inside and event in ("call", "opcode") and not self.raised:
+        if inside and event in ("call", "opcode") and self.left >= 0:
             self.left -= 1
             if self.left < 0:
                 self.raised = True
+                self.left, self.again = -1 if self.again is None else self.again, None
                 raise KeyboardInterrupt
         return self
 
 
-def interrupted(workers: Workers, work: Work, at: int) -> bool:
+def interrupted(workers: Workers, work: Work, at: int, again: int | None = None) -> bool:
     """A piece of work with an interruption; False where it was done before. In a thread of its own: should it hang."""
     outcome: list[bool] = []
 
     def caller() -> None:
-        interrupt = Interrupt(at)
+        interrupt = Interrupt(at, again)
         sys.settrace(interrupt)
         try:
             work.give(workers, at)
@@ -215,18 +217,27 @@ def test_an_interruption_leaves_all_workers_idle_and_usable(monkeypatch: pytest.
     workers.close()
 
 
+def test_a_second_interruption_while_the_first_is_seen_to() -> None:
+    workers, work, at = Workers(3), Work(3), 0
+    while interrupted(workers, work, at, again=at // 2):
+        work.check(at + 1, at)
+        at += 1
+    assert at > 100
+    workers.close()
+
+
 def test_an_error_reaches_the_caller_after_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raised once, between what the helpers are told and what the caller does itself."""
     workers, work = Workers(3), Work(3)
-    serve, told = module._Post.serve, list[int]()
+    serve, told = module._Worker.serve, list[int]()
 
-    def fails(post: module._Post, lookout: int) -> None:
+    def fails(worker: module._Worker, lookout: int) -> None:
         if lookout == 0 and not told:
             told.append(1)
             raise KeyboardInterrupt
-        serve(post, lookout)
+        serve(worker, lookout)
 
-    monkeypatch.setattr(module._Post, "serve", fails)
+    monkeypatch.setattr(module._Worker, "serve", fails)
     with pytest.raises(KeyboardInterrupt):
         work.give(workers, 5)
     work.check(1, 5)

@@ -13,8 +13,6 @@ from bareconv.report.sections import Cell, Column, Table, figures
 
 GOALS = (0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.992, 0.995, 0.999)
 
-ENOUGH = 3  # candidates, or all of them
-
 Entry = Mapping[str, Any]
 Shown = tuple[Who, str, Mapping[str, Any]]  # a candidate, its name, its record
 
@@ -35,17 +33,16 @@ def candidates(entries: Sequence[Entry]) -> list[Shown]:
 
 
 def goal(entries: Sequence[Entry]) -> float | None:
-    """The highest of ``GOALS`` that ``ENOUGH`` candidates reached, of ours one at least; None where there is none.
+    """The highest of ``GOALS`` that one of ours reached, and another library where there is one; None without one.
 
-    Who is slow does not come far in its share of the time: a goal that all reach says little of what a training is for,
-    and one that few reach compares few.
+    Who is slow does not come far in its share of the time: a goal that all reach says little of what a training is for.
     """
     best = [(one["ours"], max(one["accuracy"])) for entry in entries for one in entry["candidates"] if one["accuracy"]]
-    for accuracy in reversed(GOALS):
-        reached = [ours for ours, most in best if most >= accuracy]
-        if any(reached) and len(reached) >= min(ENOUGH, len(best)):
-            return accuracy
-    return None
+    kinds = [[most for is_ours, most in best if is_ours is ours] for ours in (True, False)]
+    if not kinds[0]:
+        return None
+    within_reach = min(max(kind) for kind in kinds if kind)
+    return next((accuracy for accuracy in reversed(GOALS) if accuracy <= within_reach), None)
 
 
 def seconds_to(candidate: Entry, accuracy: float | None) -> float | None:

@@ -37,16 +37,16 @@ def native(kernel: type[Kernel]) -> Callable[[int, int, int, int, int], None]:
     return FUNCTION(compile_kernels([made]).addresses[made])
 
 
-def operand(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The table of a kernel with that one operand."""
-    return np.array([array.ctypes.data, 0, 0, 0], np.int64)
+def operands(*arrays: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The table of a kernel with these operands."""
+    return np.array([word for array in arrays for word in (array.ctypes.data, 0, 0, 0)], np.int64)
 
 
 @functools.cache
 def tick_seconds() -> float:
     """Seconds of one tick of the counter that ``Builder.clock`` reads."""
     function, ticks = native(ReadClock), np.zeros(1, np.int64)
-    table = operand(ticks)
+    table = operands(ticks)
 
     def read() -> int:
         function(table.ctypes.data, 0, 1, 0, 0)

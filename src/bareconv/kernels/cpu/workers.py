@@ -15,12 +15,13 @@ from typing import ClassVar
 import numpy as np
 
 from bareconv.errors import BareconvError
-from bareconv.kernels.cpu.clock import native, operand
+from bareconv.kernels.cpu.clock import native, operands
 from bareconv.kernels.cpu.kernel import Frame, Kernel
 
 SPINS = 1000  # turns of waiting before the core is offered to others
 LOOKOUT = 20_000  # turns of looking out for work before sleeping: some milliseconds
-# What a helper's words are; the one that it writes itself is a cache line away.
+# The words that all workers look at: how many pieces of work there were so far, and the last one. How many times one
+# was done, by any of them, is a cache line away.
 _BEGUN, _FUNCTION, _TABLE, _FIRST, _DONE = 0, 1, 2, 3, 8
 
 
@@ -28,15 +29,16 @@ _BEGUN, _FUNCTION, _TABLE, _FIRST, _DONE = 0, 1, 2, 3, 8
 class Serve(Kernel):
     """Does the pieces of work that are announced, from number ``begin`` on, as worker ``worker``.
 
-    Returns when there was none for ``end`` turns, or one had no function.
+    ``mine`` is the number of the last one that this worker did. Returns when there was none for ``end`` turns, or one
+    had no function.
     """
 
-    operands: ClassVar[tuple[str, ...]] = ("words",)
+    operands: ClassVar[tuple[str, ...]] = ("words", "mine")
 
     def write(self, k: Frame) -> None:
         from bareconv.kernels.cpu.emit import I64
 
-        b, words = k.b, k.operand("words", I64).base
+        b, words, mine = k.b, k.operand("words", I64).base, k.operand("mine", I64).base
         number, going = b.variable(k.begin), b.variable(b.index(1))
         for _ in b.repeat_while(lambda: going.value > 0):
             turns = b.variable(b.index(0))
@@ -52,6 +54,7 @@ class Serve(Kernel):
                     arguments = [b.opaque(words.load(_TABLE)), words.load(_FIRST), b.index(0), k.worker, b.index(0)]
                     b.call(function, arguments)
                     going.value = b.index(1)
+                mine.store(number.value)
                 (words + _DONE).add_shared(1)
                 number.value = number.value + 1
 
@@ -92,10 +95,11 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         self._number = 0  # of pieces of work so far
-        self._mine = _Post(0)
-        self._helpers = [_Helper(number) for number in range(1, count)]
+        self._board = _Board()
+        self._mine = _Worker(self._board, 0)
+        self._helpers = [_Helper(self._board, number) for number in range(1, count)]
         # A program that ends without closing must not wait for threads that wait for it.
-        self._finalizer = weakref.finalize(self, _stop, self._helpers)
+        self._finalizer = weakref.finalize(self, _stop, self._board, self._helpers)
 
     def run(self, function: int, table: int, first: int) -> None:
         """Call machine code at ``function`` as (table, first, 0, worker, 0) on all workers; returns when all have."""
@@ -105,84 +109,104 @@ class Workers:
         try:
             self._take_part(function, table, first)
         except BaseException:  # Ctrl-C, which waits for machine code but not for Python: no worker may wait for ever
-            self._take_part(function, table, first)
+            self._finish(function, table, first)
             raise
 
     def _take_part(self, function: int, table: int, first: int) -> None:
-        """What is still to be done of the piece of work at hand."""
+        """What is still to be done of the piece of work at hand. Done again, it changes nothing."""
+        self._board.announce(self._number, function, table, first)
         for helper in self._helpers:
-            helper.begin(self._number, function, table, first)
-        self._mine.announce(self._number, function, table, first)
+            if helper.asleep:
+                helper.wake()
         self._mine.serve(lookout=0)
-        for helper in self._helpers:
-            helper.post.wait_until_done()
+        if self._helpers:
+            self._board.wait_until_done(self._number * self.count)
+
+    def _finish(self, function: int, table: int, first: int) -> None:
+        """The same, however often it is interrupted."""
+        while True:
+            try:
+                self._take_part(function, table, first)
+                return
+            except KeyboardInterrupt:
+                continue
 
     def close(self) -> None:
         """End the threads."""
         self._finalizer()
 
 
-class _Post:
-    """Where a worker finds its work, and says that it is done."""
+class _Board:
+    """Where work is announced to all workers at once, and they say that it is done."""
 
-    def __init__(self, worker: int) -> None:
-        self._worker = worker
+    def __init__(self) -> None:
         self.words = np.zeros(16, np.int64)
-        self._table, self._begun, self._done = (operand(self.words[at:]) for at in (0, _BEGUN, _DONE))
-        self._serve, self._announce, self._wait = native(Serve), native(Announce), native(WaitFor)
+        self._tables = [operands(self.words[at:]) for at in (_BEGUN, _DONE)]
+        self._begun, self._done = (table.ctypes.data for table in self._tables)  # looked up once: it takes a while
+        self._announce, self._wait = native(Announce), native(WaitFor)
 
     def announce(self, number: int, function: int, table: int, first: int) -> None:
         """Piece of work ``number``, once; 0 for a function: the end."""
-        if self.words[_BEGUN] < number:
+        if self.words.item(_BEGUN) < number:
             self.words[_FUNCTION : _FIRST + 1] = function, table, first
-            self._announce(self._begun.ctypes.data, 0, 0, 0, 0)
+            self._announce(self._begun, 0, 0, 0, 0)
+
+    def wait_until_done(self, times: int) -> None:
+        """Return when workers have done a piece of work so many times, all in all."""
+        self._wait(self._done, times, 0, 0, 0)
+
+
+class _Worker:
+    """Does what is announced. ``mine``: the number of the last piece of work that it did."""
+
+    def __init__(self, board: _Board, number: int) -> None:
+        self._board, self._number = board, number
+        self.mine = np.zeros(8, np.int64)
+        self._operands, self._serve = operands(board.words, self.mine), native(Serve)
+        self._table = self._operands.ctypes.data
 
     def serve(self, lookout: int) -> None:
         """Do what is announced, and look out for more for so many turns."""
-        self._serve(self._table.ctypes.data, int(self.words[_DONE]) + 1, lookout, self._worker, 0)
-
-    def wait_until_done(self) -> None:
-        """Return when all that was announced is done."""
-        self._wait(self._done.ctypes.data, int(self.words[_BEGUN]), 0, 0, 0)
+        self._serve(self._table, self.mine.item(0) + 1, lookout, self._number, 0)
 
     @property
     def idle(self) -> bool:
-        """Whether all that was announced is done."""
-        return bool(self.words[_BEGUN] == self.words[_DONE])
+        """Whether it has done all that was announced."""
+        return bool(self._board.words.item(_BEGUN) == self.mine.item(0))
 
     @property
     def ended(self) -> bool:
-        """Whether the end was announced, and has come."""
-        return self.idle and bool(self.words[_BEGUN] > 0) and bool(self.words[_FUNCTION] == 0)
+        """Whether the end was announced, and it has come to it."""
+        return self.idle and self.mine.item(0) > 0 and self._board.words.item(_FUNCTION) == 0
 
 
 class _Helper:
     """A thread that serves: in machine code as long as there is work, then asleep until there is more."""
 
-    def __init__(self, number: int) -> None:
-        self.post = _Post(number)
-        self._asleep = False  # or about to be
+    def __init__(self, board: _Board, number: int) -> None:
+        self._worker = _Worker(board, number)
+        self.asleep = False  # or about to be
         self._wake = threading.Lock()  # released once or more: it wakes, or does not fall asleep
         self._wake.acquire()
         threading.Thread(target=self._loop, name=f"bareconv worker {number}", daemon=True).start()
 
-    def begin(self, number: int, function: int, table: int, first: int) -> None:
-        """Announce a piece of work, and see that someone is awake to do it. Done again, it changes nothing."""
-        self.post.announce(number, function, table, first)
-        if self._asleep:
-            with contextlib.suppress(RuntimeError):  # it has been released
-                self._wake.release()
+    def wake(self) -> None:
+        """After an announcement: see that someone is awake for it."""
+        with contextlib.suppress(RuntimeError):  # it has been released
+            self._wake.release()
 
     def _loop(self) -> None:
-        while not self.post.ended:
-            self.post.serve(LOOKOUT)
-            self._asleep = True
+        worker = self._worker
+        while not worker.ended:
+            worker.serve(LOOKOUT)
+            self.asleep = True
             # Work that has come by now may have come before the note: it is looked for once more.
-            if self.post.idle and not self.post.ended:
+            if worker.idle and not worker.ended:
                 self._wake.acquire()
-            self._asleep = False
+            self.asleep = False
 
 
-def _stop(helpers: list[_Helper]) -> None:
+def _stop(board: _Board, helpers: list[_Helper]) -> None:
+    board.announce(int(board.words[_BEGUN]) + 1, 0, 0, 0)
     for helper in helpers:
-        helper.begin(int(helper.post.words[_BEGUN]) + 1, 0, 0, 0)
+        helper.wake()
