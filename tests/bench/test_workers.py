@@ -168,6 +168,17 @@ def test_trained_models_of_others_see_what_ours_sees(name, model, serving, tmp_p
     agrees(serving, candidate(name), tmp_path, model, {**QUICK, **SLOW}[model])
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_it_begins_again_in_the_precision_of_the_weights(name, serving, tmp_path):
+    """Where nothing has to be converted, nobody may train on the job's own arrays."""
+    written(tmp_path, "mlp", QUICK["mlp"], "float32", lr=0.5)
+    one = candidate(name, precision="float32")
+    prepared = serving(one, "prepare", folder=str(tmp_path), options=one.options, checks=CHECKED_STEPS, warm_up=0.0)
+    serving(one, "run", steps=MORE_STEPS)
+    again = serving(one, "restart", checks=CHECKED_STEPS)
+    assert again["losses"] == pytest.approx(prepared["losses"], rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("tuned", [True, False])

@@ -104,7 +104,8 @@ class DeZero(Candidate):
         F, kind, name = self.dezero.functions, layer["type"], layer["name"]
 
         def parameter(key: str, change: Function = lambda array: array) -> Any:
-            made = self.dezero.Parameter(np.ascontiguousarray(change(weights[f"{name}.{key}"]), dtype=self.dtype))
+            # A copy: it is trained on in place, and begins again from the job's own.
+            made = self.dezero.Parameter(np.array(change(weights[f"{name}.{key}"]), self.dtype, order="C"))
             self.parameters.append(made)
             return made
 
