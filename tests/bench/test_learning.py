@@ -116,6 +116,14 @@ def test_who_cannot_begin_again_has_no_curve(tmp_path):
     assert second["error"] == "layer type Twist has no counterpart here"
 
 
+def test_who_has_no_time_to_begin_again(tmp_path):
+    WORK.write(tmp_path)
+    ours, slow = stand_in("plan", ours=True), Side(stand_in("slow", "hang at restart"), tmp_path, QUICK)
+    slow.prepare(len(LOSSES), 0.0, lambda: False)
+    _, second = learned(ours, slow.candidate, ready=[slow], seconds=2.0)["candidates"]
+    assert second["error"] == "the time was up before it could begin again"
+
+
 def test_a_real_training_learns():
     work = Workload("mlp", (28, 28, 1), batch_size=512, lr=0.05)
     candidates = [our_candidate(name, "cpu", 1) for name in ("plan", "reference")]

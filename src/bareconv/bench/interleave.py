@@ -175,7 +175,10 @@ class Side:
         try:
             answer = self._worker.ask("restart", min(self.limits.prepare, deadline.left), should_stop, checks=checks)
         except WorkerError as error:
-            self.fail(error, "interrupted" if deadline.passed else "failed")
+            if deadline.passed:
+                self.fail(BareconvError("the time was up before it could begin again"), "interrupted")
+            else:
+                self.fail(error)
             return
         self._begin(answer, time.monotonic() - begun)
 
