@@ -353,6 +353,13 @@ def test_how_many_get_ready_side_by_side(cores, device, free, expected, monkeypa
     assert at_once([Candidate("other", [], {}, {})], device) == expected
 
 
+def test_only_those_of_a_cpu_take_two_cores(monkeypatch):
+    monkeypatch.setattr(host, "allowed_cores", lambda: 16)
+    monkeypatch.setattr(interleave_module, "all_devices", list)
+    of_all = [our_candidate("plan", device, 1) for device in ("cpu", "cuda:0", "cuda:0")]
+    assert at_once(of_all) == 12  # three sets of four, which take 16 cores
+
+
 def test_side_by_side_in_their_order(tmp_path, monkeypatch):
     """Each waits for the others: one after another, none would get ready."""
     together, prepare_one = threading.Barrier(3, timeout=10), interleave_module.prepare

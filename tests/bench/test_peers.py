@@ -158,6 +158,14 @@ def test_what_compiles_for_long_is_not_begun_without_the_time_for_it(stand_ins, 
     )
 
 
+def test_who_is_fast_is_tried_briefly(stand_ins):
+    found = stand_ins(rival=({"fast": acting(step=0.001), "slow": acting(step=0.02)}, None))
+    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener())
+    fast, slow = (sum(side.tried.seconds) for side in compared.tries["rival"])
+    assert fast == pytest.approx(peers.TRY_LEAST, rel=0.2)
+    assert slow == pytest.approx(peers.TRY_STEPS * 0.02, rel=0.2)
+
+
 def test_sides_may_be_kept_for_what_comes_next(stand_ins):
     found = stand_ins(rival=({"slow": acting(step=0.004), "fast": acting()}, acting()))
     with contextlib.ExitStack() as kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,13 @@ def test_sweeps_have_time_by_their_values(made):
         ("width", pytest.approx(100 * 5 / 18)),
         ("batch_size", pytest.approx(100.0)),
     ]
+
+
+def test_a_gpu_has_more_of_a_parts_time(made):
+    gpu: Any = SimpleNamespace(name="cuda:0", description="a GPU")
+    places = [Place(device, ("float32",), {"float32": Found({}, {})}) for device in (get_device("cpu"), gpu)]
+    made(places=places, parts=("layers",))
+    assert [arguments[4].left for _, arguments in made.asked] == [pytest.approx(40.0), pytest.approx(100.0)]
 
 
 def test_several_precisions_are_measured_by_turns(made):

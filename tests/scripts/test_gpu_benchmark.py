@@ -72,6 +72,14 @@ def test_a_whole_run(script, tmp_path, monkeypatch):
     assert json.loads(output.read_text())["settings"]["budget"] == 20
 
 
+def test_every_file_that_launches_kernels_is_sanitized(script):
+    found = script.kernel_tests()
+    assert "tests/kernels/cuda/test_cuda_stem.py" in found
+    assert "tests/kernels/cuda/test_cuda_nvrtc.py" not in found  # under a sanitizer it would have no test to run
+    assert all((script.ROOT / file).is_file() for file in found)
+    assert set(script.PLANTED) == set(script.SANITIZERS)
+
+
 def test_adds_to_a_file(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "pytest_command", lambda: ["python", "-c", "print('3 passed')"])
     output = tmp_path / "cpu.json"

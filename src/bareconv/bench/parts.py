@@ -83,7 +83,7 @@ def side_by_side(name: str, parts: Sequence[Callable[[], dict[str, Any]]], paral
         said.append(f"{one['name']}: {one['status']} after {one['seconds']:.0f} s: {last.strip('= ')}")
     return {
         "name": name,
-        "command": made[0]["command"] if made else "",
+        "command": "; ".join(one["command"] for one in made),
         "status": worst[0] if worst else "passed",
         "seconds": time.monotonic() - begun,
         "said": said,

@@ -134,15 +134,15 @@ class Suite:
         """Those that compute in it: but for the plan, in the model's own precisions alone."""
         return [name for name in self.engines if name == "plan" or stored(precision) == precision]
 
-    def _each(self, deadline: Deadline, jobs: Sequence[tuple[Workload, Place]]) -> Iterator[tuple[Any, Deadline]]:
-        """Every job with its share of the time that is left."""
-        sizes = [1.0 if place.is_cpu else OF_A_GPU for _, place in jobs]
+    def _each(self, deadline: Deadline, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, Deadline]]:
+        """Every job, of which a place is the last, with its share of the time that is left."""
+        sizes = [1.0 if job[-1].is_cpu else OF_A_GPU for job in jobs]
         for number, job in enumerate(jobs):
             yield job, deadline.part(sizes[number] / sum(sizes[number:]))
 
     def _layers(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["rooflines"] = []
-        for (_, place), part in self._each(deadline, [(self.workloads[0], place) for place in self.places]):
+        for (place,), part in self._each(deadline, [(place,) for place in self.places]):
             chosen = [dataclasses.replace(one, precision=p) for one in self.workloads for p in place.precisions]
             threads = self.workloads[0].threads
             drawn = measure_depth(chosen, place.device.name, self.engines, threads, part, listener)
