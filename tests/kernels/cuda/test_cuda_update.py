@@ -212,7 +212,7 @@ def test_finishes_a_step_without_parameters(launch):
 @needs_nvrtc
 @pytest.mark.parametrize("limits", GENERATIONS, ids=lambda limits: limits.architecture)
 def test_compiles_without_spills(limits):
-    parameters = [Parameter(0, 1000, 3, 10, 10)]
+    parameters = [Parameter(0, 1000, 256, 10, 10)]  # so many parts that a thread loads as many at once as it may
     rules = [Rule("gradient"), Rule.of(SGD(0.1)), *(Rule.of(OPTIMIZERS[name]()) for name in ("nesterov", "adam"))]
     kernels = [
         update(precision, rule, parameters, limits, 64) for precision, rule in itertools.product(PRECISIONS[1:], rules)

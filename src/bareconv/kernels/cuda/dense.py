@@ -230,7 +230,10 @@ def _backward_tile(
         wanted += 1
     for columns in range(wanted, 0, -1):
         tile = 8 * columns
-        for chunk, stages in ((64, 3), (64, 2), (32, 2)):
+        # Many images at a time, for each row of weights that a warp loads is multiplied with more of them.
+        for chunk, stages in ((128, 2), (64, 3), (64, 2), (32, 2)):
+            if chunk > 64 and chunk // 2 >= batch:
+                continue
             shared = max(
                 _backward_shared(precision, shape, tile, chunk, stages, states, dx and i == 0)
                 for i, shape in enumerate(shapes)

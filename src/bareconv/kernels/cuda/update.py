@@ -18,6 +18,7 @@ from bareconv.kernels.cuda.limits import Limits
 from bareconv.optim.rule import SCALARS, Rule
 
 THREADS = 256
+_MOST_AT_ONCE = 8  # parts of an element that a thread has registers for
 RULES = ("gradient", "sgd", "rmsprop", "adam", "adamw")  # by the number that RULE has in the sources
 
 _ROW = np.dtype(
@@ -81,7 +82,7 @@ def update(precision: Precision, rule: Rule, parameters: Sequence[Parameter], li
     return Kernel(
         "update.cu",
         "update",
-        tuple({"PRECISION": NUMBER[precision], **rule_defines(rule)}.items()),
+        tuple({"PRECISION": NUMBER[precision], **rule_defines(rule), "PARTS": _at_once(parameters)}.items()),
         grid=(1 + len(list(_pieces(parameters, limits))), 1, 1),
         threads=THREADS,
         shared_bytes=0,
@@ -162,13 +163,27 @@ def _pieces(parameters: Sequence[Parameter], limits: Limits) -> Iterator[tuple[i
     work = sum(one.count * (one.parts + 3) for one in parameters)
     share = min(max(work // (8 * limits.multiprocessors), 16 * THREADS), 64 * THREADS)
     for index, one in enumerate(parameters):
-        lanes = THREADS
-        while lanes > 8 and (one.parts * lanes > 8 * THREADS or one.count <= lanes // 2 * one.width):
-            lanes //= 2
+        lanes = _lanes(one)
         round_of_block = lanes * one.width
         elements = max(share // (one.parts + 3) // round_of_block, 1) * round_of_block
         for place in range(0, one.count, elements):
             yield index, place, min(elements, one.count - place), lanes
+
+
+def _lanes(one: Parameter) -> int:
+    """Threads side by side; the others of a block take other parts."""
+    lanes = THREADS
+    while lanes > 8 and (one.parts * lanes > _MOST_AT_ONCE * THREADS or one.count <= lanes // 2 * one.width):
+        lanes //= 2
+    return lanes
+
+
+def _at_once(parameters: Sequence[Parameter]) -> int:
+    """How many parts a thread loads at once: its share of the parameter that there is most to load of, or an even
+    part of that share."""
+    most = max(parameters, key=lambda one: one.count * one.parts)
+    share = -(-most.parts * _lanes(most) // THREADS)
+    return -(-share // -(-share // _MOST_AT_ONCE))
 
 
 __all__ = [

@@ -5,8 +5,8 @@
 // One launch serves all parameters of a model. They lie in flat float arrays (master, state1, state2, gradient); each
 // row of a table says which elements a block has. Sums run in an order that depends on the table alone.
 //
-// RULE, MOMENTUM, NESTEROV, DECAY as update.cuh has them, PRECISION of the working copies. Without RULE the file has the
-// kernels that update nothing.
+// RULE, MOMENTUM, NESTEROV, DECAY as update.cuh has them, PRECISION of the working copies; PARTS: of an element, that a
+// thread loads at once. Without RULE the file has the kernels that update nothing.
 #if defined(RULE)
 #include "update.cuh"
 #endif
@@ -15,7 +15,6 @@
 typedef Kept<PRECISION> Number;
 
 constexpr int THREADS = 256;
-constexpr int PARTS = 4;  // of an element, loaded at once
 
 // A row of the table: elements that follow each other in one parameter.
 struct Piece {
@@ -162,7 +161,8 @@ DEVICE void change(const Piece& piece, const float* RESTRICT partial, const floa
 }
 
 // It must be the last kernel of its step, for it changes ``control``: the last block to have read it does that, so
-// that no launch is spent on it. ``readers`` counts them, and is 0 between steps. Block 0 sums the losses.
+// that no launch is spent on it. ``readers`` counts them as soon as they have, so that the count is there by the time
+// that a block is done, and is 0 between steps. Block 0 sums the losses.
 KERNEL(THREADS, 4)
 update(const Piece* RESTRICT pieces, u8* memory, float* RESTRICT master, float* RESTRICT state1, float* RESTRICT state2,
        float* RESTRICT gradient, const float* RESTRICT all_scalars, Control* control, const float* RESTRICT image_loss,
@@ -172,6 +172,8 @@ update(const Piece* RESTRICT pieces, u8* memory, float* RESTRICT master, float* 
     wait_for_kernels_before();
     let_next_kernel_start();
     const Control step = *control;
+    sync_block();
+    const bool is_last = threadIdx.x == 0 && count_up(readers) == gridDim.x - 1;
     if (blockIdx.x == 0) {
         sum_losses(step, image_loss, image_hit, losses, hits);
     } else {
@@ -182,8 +184,7 @@ update(const Piece* RESTRICT pieces, u8* memory, float* RESTRICT master, float* 
         if (piece.width == 4) change<4>(piece, partial, scalars, arrays);
         else change<1>(piece, partial, scalars, arrays);
     }
-    sync_block();
-    if (threadIdx.x == 0 && count_up(readers) == gridDim.x - 1) {
+    if (is_last) {
         *readers = 0;
         advance(control, step);
     }
