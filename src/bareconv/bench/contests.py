@@ -4,10 +4,11 @@ Getting ready takes a process, PyTorch's start and its compiler much longer than
 it is the CPU's work. So all contests' candidates get ready at once, as many as there are cores, and wait, stopped.
 Nothing gets ready while something is measured.
 
-There are two rounds. In the first, our engines and what needs no compiler are measured by turns, contest by contest.
-Of each of PyTorch's modes the fastest variant counts. In the second come the variants that torch.compile makes: they
-get ready together, and each contest is measured anew, our engines, the fastest so far and what was compiled. After
-every measurement the contest is handed on, so that whoever ends the program keeps what was done.
+There are two rounds. In the first, contest by contest, what needs no compiler is tried briefly, and of each of
+PyTorch's modes the fastest variant is measured by turns with our engines: few take part, so that a block is long beside
+what begins and ends it. In the second come the variants that torch.compile makes: they get ready together, and each
+contest is measured anew, our engines, the fastest so far and what was compiled. After every measurement the contest is
+handed on, so that whoever ends the program keeps what was done.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from bareconv.bench import process
 from bareconv.bench.deadline import Deadline
+from bareconv.bench.estimates import median
 from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, Side, interleave, our_candidate
 from bareconv.bench.peers import CHECKED_STEPS, EVERY_MODE, Compared, Found, catalog, check
 from bareconv.bench.process import StoppedError
@@ -31,6 +33,7 @@ from bareconv.bench.workload import Workload
 from bareconv.errors import BareconvError, UsageError
 
 FIRST_SHARE = 0.5  # of the whole time, that the candidates of the first round may take to get ready
+TRY_SHARE = 0.25  # of a measurement's time, that comes before it, for trying variants
 PAUSE = 1.0  # seconds between two contests, in which the result is written
 PATIENCE = Limits(prepare=float("inf"), answer=10.0)  # the time of everything is what bounds getting ready
 
@@ -42,8 +45,8 @@ class Times:
     """Seconds: ``budget`` of everything; ``first`` and ``second`` of measuring one contest in that round."""
 
     budget: float
-    first: float = 2.0
-    second: float = 4.0
+    first: float = 4.0
+    second: float = 6.0
 
     def __post_init__(self) -> None:
         for name in ("budget", "first", "second"):
@@ -55,7 +58,8 @@ class Times:
 class Contest(Compared):
     """One workload: our ``engines``, the ``rivals``, and those that have to be compiled first, ``late``.
 
-    ``sides``, once measured: our engines, and of each mode the best. ``first_only``: those not in the second round.
+    ``sides``, once variants were tried: our engines, and of each mode the best. ``first_only``: those not in the second
+    round.
     """
 
     engines: list[Side] = field(default_factory=list)
@@ -77,7 +81,7 @@ class Contest(Compared):
         self.tries = {}
         for side in [*self.rivals, *(self.late if late else [])]:
             self.tries.setdefault(f"{side.candidate.name} {side.candidate.options.get('mode', '')}", []).append(side)
-        self.sides = [*self.engines, *map(_best, self.tries.values())]
+        self.sides = [*self.engines, *map(_best_tried, self.tries.values())]
 
 
 def contest(
@@ -144,10 +148,7 @@ def compete(
             ready(first, begun + FIRST_SHARE * times.budget)
             for one in contests:
                 say(f"{_title(one)}: measuring")
-                _measure([*one.engines, *one.rivals], one, times.first if one.late else times.second)
-                for side in [*one.engines, *one.rivals]:
-                    side.tried = side.samples
-                one.settle()
+                _first_round(one, times.first if one.late else times.second)
                 on_result(one)
             list(pool.map(Side.close, [side for one in contests for side in _not_again(one)]))
             late = list(_by_turns([one.late for one in contests]))
@@ -194,25 +195,42 @@ def _compiles(options: Any) -> bool:
     return bool(options.get("mode") == "compile")
 
 
-def _measure(sides: Sequence[Side], one: Contest, seconds: float) -> None:
-    """By turns, those that are ready and agree with ours; where ours failed, with nobody."""
+def _check(sides: Sequence[Side], one: Contest) -> None:
+    """Whether they agree with ours; where ours failed, with nobody."""
     if any(side.error is None for side in one.engines):
         for side in sides:
             check(side, one.engines, one.workload.precision)
+
+
+def _measure(sides: Sequence[Side], seconds: float) -> None:
+    """By turns, those that can be."""
     taking = [side for side in sides if side.alive]
     interleave(taking, Deadline.after(seconds), Listener())
     for side in taking:
         side.look_at_memory()
 
 
+def _first_round(one: Contest, seconds: float) -> None:
+    """Try the rivals; our engines and the fastest rival of each mode by turns."""
+    _check([*one.engines, *one.rivals], one)
+    _measure(one.rivals, TRY_SHARE * seconds)
+    for side in one.rivals:
+        side.tried, side.samples = side.samples, Samples()
+    one.settle()
+    _measure(one.sides, seconds)
+    for side in one.engines:
+        side.tried = side.samples
+
+
 def _second_round(one: Contest, seconds: float) -> None:
     """Our engines, the fastest rival so far and what was compiled; the others' figures stay those of the first."""
     again = [side for side in [*one.engines, *one.rivals] if side.alive]
+    _check(one.late, one)
     if any(side.alive for side in one.late):
         one.first_only = [side for side in one.rivals if side not in again]
         for side in again:
             side.samples = Samples()
-        _measure([*again, *one.late], one, seconds)
+        _measure([*again, *one.late], seconds)
         for side in one.late:
             side.tried = side.samples
     one.settle(late=True)
@@ -220,14 +238,18 @@ def _second_round(one: Contest, seconds: float) -> None:
 
 def _not_again(one: Contest) -> list[Side]:
     """Who is not measured in a second round: all, or all but our engines and the fastest rival."""
-    rivals = [side for side in one.rivals if side.rate is not None]
-    again = [*one.engines, _best(rivals)] if rivals and one.late else one.engines if one.late else []
+    measured = [side for side in one.sides if side.rate is not None and not side.candidate.ours]
+    again = [*one.engines, *([_fastest(measured)] if measured else [])] if one.late else []
     return [side for side in [*one.engines, *one.rivals] if side not in again]
 
 
-def _best(sides: Sequence[Side]) -> Side:
-    """The fastest, or the first where none has figures."""
+def _fastest(sides: Sequence[Side]) -> Side:
     return max(sides, key=lambda side: 0.0 if side.rate is None else side.rate.value)
+
+
+def _best_tried(sides: Sequence[Side]) -> Side:
+    """The one that was the fastest when it was tried, or the first where none was."""
+    return max(sides, key=lambda side: median(side.tried.rates).value if side.alive and side.tried.rates else 0.0)
 
 
 def _by_turns(queues: Sequence[Sequence[Side]]) -> Iterator[Side]:
