@@ -404,23 +404,53 @@ def gpu_section(name: str) -> str:
     return "\n".join([*lines, *(["", start] if start else [])]) + "\n"
 
 
+def is_compiled(side: Side) -> bool:
+    """Whether torch.compile made it."""
+    return bool(side.entry["options"].get("mode") == "compile")
+
+
+def has_compiled(group: dict[str, Any]) -> bool:
+    """Whether torch.compile has a figure there."""
+    return any(is_compiled(side) for side in measured(group, ours=False))
+
+
 def uncompiled_text(result: dict[str, Any]) -> list[str]:
     """A paragraph where torch.compile has no figures: PyTorch's best is then the best without it."""
-    failed = [
-        group_key(group)
-        for group in result["peers"]
-        if any(one["options"].get("mode") == "compile" and "throughput" not in one for one in group["candidates"])
-    ]
-    tried = [
-        group_key(group)
-        for group in result["peers"]
-        if any(one["options"].get("mode") == "compile" for one in group["candidates"])
-    ]
-    if not failed:
+    groups = result["peers"]
+    having = [group for group in groups if has_compiled(group)]
+    if len(having) == len(groups):
         return []
-    words = f"**torch.compile has no figure in this run** for {len(failed)} of the {len(tried)} workloads that it was "
-    words += "asked for: it was not ready when the time for that was up. PyTorch's best is there the best without it."
-    return [words, ""]
+    late = [
+        group
+        for group in groups
+        if group not in having and any(one["options"].get("mode") == "compile" for one in group["candidates"])
+    ]
+    gains = []
+    for group in having:
+        theirs = measured(group, ours=False)
+        best = {mode: min(one.seconds for one in theirs if is_compiled(one) == mode) for mode in (True, False)}
+        gains.append(f"{workload_words(group_key(group))} ({best[False] / best[True]:.2f}× the best without it)")
+    words = f"**torch.compile has a figure for {len(having)} of these {len(groups)} workloads**"
+    words += f": {', '.join(gains)}. " if gains else ". "
+    words += "It takes minutes for each, on a GPU that must do nothing else meanwhile"
+    words += f", and was not ready in time for {len(late)} more" if late else ""
+    words += ". Elsewhere PyTorch's best is the best without it"
+    compiled = [group_key(group) for group in having]
+    without = [
+        workload_words(goal.key)
+        for goal, reached, _ in judged(result)
+        if reached and goal.times is not None and goal.key not in compiled
+    ]
+    words += (
+        f", and {len(without)} of the goals below are reached against that: {'; '.join(without)}" if without else ""
+    )
+    return [f"{words}.", ""]
+
+
+def workload_words(key: tuple[str, int, str]) -> str:
+    """A workload by its name."""
+    model, batch_size, precision = key
+    return f"`{model}`, batch {batch_size:,}, {precision}"
 
 
 def gpu_name(result: dict[str, Any]) -> str:
@@ -479,7 +509,7 @@ def goals_text(result: dict[str, Any]) -> str:
 def goal_words(goal: Goal, found: str) -> str:
     """A goal, and what was measured instead."""
     wanted = f"at most {seconds(goal.seconds)}" if goal.seconds is not None else f"at least {goal.times:g}×"
-    return f"`{goal.model}`, batch {goal.batch_size:,}, {goal.precision} ({found}, wanted {wanted})"
+    return f"{workload_words(goal.key)} ({found}, wanted {wanted})"
 
 
 def start_text(result: dict[str, Any]) -> str:

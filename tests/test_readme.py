@@ -276,12 +276,32 @@ def test_blocks_of_a_gpu(tmp_path, monkeypatch):
         "| `basic` | 64 | bfloat16 | 59.0 µs | 1,084,746/s | channels_last graph | 120 µs | **2.03×** (2.02 to 2.04) | "
         "500 µs |" in text
     )
+    assert "**torch.compile has a figure for 0 of these 4 workloads**. It takes minutes" in text
+    assert "without it, and 1 of the goals below are reached against that: `basic`, batch 1,024, float32." in text
     peers = script.gpu_peers("gpu peers")
     assert peers.count("| `basic` |") == 12
     assert "- A note." in peers
     rooflines = script.gpu_rooflines("gpu rooflines")
     assert "| forward | `stem` | 2 launches | 20.0 µs | 100% | mma.sync bf16 | 40% |" in rooflines
     assert "| memcheck: -m pytest | passed | 61.0 s | ERROR SUMMARY: 0 errors |" in script.gpu_parts("gpu parts")
+
+
+def test_what_torch_compile_has_no_figure_for(tmp_path, monkeypatch):
+    script, result = readme_script(), made_up()
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    groups = result["peers"]
+    for one, step in zip(groups[:3], (100.0, 160.0, None), strict=True):
+        made = candidate(step or 1.0, batch=one["batch_size"], mode="compile", ratio=2.0)
+        if step is None:
+            made = {**made, "status": "interrupted"}
+            del made["throughput"], made["ratio"]
+        one["candidates"].append(made)
+    (words, _) = script.uncompiled_text(result)
+    assert "2 of these 4 workloads**: `basic`, batch 64, bfloat16 (1.20× the best without it)" in words
+    assert "`basic`, batch 256, bfloat16 (1.25× the best without it)" in words
+    assert "and was not ready in time for 1 more." in words
+    groups[:] = groups[:2]
+    assert script.uncompiled_text(result) == []
 
 
 def test_seeds_of_a_gpu(tmp_path, monkeypatch):
