@@ -17,7 +17,7 @@ from bareconv.bench import interleave, peers, results
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.environment import describe
 from bareconv.bench.interleave import Listener, our_candidate
-from bareconv.bench.peers import PEERS, Found, Peer, compare, find, record
+from bareconv.bench.peers import PEERS, Found, Peer, Question, compare, find, record
 from bareconv.bench.steady import run_record
 from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
@@ -85,6 +85,12 @@ def acting(mode="eager", **acts):
     return {"mode": mode, "acts": acts}
 
 
+def compare_one(workload, engines, found, deadline, listener, **options):
+    """``compare`` of a single question."""
+    (compared,) = compare([Question(workload, engines, found)], deadline, listener, **options)
+    return compared
+
+
 def test_absent_and_unknown_peers():
     found = find(["pytorch", "dezero"], None)
     assert set(found.pythons) | set(found.absent) == {"pytorch", "dezero"}
@@ -100,7 +106,7 @@ def test_absent_and_unknown_peers():
 def test_the_best_variant_and_the_default_are_measured(stand_ins, valid):
     variants = {"slow": acting(step=0.004), "quick": acting(step=0.001), "broken": acting(trouble="die at run")}
     found = stand_ins(rival=(variants, acting(step=0.008)))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     entry = valid(compared)
     assert [(one["name"], one["variant"]) for one in entry["candidates"]] == [
         ("plan", ""),
@@ -125,7 +131,7 @@ def test_the_best_variant_and_the_default_are_measured(stand_ins, valid):
 def test_variants_that_compile_can_be_left_out(stand_ins, valid):
     variants = {"compiled": acting("compile"), "eager": acting()}
     found = stand_ins(rival=(variants, None))
-    compared = compare(
+    compared = compare_one(
         WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), compiled=False, limits=QUICK
     )
     _, rival = valid(compared)["candidates"]
@@ -139,7 +145,7 @@ def test_who_is_never_ready_takes_the_time_of_its_own_library(together, stand_in
     monkeypatch.setattr(peers, "COMPILING", {"cpu": 0.0})
     variants = {"eager": acting(), "compiled": acting("compile", trouble="hang at prepare")}
     found = stand_ins(rival=(variants, acting()), other=({"": acting()}, None))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(12), Listener())
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(12), Listener())
     _, rival, default, other = valid(compared)["candidates"]
     assert (rival["variant"], rival["status"]) == ("eager", "measured")
     assert re.fullmatch(r"was not ready after \d s, when the time was up", rival["tries"][1]["error"])
@@ -149,7 +155,7 @@ def test_who_is_never_ready_takes_the_time_of_its_own_library(together, stand_in
 def test_what_compiles_for_long_is_not_begun_without_the_time_for_it(stand_ins, valid, monkeypatch):
     monkeypatch.setattr(peers, "COMPILING", {"cpu": 100.0})
     found = stand_ins(rival=({"eager": acting(), "compiled": acting("compile")}, None))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(12), Listener())
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(12), Listener())
     _, rival = valid(compared)["candidates"]
     assert (rival["variant"], rival["status"]) == ("eager", "measured")
     assert rival["tries"][1]["status"] == "interrupted"
@@ -160,7 +166,7 @@ def test_what_compiles_for_long_is_not_begun_without_the_time_for_it(stand_ins, 
 
 def test_who_is_fast_is_tried_briefly(stand_ins):
     found = stand_ins(rival=({"fast": acting(step=0.001), "slow": acting(step=0.02)}, None))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener())
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener())
     fast, slow = (sum(side.tried.seconds) for side in compared.tries["rival"])
     assert fast == pytest.approx(peers.TRY_LEAST, rel=0.2)
     assert slow == pytest.approx(peers.TRY_STEPS * 0.02, rel=0.2)
@@ -169,12 +175,12 @@ def test_who_is_fast_is_tried_briefly(stand_ins):
 def test_sides_may_be_kept_for_what_comes_next(stand_ins):
     found = stand_ins(rival=({"slow": acting(step=0.004), "fast": acting()}, acting()))
     with contextlib.ExitStack() as kept:
-        compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), kept=kept)
+        compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), kept=kept)
         assert all(side.alive and side.memory["peak"] == 3000 for side in compared.sides)
         assert compared.sides[1].folder.is_dir()
     assert not any(side.alive for side in compared.sides)
     assert not compared.sides[1].folder.exists()
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener())
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener())
     assert not any(side.alive for side in compared.sides)
 
 
@@ -191,8 +197,36 @@ def test_who_chooses_algorithms_gets_ready_beside_its_own_kind_alone(stand_ins, 
 
     monkeypatch.setattr(peers, "at_once", lambda *_: 3)
     monkeypatch.setattr(peers, "prepare_all", seen)
-    compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
+    compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     assert waves == [["plan"], ["choosing"], ["first default", "other", "first one"], ["first compiled"]]
+
+
+def test_questions_get_ready_together(stand_ins, valid, monkeypatch):
+    """In the same waves, each with its own job; and are then measured one after another."""
+    found = stand_ins(first=({"one": acting(step=0.004), "two": acting(step=0.002)}, acting(step=0.008)))
+    waves, prepare_all = [], interleave.prepare_all
+
+    def seen(pool, jobs, *arguments):
+        waves.append([(one.label, folder.name) for one, folder in jobs])
+        prepare_all(pool, jobs, *arguments)
+
+    monkeypatch.setattr(peers, "at_once", lambda *_: 4)
+    monkeypatch.setattr(peers, "prepare_all", seen)
+    works = [WORK, replace(WORK, batch_size=8)]
+    questions = [Question(work, [stand_in("plan", ours=True)], found) for work in works]
+    done = compare(questions, Deadline.after(60), Listener(), limits=QUICK)
+    assert waves == [
+        [("plan", "0"), ("plan", "1")],
+        [("first default", "0"), ("first default", "1"), ("first one", "0"), ("first one", "1")],
+        [("first two", "0"), ("first two", "1")],
+    ]
+    for work, compared in zip(works, done, strict=True):
+        entry = valid(compared)
+        assert entry["batch_size"] == work.batch_size
+        assert [one["variant"] for one in entry["candidates"]] == ["", "two", "default"]
+        assert [one["status"] for one in entry["candidates"]] == ["measured"] * 3
+    first, second = ([begun for side in one.sides for begun in side.samples.begun] for one in done)
+    assert max(first) < min(second)
 
 
 def test_who_chooses_algorithms_is_alone_only_while_it_gets_ready(stand_ins, monkeypatch):
@@ -206,7 +240,7 @@ def test_who_chooses_algorithms_is_alone_only_while_it_gets_ready(stand_ins, mon
         prepare_all(pool, jobs, *arguments)
 
     monkeypatch.setattr(peers, "prepare_all", seen)
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     assert [name for name, lock in locks.items() if lock is not None] == ["choosing"]
     assert all(side.rate is not None and LOCK not in side.candidate.environment for side in compared.sides)
 
@@ -220,7 +254,7 @@ def test_other_losses_mean_no_figures(stand_ins, valid):
         lacking=({"": acting(trouble="cannot prepare")}, None),
         dying=({"": acting(trouble="die at run")}, None),
     )
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     entries = {one["name"]: one for one in valid(compared, {"gone": "not installed"})["candidates"]}
     assert {name: one["status"] for name, one in entries.items()} == {
         "plan": "measured",
@@ -237,7 +271,7 @@ def test_other_losses_mean_no_figures(stand_ins, valid):
 
 def test_where_ours_fails_nothing_is_compared(stand_ins, valid):
     found = stand_ins(rival=({"": acting()}, None))
-    compared = compare(
+    compared = compare_one(
         WORK, [stand_in("plan", "die at prepare", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK
     )
     entry = valid(compared)
@@ -247,7 +281,7 @@ def test_where_ours_fails_nothing_is_compared(stand_ins, valid):
 
 def test_no_process_is_left_behind(stand_ins):
     found = stand_ins(rival=({"a": acting(), "b": acting(step=0.001)}, acting()))
-    compared = compare(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener(), limits=QUICK)
     assert not any(side.alive for side in [*compared.sides, *compared.tries["rival"]])
 
 
@@ -270,7 +304,7 @@ def test_pytorch_computes_the_same(zoo, valid, monkeypatch):
     found = torch_python()
     monkeypatch.setattr(peers, "TRY_SECONDS", 0.05)
     work = Workload("tiny", (9, 8, 2), batch_size=16, precision="float64", lr=0.02)
-    entry = valid(compare(work, ours(), found, Deadline.after(60), Listener(), compiled=False))
+    entry = valid(compare_one(work, ours(), found, Deadline.after(60), Listener(), compiled=False))
     for one in entry["candidates"]:
         assert (one["status"], one["error"]) == ("measured", None)
     best, default = entry["candidates"][1:]
@@ -284,7 +318,7 @@ def test_pytorch_refuses_what_it_cannot_do_alike(zoo, valid, monkeypatch):
     found = torch_python()
     monkeypatch.setitem(PEERS, "pytorch", Peer("torch", PEERS["pytorch"].module, {"": peers.DEFAULT}))
     work = Workload("dropping", (4, 4, 1), batch_size=8)
-    rival = valid(compare(work, ours(), found, Deadline.after(60), Listener()))["candidates"][1]
+    rival = valid(compare_one(work, ours(), found, Deadline.after(60), Listener()))["candidates"][1]
     assert (rival["status"], rival["error"]) == (
         "unsupported",
         "layer type Dropout (layer dropout1) has no counterpart here",
@@ -298,7 +332,7 @@ def test_dezero_computes_the_same(model, zoo, valid):
         pytest.skip(f"DeZero is not installed: {found.absent['dezero']}")
     shape = (9, 8, 2) if model == "tiny" else (6, 6, 1)
     work = Workload(model, shape, batch_size=16, precision="float64", lr=0.02)
-    rival = valid(compare(work, ours(), found, Deadline.after(60), Listener()))["candidates"][1]
+    rival = valid(compare_one(work, ours(), found, Deadline.after(60), Listener()))["candidates"][1]
     assert (rival["status"], rival["error"]) == ("measured", None)
     assert rival["loss_difference"] < 1e-12
 
@@ -308,7 +342,9 @@ def test_a_peer_that_turns_out_not_to_be_there(peer, valid):
     """The scripts start under any interpreter, bareconv installed or not; what is absent is an answer, not a crash."""
     if util.find_spec(PEERS[peer].package) is not None:
         pytest.skip(f"{peer} is there")
-    compared = compare(WORK, ours(), Found({peer: sys.executable}, {}), Deadline.after(60), Listener(), compiled=False)
+    compared = compare_one(
+        WORK, ours(), Found({peer: sys.executable}, {}), Deadline.after(60), Listener(), compiled=False
+    )
     rival = valid(compared)["candidates"][1]
     assert rival["status"] == "failed"
     assert f"No module named '{PEERS[peer].package}'" in rival["error"]

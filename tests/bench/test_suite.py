@@ -58,7 +58,7 @@ def made(monkeypatch):
     for function, name, answer in (
         ("measure_depth", "layers", {"device": "cpu", "notes": ["A note of the layers."]}),
         ("measure", "throughput", compared),
-        ("compare", "peers", compared),
+        ("compare", "peers", lambda questions, *_: [compared(one.workload, one.engines) for one in questions]),
         ("measure_sweep", "sweep", {"axis": "batch_size"}),
         ("measure_clocks", "clocks", {"device": "cpu"}),
         ("measure_learning", "learning", {"device": "cpu"}),
@@ -87,6 +87,7 @@ def test_every_part_in_order_with_its_share(made):
         assert heard.parts[name] == pytest.approx(left * SHARES[name] / sum(SHARES[one] for one in wanted[place:]))
     assert set(result) == {"runs", "rooflines", "peers", "sweeps", "clocks", "learning", "energy"}
     assert [len(one) for one in kept] == [2, 3, 4, 5, 6, 7]
+    assert wanted.index("learning") < wanted.index("layers")  # the peers' processes have ended by then
     assert (suite.notes, suite.failed) == (["A note of the layers."], False)
 
 
@@ -129,8 +130,12 @@ def test_several_precisions_are_measured_by_turns(made):
         ("reference", "float64"),
     ]
     made(places=[place], parts=("throughput", "peers"))
-    assert [name for name, _ in made.asked] == ["throughput", "peers", "peers"]  # beside the peers by turns, too
-    assert [arguments[0].precision for name, arguments in made.asked if name == "peers"] == ["float32", "float64"]
+    assert [name for name, _ in made.asked] == ["throughput", "peers"]  # beside the peers by turns, too
+    (questions,) = [arguments[0] for name, arguments in made.asked if name == "peers"]
+    assert [(one.workload.precision, [each.name for each in one.engines]) for one in questions] == [
+        ("float32", ["plan", "reference"]),
+        ("float64", ["plan", "reference"]),
+    ]
 
 
 def test_a_part_that_fails_is_named_and_the_others_go_on(made):
@@ -153,17 +158,17 @@ def test_time_that_is_up_is_no_failure(made):
 
 def test_a_request_to_stop_ends_it_with_what_there_is(made):
     heard = Heard()
-    made.trouble["peers"] = StoppedError()
+    made.trouble["energy"] = StoppedError()
     kept = []
 
     class Stops(Heard):
         def begins_part(self, name, deadline):
             super().begins_part(name, deadline)
-            self.stop = name == "peers"
+            self.stop = name == "energy"
 
     suite, heard, result, kept = made(listener=Stops())
-    assert list(heard.parts) == ["layers", "peers"]
-    assert result["rooflines"] == [{"device": "cpu"}]
+    assert list(heard.parts) == ["peers", "energy"]
+    assert len(result["peers"]) == 1
     assert not suite.failed
     assert len(kept) == 2
 
@@ -200,12 +205,13 @@ def test_what_is_ready_is_measured_on_and_ends_before_the_sweeps(made, monkeypat
     ended: list[Side] = []
     given: dict[str, Any] = {}
 
-    def compared(workload, engines, *_, kept, **__):
-        side = Side(engines[0], Path(), Limits())
+    def compared(questions, *_, kept, **__):
+        (question,) = questions
+        side = Side(question.engines[0], Path(), Limits())
         side.samples.add({"seconds": 1.0, "steps": 1, "images": 10})
         side.memory = {"baseline": 1, "peak": 2}
         kept.callback(lambda: ended.append(side))
-        return Compared(workload, "data", 8, [side])
+        return [Compared(question.workload, "data", 8, [side])]
 
     def part(name, answer):
         def measure(*arguments, **named):

@@ -222,10 +222,17 @@ class Compared(Measured):
         return None if self.ours in (None, side) else self.ours.samples
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is to be compared: our ``engines`` and the ``peers`` on one workload."""
+
+    workload: Workload
+    engines: Sequence[Candidate]
+    peers: Found
+
+
 def compare(
-    workload: Workload,
-    engines: Sequence[Candidate],
-    peers: Found,
+    questions: Sequence[Question],
     deadline: Deadline,
     listener: Listener,
     *,
@@ -233,144 +240,196 @@ def compare(
     limits: Limits | None = None,
     device: str = "cpu",
     kept: contextlib.ExitStack | None = None,
-) -> Compared:
-    """Measure our engines and the peers on a workload, by turns, until the deadline.
+) -> list[Compared]:
+    """Measure our engines and the peers on each question's workload, by turns, until the deadline.
 
-    Most of the time is for getting ready and trying variants: what is not ready then is not measured, and says so.
+    Most of the time is for getting ready and trying variants: what is not ready then is not measured, and says so. The
+    candidates of all questions get ready together; then one question is measured after another.
     ``compiled``: try the variants that compile, too. ``device``: where the peers compute, as the engines do.
     ``kept``: until it is closed the sides that were measured stay ready, for other measurements of the same workload;
     without it they end here.
     """
     ready, limits = deadline.part(READY_TO_COMPARE), limits or Limits()
-    together = at_once(engines, device)
+    together = at_once([one for question in questions for one in question.engines], device)
     with contextlib.ExitStack() as own:
         stack = own if kept is None else kept
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bareconv-")))
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bareconv-")))
         pool = stack.enter_context(ThreadPoolExecutor(together))
-        dataset = workload.write(folder)
-        compared = Compared(workload, dataset.name, len(dataset.train), device=device)
-        stack.callback(lambda: list(pool.map(Side.close, compared.sides)))
-        trying = _Trying(compared, folder, listener, limits, compiled, pool, together)
+        getting_ready = _GettingReady(root / "alone", listener, limits, pool, together)
+        tryings = []
+        for number, question in enumerate(questions):
+            folder = root / str(number)
+            folder.mkdir()
+            dataset = question.workload.write(folder)
+            compared = Compared(question.workload, dataset.name, len(dataset.train), device=device)
+            tryings.append(_Trying(compared, question, folder, listener, limits, compiled))
+        every = [one.compared for one in tryings]
+        stack.callback(lambda: list(pool.map(Side.close, [side for one in every for side in one.sides])))
         try:
-            jobs = [(one, folder) for one in engines]
-            prepare_all(pool, jobs, compared.sides, ready, CHECKED_STEPS, listener, limits)
-            for side in compared.sides:
-                check(side, compared.sides, workload.precision)
-            trying.peers(peers, ready)
-            listener.measuring(f"Measuring {workload.title}", deadline.left)
-            interleave([side for side in compared.sides if side.alive], deadline, listener)
+            getting_ready.engines(tryings, ready)
+            getting_ready.peers(tryings, ready)
+            for number, compared in enumerate(every):
+                part = deadline.part(1 / (len(every) - number))
+                listener.measuring(f"Measuring {compared.workload.title}", part.left)
+                interleave([side for side in compared.sides if side.alive], part, listener)
         except StoppedError:
             pass
         finally:
-            for side in compared.sides:
-                side.settle()
-        compared.stopped = listener.should_stop()
-    return compared
+            for compared in every:
+                for side in compared.sides:
+                    side.settle()
+        for compared in every:
+            compared.stopped = listener.should_stop()
+    return every
 
 
-class _Trying:
-    """Prepares the peers' variants and leaves the best of each, and its default, ready to be measured."""
+class _GettingReady:
+    """Prepares candidates of several questions, as many side by side as there is room for."""
 
-    def __init__(
-        self,
-        compared: Compared,
-        folder: Path,
-        listener: Listener,
-        limits: Limits,
-        compiled: bool,
-        pool: ThreadPoolExecutor,
-        together: int,
-    ) -> None:
-        self.compared, self.folder, self.listener, self.limits = compared, folder, listener, limits
-        self.compiled, self.pool, self.together = compiled, pool, together
-        self.known = catalog(compared.device, compared.workload.precision)
-        self.best: dict[str, Side] = {}  # by peer
-        self.defaults: dict[str, Side] = {}
+    def __init__(self, lock: Path, listener: Listener, limits: Limits, pool: ThreadPoolExecutor, together: int) -> None:
+        self.lock, self.listener, self.limits, self.pool, self.together = lock, listener, limits, pool, together
 
-    def peers(self, found: Found, deadline: Deadline) -> None:
-        """All of them within the time until ``deadline``, the first of every peer first; what compiles, last.
+    def engines(self, tryings: Sequence[_Trying], deadline: Deadline) -> None:
+        """Ours, all of them."""
+        sides: list[Side] = []
+        jobs = [(one, trying.folder) for trying in tryings for one in trying.question.engines]
+        try:
+            prepare_all(self.pool, jobs, sides, deadline, CHECKED_STEPS, self.listener, self.limits)
+        finally:
+            for trying in tryings:
+                trying.compared.sides += [side for side in sides if side.folder == trying.folder]
+        for trying in tryings:
+            for side in trying.compared.sides:
+                trying.check(side)
+
+    def peers(self, tryings: Sequence[_Trying], deadline: Deadline) -> None:
+        """All within the time until ``deadline``, the first of every peer first; what compiles, last.
 
         As many as get ready side by side do, and are then tried one by one. What is not ready has its share of the
         time, where that is enough for anything at all.
         """
-        of_peers = [self._candidates(name, python) for name, python in found.pythons.items()]
-        every = [one for row in itertools.zip_longest(*of_peers) for one in row if one is not None]
+        rows = [
+            [(trying, one) for one in candidates] for trying in tryings for candidates in trying.candidates_by_peer()
+        ]
+        every = [one for column in itertools.zip_longest(*rows) for one in column if one is not None]
         waves = list(self._waves(every))
-        self.try_seconds = min(TRY_SECONDS, deadline.left / (4 * max(1, len(every))))
+        for trying in tryings:
+            trying.seconds = min(TRY_SECONDS, deadline.left / (4 * max(1, len(every))))
         try:
             for place, wave in enumerate(waves):
-                wanted = COMPILING[self.compared.device.partition(":")[0]] if _compiles(wave[0]) else 0.0
-                if deadline.left < wanted:
-                    self._leave_out(wave, f"{wanted:.0f} s are wanted, and {deadline.left:.0f} s were left")
-                    continue
                 share = deadline.part(len(wave) / sum(map(len, waves[place:])))
                 least = min(deadline.clock() + LEAST_SECONDS, deadline.at)
-                for side in self._ready(wave, Deadline(max(share.at, least), deadline.clock)):
-                    self._take(side)
+                self._wave(wave, Deadline(max(share.at, least), deadline.clock), deadline)
         finally:
-            for name in found.pythons:
-                both = (self.best.get(name), self.defaults.get(name))
-                self.compared.sides += [side for side in both if side is not None]
+            for trying in tryings:
+                trying.keep_the_best()
 
-    def _waves(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+    def _wave(self, wave: Sequence[tuple[_Trying, Candidate]], share: Deadline, deadline: Deadline) -> None:
+        trying, first = wave[0]
+        wanted = COMPILING[trying.compared.device.partition(":")[0]] if _compiles(first) else 0.0
+        if deadline.left < wanted:
+            for trying, candidate in wave:
+                trying.leave_out(candidate, f"{wanted:.0f} s are wanted, and {deadline.left:.0f} s were left")
+            return
+        for (trying, _), side in zip(wave, self._ready(wave, share), strict=True):
+            trying.take(side)
+
+    def _waves(self, candidates: Sequence[tuple[_Trying, Candidate]]) -> Iterator[list[tuple[_Trying, Candidate]]]:
         """Those that get ready side by side: who chooses algorithms by their times, beside its own kind alone."""
 
-        def kind(one: Candidate) -> tuple[bool, bool]:
-            return _compiles(one), not self.known[one.name].chooses
+        def kind(one: tuple[_Trying, Candidate]) -> tuple[bool, bool]:
+            trying, candidate = one
+            return _compiles(candidate), not trying.chooses(candidate)
 
         for _, of_one_kind in itertools.groupby(sorted(candidates, key=kind), key=kind):
             alike = list(of_one_kind)
             yield from (alike[start : start + self.together] for start in range(0, len(alike), self.together))
 
-    def _candidates(self, name: str, python: str) -> list[Candidate]:
-        """A peer's default and its variants."""
-        workload = self.compared.workload
-        peer = self.known[name]
-        command, environment = process.foreign_command(python, peer.module), process.environment(workload.threads)
-        if len(peer.variants) > 1:
-            self.compared.tries[name] = []
-        options = dict(peer.variants) if peer.default is None else {DEFAULT_NAME: peer.default, **peer.variants}
-        every = [Candidate(name, command, chosen, environment, False, variant) for variant, chosen in options.items()]
-        return [one for one in every if self.compiled or not _compiles(one)]
-
-    def _take(self, side: Side) -> None:
-        """Keep one that is ready, or has an error: of several variants the best so far."""
-        name = side.candidate.name
-        if side.candidate.variant == DEFAULT_NAME:
-            self.defaults[name] = side
-        elif name in self.compared.tries:
-            self._try(side)
-            self.compared.tries[name].append(side)
-            self.best[name] = self._better(self.best.get(name), side)
-        else:
-            self.best[name] = side
-
-    def _leave_out(self, candidates: Sequence[Candidate], why: str) -> None:
-        """They could not get ready: the time is better spent on measuring the others."""
-        for candidate in candidates:
-            side = Side(candidate, self.folder, self.limits)
-            side.fail(BareconvError(f"there was no time to compile it: {why}"), "interrupted")
-            self._take(side)
-
-    def _ready(self, candidates: Sequence[Candidate], deadline: Deadline) -> list[Side]:
+    def _ready(self, wave: Sequence[tuple[_Trying, Candidate]], deadline: Deadline) -> list[Side]:
         """A side for each; StoppedError, where the listener says so, having ended them all."""
         sides: list[Side] = []
-        lock = {LOCK: str(self.folder / "alone")}  # only while they get ready: the folder does not last
-        locked = [
-            dataclasses.replace(one, environment={**one.environment, **lock}) if self.known[one.name].chooses else one
-            for one in candidates
+        lock = {LOCK: str(self.lock)}  # only while they get ready: the folder does not last
+        jobs = [
+            (
+                dataclasses.replace(one, environment={**one.environment, **lock}) if trying.chooses(one) else one,
+                trying.folder,
+            )
+            for trying, one in wave
         ]
-        jobs = [(one, self.folder) for one in locked]
         try:
             prepare_all(self.pool, jobs, sides, deadline, CHECKED_STEPS, self.listener, self.limits)
         except StoppedError:
             for side in sides:
                 side.close()
             raise
-        for side, candidate in zip(sides, candidates, strict=True):
+        for side, (trying, candidate) in zip(sides, wave, strict=True):
             side.candidate = candidate
-            check(side, self.compared.sides, self.compared.workload.precision)
+            trying.check(side)
         return sides
+
+
+class _Trying:
+    """Tries the variants of a question's peers; leaves the best of each, and its default, ready to be measured."""
+
+    def __init__(
+        self,
+        compared: Compared,
+        question: Question,
+        folder: Path,
+        listener: Listener,
+        limits: Limits,
+        compiled: bool,
+    ) -> None:
+        self.compared, self.question, self.folder = compared, question, folder
+        self.listener, self.limits, self.compiled = listener, limits, compiled
+        self.seconds = TRY_SECONDS
+        self._known = catalog(compared.device, compared.workload.precision)
+        self._best: dict[str, Side] = {}  # by peer
+        self._defaults: dict[str, Side] = {}
+
+    def candidates_by_peer(self) -> Iterator[list[Candidate]]:
+        """Each peer's default and its variants."""
+        workload = self.compared.workload
+        for name, python in self.question.peers.pythons.items():
+            peer = self._known[name]
+            command, environment = process.foreign_command(python, peer.module), process.environment(workload.threads)
+            if len(peer.variants) > 1:
+                self.compared.tries[name] = []
+            options = dict(peer.variants) if peer.default is None else {DEFAULT_NAME: peer.default, **peer.variants}
+            every = [Candidate(name, command, chosen, environment, False, what) for what, chosen in options.items()]
+            yield [one for one in every if self.compiled or not _compiles(one)]
+
+    def chooses(self, candidate: Candidate) -> bool:
+        """Whether it measures which of its algorithms is the fastest, while it gets ready."""
+        return self._known[candidate.name].chooses
+
+    def check(self, side: Side) -> None:
+        """Hold a side's first losses to those of ours."""
+        check(side, self.compared.sides, self.compared.workload.precision)
+
+    def take(self, side: Side) -> None:
+        """Keep one that is ready, or has an error: of several variants the best so far."""
+        name = side.candidate.name
+        if side.candidate.variant == DEFAULT_NAME:
+            self._defaults[name] = side
+        elif name in self.compared.tries:
+            self._try(side)
+            self.compared.tries[name].append(side)
+            self._best[name] = self._better(self._best.get(name), side)
+        else:
+            self._best[name] = side
+
+    def leave_out(self, candidate: Candidate, why: str) -> None:
+        """One that could not get ready: the time is better spent on measuring the others."""
+        side = Side(candidate, self.folder, self.limits)
+        side.fail(BareconvError(f"there was no time to compile it: {why}"), "interrupted")
+        self.take(side)
+
+    def keep_the_best(self) -> None:
+        """The sides that are left of each peer are the comparison's."""
+        for name in self.question.peers.pythons:
+            both = (self._best.get(name), self._defaults.get(name))
+            self.compared.sides += [side for side in both if side is not None]
 
     def _try(self, side: Side) -> None:
         """Take a block or three, which are kept as the try's own samples."""
@@ -383,7 +442,7 @@ class _Trying:
 
     def _a_third(self, side: Side) -> float:
         """Seconds of a block of a try."""
-        return min(self.try_seconds, max(TRY_LEAST, TRY_STEPS * side.step_seconds)) / 3
+        return min(self.seconds, max(TRY_LEAST, TRY_STEPS * side.step_seconds)) / 3
 
     def _better(self, best: Side | None, side: Side) -> Side:
         """The faster of the two stays ready, the other ends; one that failed is no rival.

@@ -19,7 +19,7 @@ from bareconv.bench.depth import measure_depth
 from bareconv.bench.energy import AtRest, measure_energies
 from bareconv.bench.interleave import Candidate, Listener, Side, our_candidate
 from bareconv.bench.learning import measure_learning
-from bareconv.bench.peers import Compared, Found, compare, record
+from bareconv.bench.peers import Compared, Found, Question, compare, record
 from bareconv.bench.process import StoppedError, TimeUpError
 from bareconv.bench.steady import Measured, measure, run_record
 from bareconv.bench.sweep import measure_sweep
@@ -29,8 +29,8 @@ from bareconv.errors import BareconvError
 from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it. Energy and learning come right after the
-# peers: they go on in the processes that these have left ready.
-SHARES = {"layers": 2.0, "throughput": 3.0, "peers": 12.0, "energy": 5.0, "learning": 3.4, "sweep": 5.0, "clocks": 1.5}
+# peers: they go on in the processes that these have left ready. By the time of the layers everything is compiled.
+SHARES = {"throughput": 3.0, "peers": 12.0, "energy": 5.0, "learning": 3.4, "layers": 2.0, "sweep": 5.0, "clocks": 1.5}
 LAST_WITH_SIDES = "learning"
 OF_A_GPU = 1.5  # times as much of a part's time as the CPU has: libraries have more to get ready there
 PARTS = tuple(SHARES)
@@ -157,19 +157,22 @@ class Suite:
 
     def _peers(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["peers"] = []
-        for (workload, place), part in self._each(deadline, self._in_each_precision()):
-            engines = self._engines(workload.precision)
-            ours = [our_candidate(name, place.device.name, workload.threads) for name in engines]
-            found = place.peers[workload.precision]
-            compared = compare(
-                *(workload, ours, found, part, listener),
-                compiled=self.compiled,
-                device=place.device.name,
-                kept=self._kept,
+        jobs = [(workload, place) for workload in self.workloads for place in self.places]
+        sizes = [len(place.precisions) * (1.0 if place.is_cpu else OF_A_GPU) for _, place in jobs]
+        for number, (workload, place) in enumerate(jobs):
+            part = deadline.part(sizes[number] / sum(sizes[number:]))
+            questions = [self._question(dataclasses.replace(workload, precision=p), place) for p in place.precisions]
+            done = compare(
+                *(questions, part, listener), compiled=self.compiled, device=place.device.name, kept=self._kept
             )
-            made["peers"].append(record(compared, found.absent))
-            self._ready[workload, place.device.name] = _fastest(compared)
-            self._keep(compared, made)
+            for question, compared in zip(questions, done, strict=True):
+                made["peers"].append(record(compared, question.peers.absent))
+                self._ready[question.workload, place.device.name] = _fastest(compared)
+                self._keep(compared, made)
+
+    def _question(self, workload: Workload, place: Place) -> Question:
+        ours = [our_candidate(name, place.device.name, workload.threads) for name in self._engines(workload.precision)]
+        return Question(workload, ours, place.peers[workload.precision])
 
     def _keep(self, measured: Measured, made: Record) -> None:
         """Our engines' runs, and what went wrong."""

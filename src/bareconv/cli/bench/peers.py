@@ -8,7 +8,7 @@ import click
 
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.interleave import our_candidate
-from bareconv.bench.peers import PEERS, Compared, compare, find, record
+from bareconv.bench.peers import PEERS, Compared, Question, compare, find, record
 from bareconv.bench.steady import run_record
 from bareconv.cli.bench.common import (
     PYTHON,
@@ -74,7 +74,8 @@ def peers(screen: Screen, **options: Any) -> int:
         for place, job in enumerate(jobs):
             story.begins(job.title)
             share, compiled = deadline.part(1 / (len(jobs) - place)), not options["no_compile"]
-            done.append(compare(job, engines, found, share, story, compiled=compiled, device=device.name))
+            question = Question(job, engines, found)
+            done += compare([question], share, story, compiled=compiled, device=device.name)
             if any(side.rate is not None or side.error is not None for side in done[-1].sides):
                 _show(screen, record(done[-1], found.absent))
             if interrupt.requested:
