@@ -7,9 +7,10 @@
 
 A run with --add keeps what the file has, but for what it measures anew.
 
-A case is MODEL:BATCHES:PRECISIONS. Each candidate is a process of its own; they get ready side by side, and are then
-measured by turns, one at a time (``bareconv.bench.contests``). The result is written after every part and every case,
-so that a run that is cut short keeps what it has done.
+A case is MODEL:BATCHES:PRECISIONS. Each candidate is a process of its own; they get ready side by side and are tried
+briefly, and the fastest of each of PyTorch's modes are then measured by turns with ours, one at a time
+(``bareconv.bench.contests``). The result is written after every part and every case, so that a run that is cut short
+keeps what it has done.
 """
 
 from __future__ import annotations
@@ -203,8 +204,8 @@ def short_name(device: Device) -> str:
 @click.option("--engine", "engines", multiple=True, type=click.Choice(ENGINES), default=("plan",), show_default=True)
 @click.option("--python", help="A Python that has PyTorch. [default: this one]")
 @click.option("--budget", default=420.0, show_default=True, help="Seconds of timing, all in all.")
-@click.option("--first", default=4.0, show_default=True, help="Seconds of measuring a case without torch.compile.")
-@click.option("--second", default=6.0, show_default=True, help="Seconds of measuring a case.")
+@click.option("--first", default=4.0, show_default=True, help="Seconds of measuring a case before what compiles.")
+@click.option("--second", default=6.0, show_default=True, help="Seconds of measuring a case at last.")
 @click.option("--parallel", type=int, help="Candidates that get ready at once. [default: the cores]")
 @click.option("--threads", default=2, show_default=True, help="CPU threads of a candidate.")
 @click.option("--lr", default=LR, show_default=True)

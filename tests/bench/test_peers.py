@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import util
+from types import SimpleNamespace
 
 import pytest
 from bench_stand_ins import LOSSES, QUICK, averaged, stand_in, tiny
@@ -212,21 +213,52 @@ def test_questions_get_ready_together(stand_ins, valid, monkeypatch):
 
     monkeypatch.setattr(peers, "at_once", lambda *_: 4)
     monkeypatch.setattr(peers, "prepare_all", seen)
-    works = [WORK, replace(WORK, batch_size=8)]
+    works, parts, measure = [WORK, replace(WORK, batch_size=8)], [], interleave.interleave
+
+    def by_turns(sides, deadline, listener):
+        parts.append(deadline.left)
+        measure(sides, deadline, listener)
+
+    monkeypatch.setattr(peers, "interleave", by_turns)
     questions = [Question(work, [stand_in("plan", ours=True)], found) for work in works]
-    done = compare(questions, Deadline.after(60), Listener(), limits=QUICK)
+    done = compare(questions, Deadline.after(20), Listener(), limits=QUICK)
+    assert parts[0] <= 10 < parts[0] + parts[1]
     assert waves == [
         [("plan", "0"), ("plan", "1")],
         [("first default", "0"), ("first default", "1"), ("first one", "0"), ("first one", "1")],
         [("first two", "0"), ("first two", "1")],
     ]
-    for work, compared in zip(works, done, strict=True):
+    for number, (work, compared) in enumerate(zip(works, done, strict=True)):
         entry = valid(compared)
+        assert {side.folder.name for side in [*compared.sides, *compared.tries["first"]]} == {str(number)}
         assert entry["batch_size"] == work.batch_size
         assert [one["variant"] for one in entry["candidates"]] == ["", "two", "default"]
         assert [one["status"] for one in entry["candidates"]] == ["measured"] * 3
     first, second = ([begun for side in one.sides for begun in side.samples.begun] for one in done)
     assert max(first) < min(second)
+
+
+def test_each_question_has_losses_of_its_own(stand_ins, valid):
+    found, other = stand_ins(first=({"": acting()}, None)), [loss + 1 for loss in LOSSES]
+    questions = [
+        Question(WORK, [stand_in("plan", ours=True, losses=losses)], found) for losses in (LOSSES, other, LOSSES)
+    ]
+    done = compare(questions, Deadline.after(30), Listener(), limits=QUICK)
+    assert [valid(one)["candidates"][1]["status"] for one in done] == ["measured", "disagrees", "measured"]
+
+
+def test_questions_get_ready_in_turn_where_memory_is_short(stand_ins, monkeypatch):
+    found = stand_ins(first=({"": acting()}, None))
+    question = Question(WORK, [stand_in("plan", ours=True)], found)  # 1 engine, and 2 of the peer at most
+    gpu = SimpleNamespace(name="cuda:0", free_bytes=lambda: 7 * interleave.GPU_BYTES)
+    monkeypatch.setattr(peers, "all_devices", lambda: [gpu])
+    assert [peers._at_a_time([question] * count, "cuda:0") for count in (1, 2, 3)] == [1, 2, 2]
+    assert peers._at_a_time([question] * 9, "cpu") == 9
+    gpu.free_bytes = lambda: 0
+    assert peers._at_a_time([question] * 2, "cuda:0") == 1
+    monkeypatch.setattr(peers, "_at_a_time", lambda *_: 1)
+    done = compare([question] * 2, Deadline.after(20), Listener(), limits=QUICK)
+    assert [[side.status for side in one.sides] for one in done] == [["measured"] * 2] * 2
 
 
 def test_who_chooses_algorithms_is_alone_only_while_it_gets_ready(stand_ins, monkeypatch):

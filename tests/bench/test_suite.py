@@ -119,6 +119,17 @@ def test_a_gpu_has_more_of_a_parts_time(made):
     assert [arguments[4].left for _, arguments in made.asked] == [pytest.approx(40.0), pytest.approx(100.0)]
 
 
+def test_each_precision_of_a_gpu_has_more_of_the_peers_time(made):
+    gpu: Any = SimpleNamespace(name="cuda:0", description="a GPU")
+    both = ("float32", "bfloat16")
+    places = [
+        Place(get_device("cpu"), both[:1], {"float32": Found({}, {})}),
+        Place(gpu, both, dict.fromkeys(both, Found({}, {}))),
+    ]
+    made(places=places, parts=("peers",))
+    assert [arguments[1].left for _, arguments in made.asked] == [pytest.approx(25.0), pytest.approx(100.0)]
+
+
 def test_several_precisions_are_measured_by_turns(made):
     place = Place(get_device("cpu"), ("float32", "float64"), dict.fromkeys(("float32", "float64"), Found({}, {})))
     made(places=[place], parts=("throughput",))

@@ -25,7 +25,16 @@ from typing import Any
 from bareconv.bench import process
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import median
-from bareconv.bench.interleave import Candidate, Limits, Listener, Samples, Side, interleave, our_candidate
+from bareconv.bench.interleave import (
+    SHORTEST,
+    Candidate,
+    Limits,
+    Listener,
+    Samples,
+    Side,
+    interleave,
+    our_candidate,
+)
 from bareconv.bench.peers import CHECKED_STEPS, EVERY_MODE, Compared, Found, catalog, check
 from bareconv.bench.process import StoppedError
 from bareconv.bench.workers.lock import LOCK
@@ -33,7 +42,7 @@ from bareconv.bench.workload import Workload
 from bareconv.errors import BareconvError, UsageError
 
 FIRST_SHARE = 0.5  # of the whole time, that the candidates of the first round may take to get ready
-TRY_SHARE = 0.25  # of a measurement's time, that comes before it, for trying variants
+TRY_SHARE = 0.25  # of a measurement's time, that comes before it, for trying variants: at least a block of each
 PAUSE = 1.0  # seconds between two contests, in which the result is written
 PATIENCE = Limits(prepare=float("inf"), answer=10.0)  # the time of everything is what bounds getting ready
 
@@ -42,7 +51,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: ``budget`` of everything; ``first`` and ``second`` of measuring one contest in that round."""
+    """Seconds: ``budget`` of everything; ``first`` and ``second`` of measuring one contest in that round.
+
+    A contest that has no second round is measured for as long as one. Trying variants comes on top, see ``TRY_SHARE``.
+    """
 
     budget: float
     first: float = 4.0
@@ -81,7 +93,7 @@ class Contest(Compared):
         self.tries = {}
         for side in [*self.rivals, *(self.late if late else [])]:
             self.tries.setdefault(f"{side.candidate.name} {side.candidate.options.get('mode', '')}", []).append(side)
-        self.sides = [*self.engines, *map(_best_tried, self.tries.values())]
+        self.sides = [*self.engines, *map(_best, self.tries.values())]
 
 
 def contest(
@@ -182,7 +194,8 @@ class _GetReady:
         try:
             side.prepare(CHECKED_STEPS, 0.0, lambda: self.stop.is_set() or time.monotonic() >= until)
         except StoppedError:
-            side.fail(BareconvError(f"was not ready after {time.monotonic() - begun:.0f} s, when the time was up"))
+            waited = time.monotonic() - begun
+            side.fail(BareconvError(f"was not ready after {waited:.0f} s, when the time was up"), "interrupted")
         outcome = side.error or f"ready after {time.monotonic() - begun:.0f} s"
         self.say(f"{side.folder.name}, {side.candidate.label}: {outcome}")
 
@@ -213,13 +226,23 @@ def _measure(sides: Sequence[Side], seconds: float) -> None:
 def _first_round(one: Contest, seconds: float) -> None:
     """Try the rivals; our engines and the fastest rival of each mode by turns."""
     _check([*one.engines, *one.rivals], one)
-    _measure(one.rivals, TRY_SHARE * seconds)
+    deadline = Deadline.after(TRY_SHARE * seconds)
+    for side in one.rivals:  # however slow it is
+        if side.alive:
+            side.run(SHORTEST, SHORTEST)
+    interleave([side for side in one.rivals if side.alive], deadline, Listener())
     for side in one.rivals:
         side.tried, side.samples = side.samples, Samples()
     one.settle()
     _measure(one.sides, seconds)
+    if any(side.error is not None and side.tried.seconds for side in one.sides):
+        one.settle()  # who failed only now leaves its place to the next
+        for side in one.sides:
+            side.samples = Samples()
+        _measure(one.sides, seconds)
     for side in one.engines:
         side.tried = side.samples
+    _name_unmeasured(one)
 
 
 def _second_round(one: Contest, seconds: float) -> None:
@@ -234,6 +257,14 @@ def _second_round(one: Contest, seconds: float) -> None:
         for side in one.late:
             side.tried = side.samples
     one.settle(late=True)
+    _name_unmeasured(one)
+
+
+def _name_unmeasured(one: Contest) -> None:
+    """Whoever the time did not reach has no figures, and says so."""
+    for side in one.sides:
+        if side.error is None and not side.samples.seconds:
+            side.status = "interrupted"
 
 
 def _not_again(one: Contest) -> list[Side]:
@@ -244,12 +275,19 @@ def _not_again(one: Contest) -> list[Side]:
 
 
 def _fastest(sides: Sequence[Side]) -> Side:
+    """Of some that have figures."""
     return max(sides, key=lambda side: 0.0 if side.rate is None else side.rate.value)
 
 
-def _best_tried(sides: Sequence[Side]) -> Side:
-    """The one that was the fastest when it was tried, or the first where none was."""
-    return max(sides, key=lambda side: median(side.tried.rates).value if side.alive and side.tried.rates else 0.0)
+def _best(sides: Sequence[Side]) -> Side:
+    """Of those that have not failed one that was measured, if there is any, else the one that was tried the fastest."""
+
+    def rank(side: Side) -> tuple[bool, float]:
+        if side.error is not None:
+            return False, -1.0
+        return bool(side.samples.seconds), median(side.tried.rates).value if side.tried.rates else 0.0
+
+    return max(sides, key=rank)
 
 
 def _by_turns(queues: Sequence[Sequence[Side]]) -> Iterator[Side]:

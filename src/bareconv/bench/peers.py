@@ -26,6 +26,7 @@ from bareconv.bench import process
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.estimates import median, ratio
 from bareconv.bench.interleave import (
+    GPU_BYTES,
     Candidate,
     Limits,
     Listener,
@@ -40,6 +41,7 @@ from bareconv.bench.process import StoppedError
 from bareconv.bench.steady import Measured, throughput
 from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
+from bareconv.device import all_devices
 from bareconv.errors import BareconvError, UsageError
 
 CHECKED_STEPS = 5
@@ -244,12 +246,39 @@ def compare(
     """Measure our engines and the peers on each question's workload, by turns, until the deadline.
 
     Most of the time is for getting ready and trying variants: what is not ready then is not measured, and says so. The
-    candidates of all questions get ready together; then one question is measured after another.
+    candidates of all questions get ready together, where the device has the memory for it; then one question is
+    measured after another.
     ``compiled``: try the variants that compile, too. ``device``: where the peers compute, as the engines do.
     ``kept``: until it is closed the sides that were measured stay ready, for other measurements of the same workload;
     without it they end here.
     """
-    ready, limits = deadline.part(READY_TO_COMPARE), limits or Limits()
+    done: list[Compared] = []
+    while len(done) < len(questions) and not (done and listener.should_stop()):
+        rest = questions[len(done) :]
+        chosen = rest[: _at_a_time(rest, device)]
+        part = deadline.part(len(chosen) / len(rest))
+        done += _compare(chosen, part, listener, compiled, limits or Limits(), device, kept)
+    return done
+
+
+def _at_a_time(questions: Sequence[Question], device: str) -> int:
+    """How many of the questions, one at least: every library's best, and how it comes, wait till the last is done."""
+    free = next((one.free_bytes() for one in all_devices() if one.name == device), None)
+    waiting = itertools.accumulate(len(one.engines) + 2 * len(one.peers.pythons) for one in questions)
+    return max(1, sum(free is None or number * GPU_BYTES <= free for number in waiting))
+
+
+def _compare(
+    questions: Sequence[Question],
+    deadline: Deadline,
+    listener: Listener,
+    compiled: bool,
+    limits: Limits,
+    device: str,
+    kept: contextlib.ExitStack | None,
+) -> list[Compared]:
+    """``compare`` of questions whose candidates get ready together."""
+    ready = deadline.part(READY_TO_COMPARE)
     together = at_once([one for question in questions for one in question.engines], device)
     with contextlib.ExitStack() as own:
         stack = own if kept is None else kept
@@ -272,14 +301,14 @@ def compare(
                 part = deadline.part(1 / (len(every) - number))
                 listener.measuring(f"Measuring {compared.workload.title}", part.left)
                 interleave([side for side in compared.sides if side.alive], part, listener)
+                compared.stopped = listener.should_stop()
         except StoppedError:
-            pass
+            for compared in every:
+                compared.stopped = True
         finally:
             for compared in every:
                 for side in compared.sides:
                     side.settle()
-        for compared in every:
-            compared.stopped = listener.should_stop()
     return every
 
 

@@ -250,6 +250,8 @@ BACKWARD_CASES = [
     ([DenseShape(9, 16, 40), DenseShape(1, 40, 21), DenseShape(1, 21, 10)], 70, 67, SMALL, True, True, False, "random"),
     ([DenseShape(6, 5, 33), DenseShape(1, 33, 7)], 20, 13, H100, False, False, False, "backward"),
     ([DenseShape(12, 32, 144)], 130, 130, Limits("sm_90", 5, 232448, 50 << 20), True, True, True, "forward"),
+    # Of shared memory as much as 64 images at a time take, and no more.
+    ([DenseShape(12, 32, 40)], 200, 197, Limits("sm_90", 5, 90 << 10, 50 << 20), True, True, False, "random"),
 ]
 
 
@@ -298,6 +300,14 @@ def test_backward_of_several_layers(launch, precision, optimizer, shapes, batch,
         assert relative_error(written, expected) <= TOLERANCE[precision]
         assert not written[:, shape.channels :].any()
         assert not written[:, :, shape.units :].any(), "padding of the copy"
+
+
+@pytest.mark.parametrize(("batch", "shared", "chunk"), [(64, 232448, 64), (65, 232448, 128), (256, 90 << 10, 64)])
+def test_images_that_a_backward_takes_at_a_time(batch, shared, chunk):
+    shapes = [DenseShape(12, 32, 40), DenseShape(1, 40, 10)]
+    kernel = dense.backward("bfloat16", shapes, batch, Limits("sm_90", 5, shared, 50 << 20), Rule.of(SGD(0.1, 0.9)))
+    assert kernel is not None
+    assert dict(kernel.defines)["CHUNK"] == chunk
 
 
 def test_backward_where_several_launches_are_better():

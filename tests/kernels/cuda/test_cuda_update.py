@@ -194,6 +194,24 @@ def test_a_large_parameter_is_cut_into_pieces_that_cover_it_once(launch, count, 
     np.testing.assert_array_equal(results[0], results[1])  # the same bits in any order of threads
 
 
+def test_where_others_have_updated_everything(launch):
+    """It ends the step."""
+    model = Model("float32")
+    arrays = {name: np.zeros(8, np.float32) for name in ("master", "gradient")}
+    operands = {"pieces": np.zeros(64, np.uint8), "memory": model.memory, "readers": np.zeros(1, np.int32)}
+    kernel = update("float32", Rule("sgd"), [], H100, BATCH)
+    launch(kernel, {**arrays, **operands, "state1": None, "state2": None, **model.step})
+    model.check_end_of_step()
+
+
+@pytest.mark.parametrize(
+    ("count", "parts", "at_once"), [(1000, 3, 3), (18432, 132, 5), (18432, 128, 8), (5000, 300, 5), (5000, 1, 1)]
+)
+def test_threads_load_an_even_share_of_the_parts_at_once(count, parts, at_once):
+    kernel = update("float32", Rule("sgd"), [Parameter(0, count, parts), Parameter(count, 8, 1)], H100, BATCH)
+    assert dict(kernel.defines)["PARTS"] == at_once
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_copies_weights(launch, precision):
     model = Model(precision)

@@ -158,7 +158,7 @@ def _pieces(parameters: Sequence[Parameter], limits: Limits) -> Iterator[tuple[i
     """(parameter, first element, elements, lanes) of each block.
 
     A block is given about as many numbers to load as fill the machine eight blocks a multiprocessor, but no fewer than
-    keep its threads busy. Threads share the parts of an element where those are more than two rounds of loads.
+    keep its threads busy. Threads share the parts of an element where one could not load them at once.
     """
     work = sum(one.count * (one.parts + 3) for one in parameters)
     share = min(max(work // (8 * limits.multiprocessors), 16 * THREADS), 64 * THREADS)
@@ -181,6 +181,8 @@ def _lanes(one: Parameter) -> int:
 def _at_once(parameters: Sequence[Parameter]) -> int:
     """How many parts a thread loads at once: its share of the parameter that there is most to load of, or an even
     part of that share."""
+    if not parameters:
+        return 1
     most = max(parameters, key=lambda one: one.count * one.parts)
     share = -(-most.parts * _lanes(most) // THREADS)
     return -(-share // -(-share // _MOST_AT_ONCE))
