@@ -148,8 +148,10 @@ def batches_table(name: str) -> str:
         "| images/s | " + " | ".join(rate(run["images_per_second"]).removesuffix("/s") for run in runs) + " |",
         "| of the best | " + " | ".join(percent(run["images_per_second"] / best, 0) for run in runs) + " |",
         "",
-        f"`{runs[0]['model']}`, {runs[0]['precision']}, engine {runs[0]['engine']}: "
-        "[batches-2-cores.json](benchmarks/results/batches-2-cores.json), by `bareconv bench run`.",
+        f"`{runs[0]['model']}`, {runs[0]['precision']}, engine {runs[0]['engine']}, {runs[0]['optimizer']}: "
+        f"[batches-2-cores.json](benchmarks/results/batches-2-cores.json) ({str(result.get('commit'))[:10]}), by "
+        "`bareconv bench run`. At so small a rate relus stay open whatever the batch; at a larger one those that have "
+        "closed by then, the more the more steps there were, are part of the speed ([docs/bench.md](docs/bench.md)).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -503,12 +505,32 @@ def judged(result: dict[str, Any]) -> Iterator[tuple[Goal, bool | None, str]]:
 def goals_text(result: dict[str, Any]) -> str:
     """What this project asks of itself on this GPU, and where it misses that."""
     verdicts = list(judged(result))
-    text = f"Of the {len(GOALS)} goals that this project has set itself on this GPU it reaches "
+    text = f"Of the {len(GOALS)} [goals](docs/gpu.md#goals) that this project has set itself on this GPU it reaches "
     text += f"{sum(reached is True for _, reached, _ in verdicts)}."
     for word, wanted in (("Missed", False), ("Not measured", None)):
         some = [goal_words(goal, found) for goal, reached, found in verdicts if reached is wanted]
         text += f" {word}: {'; '.join(some)}." if some else ""
     return text
+
+
+def gpu_goals(name: str) -> str:
+    """A row a goal."""
+    result = gpu_result()
+    if result is None:
+        return ""
+    lines = ["| model | batch | precision | wanted | measured | |", "| --- | ---: | --- | --- | --- | --- |"]
+    for goal, reached, found in judged(result):
+        cells = [f"`{goal.model}`", f"{goal.batch_size:,}", goal.precision, goal_wanted(goal), found]
+        cells.append({True: "reached", False: "**missed**", None: "not measured"}[reached])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def goal_wanted(goal: Goal) -> str:
+    """What a goal asks for."""
+    if goal.seconds is not None:
+        return f"at most {seconds(goal.seconds)} a step"
+    return f"at least {goal.times:g}× PyTorch's best"
 
 
 def goal_words(goal: Goal, found: str) -> str:
@@ -709,6 +731,7 @@ PAGES: dict[str, Blocks] = {
     },
     "docs/ladder.md": {"ladder machine": ladder_machine, "ladder layer": ladder_table, "ladder step": ladder_table},
     "docs/gpu.md": {
+        "gpu goals": gpu_goals,
         "gpu peers": gpu_peers,
         "gpu rooflines": gpu_rooflines,
         "gpu parts": gpu_parts,

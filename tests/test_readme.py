@@ -157,10 +157,8 @@ def assert_names_what_is_missed(text, result):
     assert named(off) == expected_off
     assert named(open_) == expected_open
     number = len(GPU_GOALS) - len(expected_off) - len(expected_open)
-    assert (
-        reached.rstrip(".")
-        == f"Of the {len(GPU_GOALS)} goals that this project has set itself on this GPU it reaches {number}"
-    )
+    goals = f"{len(GPU_GOALS)} [goals](docs/gpu.md#goals)"
+    assert reached.rstrip(".") == f"Of the {goals} that this project has set itself on this GPU it reaches {number}"
 
 
 @pytest.mark.skipif(not (ROOT / "benchmarks/results/h200.json").exists(), reason="no result of the GPU yet")
@@ -278,6 +276,11 @@ def test_blocks_of_a_gpu(tmp_path, monkeypatch):
     )
     assert "**torch.compile has a figure for 0 of these 4 workloads**. It takes minutes" in text
     assert "without it, and 1 of the goals below are reached against that: `basic`, batch 1,024, float32." in text
+    goals = script.gpu_goals("gpu goals").splitlines()
+    assert len(goals) == 2 + len(GPU_GOALS)
+    assert "| `basic` | 64 | bfloat16 | at most 60.0 µs a step | 59.0 µs a step | reached |" in goals
+    assert "| `basic` | 64 | float32 | at least 1.5× PyTorch's best | 1.49× PyTorch's best | **missed** |" in goals
+    assert "| `lenet5` | 64 | bfloat16 | at most 45.0 µs a step | no figure | not measured |" in goals
     peers = script.gpu_peers("gpu peers")
     assert peers.count("| `basic` |") == 12
     assert "- A note." in peers

@@ -19,6 +19,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from bareconv import host
 from bareconv.device import get_device
 from bareconv.training import Trainer, why_no_plan
 
@@ -48,6 +49,13 @@ def test_it_says_what_it_does(run, here, listing):
     assert re.search(r"^8 steps in .*s, [\d,]+ images/s; saved mlp.safetensors$", outcome.out, re.MULTILINE)
     assert lines[-1].startswith("Accuracy on the 10,000 test images: ")
     assert listing() == ["mlp.safetensors"]
+
+
+def test_more_threads_than_cores(run, here):
+    cores = host.allowed_cores()
+    outcome = run("train", "--limit", "10", "--model", "mlp", "--threads", str(cores + 1))
+    assert outcome.code == 2
+    assert f"'--threads': {cores + 1}: this process may use {cores} core" in outcome.err
 
 
 @pytest.mark.skipif(why_no_plan() is not None, reason="there is no plan on this machine")
@@ -199,6 +207,8 @@ def test_interrupted_and_resumed_is_the_unbroken_run(run, here, listing, train_c
     assert record["stopped"]
     assert 20 <= record["iterations"] < 120
     assert f"Stopped at step {record['iterations']} of 120. To go on:\n" in said
+    finished = record["history"]["epochs"][-1]["epoch"]
+    assert f"Accuracy after epoch {finished} on the 100 validation images: " in said
 
     (command,) = re.findall(r"^  (.* train --resume .*)$", said, re.MULTILINE)
     assert result["notes"] == [f"Stopped at step {record['iterations']} of 120. To go on: {command}"]

@@ -17,7 +17,7 @@ from bareconv.bench.ladder import ladder as ladder_section
 from bareconv.bench.problems import ConvProblem, Problem, StepProblem
 from bareconv.bench.rungs import CONV_RUNGS, Rung
 from bareconv.bench.step_rungs import step_rungs
-from bareconv.cli.options import model_option, number, precision_option
+from bareconv.cli.options import model_option, number, precision_option, threads_of
 from bareconv.cli.screen import Bar, Screen, on_screen
 from bareconv.device import get_device, why_no_cuda
 from bareconv.errors import UsageError
@@ -54,7 +54,7 @@ Part = tuple[Problem, list[Rung[Any]]]
 @model_option
 @number("--batch-size", 64, 1, "Images in a batch.")
 @precision_option(several=False)
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of the CPU. [default: its cores]")
+@threads_of("Of the CPU.")
 @click.option(
     "--budget",
     type=click.FloatRange(0, min_open=True),
@@ -78,7 +78,7 @@ def ladder(screen: Screen, **options: Any) -> int:
 
     Every rung is first checked against the readable path in float64; one that is wrong is said to be wrong, and not
     timed. Then they take turns. GFLOP/s count the work of the direct method, whatever a rung does instead; "of peak"
-    is what it executed, as a share of what the processor does in a large matrix product.
+    is what it executed, as a share of what the processor does in multiply-adds and nothing else.
 
     The defaults are the second convolution, and the training step, of basic. Exit code 1 if a rung is wrong.
     """

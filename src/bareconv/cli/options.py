@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import click
 
-from bareconv import data, optim
+from bareconv import data, host, optim
 from bareconv.data import Dataset
 from bareconv.errors import UsageError
 from bareconv.nn.layer import Shape
 from bareconv.nn.models import ZOO
+from bareconv.report.format import counted
 from bareconv.training import ENGINES, PRECISIONS, Settings
 from bareconv.training.precision import ON_GPU_ONLY
 
@@ -47,12 +48,27 @@ devices_option = click.option(
 
 
 engine_option = choice("--engine", ENGINES, "NAME", "What computes", Settings.engine)
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Threads of the plan on the CPU. [default: as many as there are cores for this process]",
-)
+
+
+def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """No more than there are cores: threads wait for each other by spinning."""
+    if value is not None and value > host.allowed_cores():
+        raise click.BadParameter(f"{value:,}: this process may use {counted(host.allowed_cores(), 'core')}")
+    return value
+
+
+def threads_of(text: str) -> Callable[[F], F]:
+    """The option --threads; ``text``: what they are of, without its default."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1),
+        callback=_threads,
+        metavar="N",
+        help=f"{text} [default: the cores that this process may use]",
+    )
+
+
+threads_option = threads_of("Threads of the plan on the CPU.")
 
 
 def _image_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> Shape | None:

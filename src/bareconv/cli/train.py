@@ -116,9 +116,9 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     if compiled := compiled_line(run["compiled"], run["compile_seconds"]):
         screen.say(f"Before it, and in no other figure: {compiled}")
     if run["test_accuracy"] is not None:
-        screen.say(
-            f"Accuracy on the {count(run['test_images'])} {run['test_split']} images: {percent(run['test_accuracy'])}"
-        )
+        after = f" after epoch {history.epochs[-1].epoch}" if history.stopped else ""  # steps may have come since
+        images = f"{count(run['test_images'])} {run['test_split']} images"
+        screen.say(f"Accuracy{after} on the {images}: {percent(run['test_accuracy'])}")
     notes = []
     if history.stopped:
         stopped, again = f"Stopped at step {trainer.step} of {trainer.total_steps}.", _resume_command(path, options)

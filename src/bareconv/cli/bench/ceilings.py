@@ -12,6 +12,7 @@ from bareconv.bench.depth import measure_depth
 from bareconv.bench.roofline import remarks
 from bareconv.bench.roofline.words import value
 from bareconv.cli.bench.common import OUTPUT, Story, budget_option, conclude, introduce, threads
+from bareconv.cli.options import threads_of
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
 from bareconv.device import get_device
 from bareconv.report.format import MISSING, counted
@@ -19,7 +20,7 @@ from bareconv.report.format import MISSING, counted
 EPILOG = """\b
 Examples:
   bareconv bench ceilings
-  bareconv bench ceilings --threads 4 --budget 5 --json
+  bareconv bench ceilings --threads 2 --budget 5 --json
   bareconv bench ceilings --device cuda --output ceilings.json
 """
 
@@ -28,13 +29,7 @@ Examples:
 @click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="What to measure: cpu, cuda, cuda:1 or auto."
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Most threads of the CPU; one, and the powers of two between, are measured as well. "
-    "[default: the cores that this process may use]",
-)
+@threads_of("Most threads of the CPU; one, and the powers of two between, are measured as well.")
 @budget_option(15)
 @OUTPUT
 @on_screen

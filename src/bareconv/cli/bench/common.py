@@ -16,7 +16,7 @@ from bareconv.bench.interleave import Listener, Side
 from bareconv.bench.peers import PEERS
 from bareconv.bench.process import REMOVED, THREADS
 from bareconv.bench.workload import LR, Workload, natural_shape
-from bareconv.cli.options import image_shape_option, seed_option
+from bareconv.cli.options import image_shape_option, seed_option, threads_of
 from bareconv.cli.screen import Bar, Interrupt, Screen
 from bareconv.device import Device, get_device
 from bareconv.errors import UsageError
@@ -135,12 +135,7 @@ def bench_options(
             LEARNING_RATE,
             image_shape_option,
             budget_option(budget),
-            click.option(
-                "--threads",
-                type=click.IntRange(1),
-                metavar="N",
-                help="Threads of each candidate. [default: the cores that this process may use]",
-            ),
+            threads_of("Threads of each candidate."),
             device,
             precision,
             several("--engine", "engines", ENGINES, engines, "Our engines to measure"),
