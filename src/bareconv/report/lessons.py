@@ -71,16 +71,16 @@ def learning_table(entries: Sequence[Entry]) -> Table:
     rows = []
     for one, name, record in candidates(entries):
         reached = seconds_to(record, target)
-        if record["error"] is not None and not record["accuracy"]:
-            rows.append([Cell(name, device=colour(one)), Cell(fmt.MISSING, note=record["error"]), Cell(""), Cell("")])
+        if not record["accuracy"]:
+            why = record["error"] or "the time was up before its accuracy was looked at"
+            rows.append([Cell(name, device=colour(one)), Cell(fmt.MISSING, note=why), Cell(""), Cell("")])
             continue
-        last = record["accuracy"][-1] if record["accuracy"] else None
         rows.append(
             [
                 Cell(name, device=colour(one), strong=one.ours),
                 Cell(fmt.seconds(reached) if reached is not None else "not reached", strong=one.ours),
-                Cell(fmt.count(record["steps"][-1]) if record["steps"] else fmt.MISSING),
-                Cell(fmt.percent(last), note=record["error"] or ""),
+                Cell(fmt.count(record["steps"][-1])),
+                Cell(fmt.percent(record["accuracy"][-1]), note=record["error"] or ""),
             ]
         )
     heading = f"To {fmt.percent(target, 1)}" if target is not None else "To a goal"
