@@ -426,9 +426,7 @@ def uncompiled_text(result: dict[str, Any]) -> list[str]:
         group
         for group in groups
         if group not in having
-        and any(
-            one["options"].get("mode") == "compile" and one["status"] == "interrupted" for one in group["candidates"]
-        )
+        and any(is_compiled(Side(group, one)) and one["status"] == "interrupted" for one in group["candidates"])
     ]
     gains = []
     for group in having:
@@ -535,8 +533,7 @@ def goal_wanted(goal: Goal) -> str:
 
 def goal_words(goal: Goal, found: str) -> str:
     """A goal, and what was measured instead."""
-    wanted = f"at most {seconds(goal.seconds)}" if goal.seconds is not None else f"at least {goal.times:g}×"
-    return f"{workload_words(goal.key)} ({found}, wanted {wanted})"
+    return f"{workload_words(goal.key)} ({found}, wanted {goal_wanted(goal)})"
 
 
 def start_text(result: dict[str, Any]) -> str:

@@ -268,8 +268,8 @@ def test_blocks_of_a_gpu(tmp_path, monkeypatch):
     off, open_ = missed(result)
     assert off == {("basic", 256, "bfloat16"), ("basic", 64, "float32")}
     assert len(open_) == len(GPU_GOALS) - 4
-    assert "`basic`, batch 256, bfloat16 (106 µs a step, wanted at most 105 µs)" in text
-    assert "`basic`, batch 64, float32 (1.49× PyTorch's best, wanted at least 1.5×)" in text
+    assert "`basic`, batch 256, bfloat16 (106 µs a step, wanted at most 105 µs a step)" in text
+    assert "`basic`, batch 64, float32 (1.49× PyTorch's best, wanted at least 1.5× PyTorch's best)" in text
     assert (
         "| `basic` | 64 | bfloat16 | 59.0 µs | 1,084,746/s | channels_last graph | 120 µs | **2.03×** (2.02 to 2.04) | "
         "500 µs |" in text

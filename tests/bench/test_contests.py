@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from bench_stand_ins import LOSSES, QUICK, stand_in
 
-from bareconv.bench import peers, results
+from bareconv.bench import contests, peers, results
 from bareconv.bench.contests import Contest, Times, compete, contest
 from bareconv.bench.environment import describe
 from bareconv.bench.interleave import Side
@@ -17,7 +17,7 @@ from bareconv.bench.peers import Found, cuda_variants, record
 from bareconv.bench.steady import run_record
 from bareconv.bench.workers.lock import LOCK
 from bareconv.bench.workload import Workload
-from bareconv.errors import UsageError
+from bareconv.errors import BareconvError, UsageError
 
 WORK = Workload("mlp", (6, 6, 1), batch_size=4)
 TIMES = Times(budget=12.0, first=0.4, second=0.8)
@@ -77,12 +77,12 @@ def test_two_rounds(make, valid):
         ("nchw", "compile", {"step": 0.003}),
         ("channels_last", "compile", {"step": 0.001}),
     ]
-    contests = [make(*rivals), make(*rivals[2:3], name="two")]
+    both = [make(*rivals), make(*rivals[2:3], name="two")]
     seen: list[Any] = []
     said: list[str] = []
-    compete(contests, TIMES, 4, lambda one: seen.append((one, *valid(one))), said.append)
-    assert everyone_gone(*contests)
-    assert [contests.index(one) for one, *_ in seen] == [0, 1, 0]
+    compete(both, TIMES, 4, lambda one: seen.append((one, *valid(one))), said.append)
+    assert everyone_gone(*both)
+    assert [both.index(one) for one, *_ in seen] == [0, 1, 0]
 
     _, runs, first = seen[0]
     assert [run["engine"] for run in runs] == ["plan"]
@@ -105,7 +105,7 @@ def test_two_rounds(make, valid):
     assert eager["throughput"]["samples"] == first["candidates"][1]["throughput"]["samples"]
     assert graph["throughput"]["samples"] != first["candidates"][2]["throughput"]["samples"]
     assert any("7 candidates get ready" in text for text in said)
-    assert not any(side.samples.seconds for side in contests[0].rivals if side not in contests[0].sides)  # only tried
+    assert not any(side.samples.seconds for side in both[0].rivals if side not in both[0].sides)  # only tried
 
 
 def test_who_is_slow_is_tried_too(make, valid):
@@ -129,6 +129,23 @@ def test_who_fails_while_it_is_measured_leaves_its_place(make, valid):
         "quick graph": "failed",
         "slow graph": "measured",
     }
+
+
+def test_who_was_only_tried_has_no_figure_and_says_so(make, valid):
+    """Where the one that was chosen fails at last, and the others of its mode have ended."""
+    one = make(("quick", "graph", {}), ("slow", "graph", {}))
+    quick, slow = one.rivals
+    for side, seconds in ((quick, 0.1), (slow, 0.2)):
+        side.tried.add({"seconds": seconds, "steps": 1, "images": 4})
+    one.settle()
+    assert one.sides[1:] == [quick]
+    quick.fail(BareconvError("it broke"))
+    one.settle(late=True)
+    contests._name_unmeasured(one)
+    assert one.sides[1:] == [slow]
+    entry = valid(one)[1]["candidates"][1]
+    assert (entry["variant"], entry["status"]) == ("slow graph", "interrupted")
+    assert "throughput" not in entry
 
 
 def test_what_compiles_too_long_is_named(make, valid):

@@ -135,9 +135,15 @@ class Suite:
         """Those that compute in it: but for the plan, in the model's own precisions alone."""
         return [name for name in self.engines if name == "plan" or stored(precision) == precision]
 
-    def _each(self, deadline: Deadline, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, Deadline]]:
-        """Every job, of which a place is the last, with its share of the time that is left."""
-        sizes = [1.0 if job[-1].is_cpu else OF_A_GPU for job in jobs]
+    def _each(
+        self, deadline: Deadline, jobs: Sequence[tuple[Any, ...]], *, by_precision: bool = False
+    ) -> Iterator[tuple[Any, Deadline]]:
+        """Every job, of which a place is the last, with its share of the time that is left.
+
+        ``by_precision``: as large a share for each of the place's precisions.
+        """
+        places = [job[-1] for job in jobs]
+        sizes = [(1.0 if one.is_cpu else OF_A_GPU) * (len(one.precisions) if by_precision else 1) for one in places]
         for number, job in enumerate(jobs):
             yield job, deadline.part(sizes[number] / sum(sizes[number:]))
 
@@ -159,9 +165,7 @@ class Suite:
     def _peers(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["peers"] = []
         jobs = [(workload, place) for workload in self.workloads for place in self.places]
-        sizes = [len(place.precisions) * (1.0 if place.is_cpu else OF_A_GPU) for _, place in jobs]
-        for number, (workload, place) in enumerate(jobs):
-            part = deadline.part(sizes[number] / sum(sizes[number:]))
+        for (workload, place), part in self._each(deadline, jobs, by_precision=True):
             questions = [self._question(dataclasses.replace(workload, precision=p), place) for p in place.precisions]
             done = compare(
                 *(questions, part, listener), compiled=self.compiled, device=place.device.name, kept=self._kept

@@ -162,7 +162,9 @@ DEVICE void change(const Piece& piece, const float* RESTRICT partial, const floa
 
 // It must be the last kernel of its step, for it changes ``control``: the last block to have read it does that, so
 // that no launch is spent on it. ``readers`` counts them as soon as they have, so that the count is there by the time
-// that a block is done, and is 0 between steps. Block 0 sums the losses.
+// that a block is done, and is 0 between steps. The count orders no reads: what keeps a load of ``control`` that was
+// begun before a barrier from what the last block writes is all the work of that block in between. Block 0 sums the
+// losses.
 KERNEL(THREADS, 4)
 update(const Piece* RESTRICT pieces, u8* memory, float* RESTRICT master, float* RESTRICT state1, float* RESTRICT state2,
        float* RESTRICT gradient, const float* RESTRICT all_scalars, Control* control, const float* RESTRICT image_loss,
