@@ -79,6 +79,7 @@ class Data:
         }
         found["logits"] = poison((batch, padded(self.units[-1])), precision)
         found["image_loss"], found["image_hit"] = poison((batch,)), np.full(batch, -1, np.int32)
+        found["position"] = np.full(1, -1, np.int32)
         return found
 
 
@@ -103,6 +104,7 @@ def test_forward_loss_and_backward(launch, precision, units, relus, splits, batc
         check(operands[f"dz_{i}"], dz, images, precision)
     assert relative_error(operands["image_loss"][:images], data.image_loss) <= TOLERANCE[precision]
     np.testing.assert_array_equal(operands["image_hit"][:images], data.image_hit)
+    assert operands["position"] == [1]
 
 
 def test_without_backward_logits_biases_and_order(launch):
@@ -111,7 +113,7 @@ def test_without_backward_logits_biases_and_order(launch):
     kernel = head("float32", units, relus, 2, batch, H100, backward=False)
     assert kernel is not None
     operands = data.operands("float32", batch)
-    operands |= {"logits": None, "order": None, "bias_0": None, "bias_1": None}
+    operands |= {"logits": None, "order": None, "bias_0": None, "bias_1": None, "position": None}
     launch(kernel, {name: operands[name] for name in kernel.operands})
     h = np.maximum(data.sums[:, :images, :24].astype(np.float64).sum(0), 0)
     z = h @ from_kept(data.copies[0])[:24, :10]

@@ -27,7 +27,8 @@ def test_loss_hits_and_gradient(launch, precision, classes, batch, images, smoot
     image_hit = np.full(batch, -1, np.int32)
     control = np.array([1, images, batch + images, batch, 0], np.int32)
     operands = {"logits": logits, "labels": labels, "order": places, "control": control}
-    written = {"dlogits": dlogits, "image_loss": image_loss, "image_hit": image_hit}
+    position = np.full(1, -1, np.int32)
+    written = {"dlogits": dlogits, "image_loss": image_loss, "image_hit": image_hit, "position": position}
     launch(softmax_loss(precision, classes, batch, smoothing), {**operands, **written}, order)
     z = from_kept(logits)[:images, :classes]
     _, p, t = ops.softmax_cross_entropy_forward(z, chosen, smoothing)
@@ -42,6 +43,7 @@ def test_loss_hits_and_gradient(launch, precision, classes, batch, images, smoot
     assert (got[:images, classes:] == 0).all()
     np.testing.assert_array_equal(image_hit[:images], z.argmax(1) == chosen)
     assert (image_hit[images:] == -1).all()
+    assert position == [1]
 
 
 @pytest.mark.parametrize("label", [2, 5])
@@ -50,8 +52,8 @@ def test_the_first_maximum_wins(launch, label):
     logits[0, [2, 5]] = 1.0
     image_hit = np.full(1, -1, np.int32)
     operands = {"logits": logits, "labels": np.array([label], np.int32), "order": None}
-    operands |= {"control": np.array([0, 1, 1, 1, 0], np.int32), "image_loss": poison((1,)), "image_hit": image_hit}
-    launch(softmax_loss("float32", 8, 1, gradient=False), operands)
+    operands |= {"control": np.array([0, 1, 1, 1, 0], np.int32), "dlogits": poison((1, 8)), "position": None}
+    launch(softmax_loss("float32", 8, 1), {**operands, "image_loss": poison((1,)), "image_hit": image_hit})
     assert image_hit[0] == (label == 2)
 
 
@@ -60,7 +62,7 @@ def test_large_logits_do_not_overflow(launch):
     image_loss, dlogits = poison((1,)), poison((1, 8))
     operands = {"logits": logits, "labels": np.array([1], np.int32), "order": None}
     operands |= {"control": np.array([0, 1, 1, 1, 0], np.int32), "image_loss": image_loss}
-    operands |= {"dlogits": dlogits, "image_hit": np.full(1, -1, np.int32)}
+    operands |= {"dlogits": dlogits, "image_hit": np.full(1, -1, np.int32), "position": None}
     launch(softmax_loss("float32", 3, 1), operands)
     assert image_loss[0] == 2e4
     np.testing.assert_allclose(dlogits[0, :3], [1, -1, 0], atol=1e-7)

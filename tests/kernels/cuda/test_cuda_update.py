@@ -10,7 +10,7 @@ from cuda_host import needs_nvrtc, to_kept
 from bareconv.kernels.cuda.compiler import compile_kernel
 from bareconv.kernels.cuda.kernel import PRECISIONS, padded
 from bareconv.kernels.cuda.limits import GENERATIONS, H100
-from bareconv.kernels.cuda.update import Parameter, copy_weights, finish_step, update, update_table
+from bareconv.kernels.cuda.update import Parameter, copy_weights, update, update_table
 from bareconv.optim import SGD, Adam, AdamW, RMSprop
 from bareconv.optim.rule import SCALARS, Rule, scalars
 
@@ -70,6 +70,7 @@ class Model:
         self.table = update_table(self.parameters, H100, self.partials, self.copies)
         self.step = {
             "scalars": rng.standard_normal((4, SCALARS)).astype(np.float32),
+            "position": np.array([2], np.int32),
             "control": np.array([2, 77, 2 * BATCH + 77, BATCH, 5], np.int32),
             "image_loss": rng.random(BATCH).astype(np.float32),
             "image_hit": rng.integers(0, 2, BATCH).astype(np.int32),
@@ -136,12 +137,10 @@ def test_sums_parts_and_steps_as_the_optimizer_does(launch, name, precision, ord
     optimizer.update(params, {str(i): model.gradient(i) for i in range(len(SHAPES))}, lr)
 
     kernel = update(precision, rule, model.parameters, H100, BATCH)
-    readers = np.zeros(1, np.int32)
     arrays = {
         "pieces": model.table,
         "memory": model.memory,
         "master": model.master,
-        "readers": readers,
         "gradient": None,
     }
     launch(kernel, {**arrays, "state1": states[0], "state2": states[1], **model.step}, order)
@@ -154,7 +153,6 @@ def test_sums_parts_and_steps_as_the_optimizer_does(launch, name, precision, ord
             np.testing.assert_allclose(state[place], optimizer.state()[f"{slot}/{i}"], rtol=2e-5, atol=2e-5)
     assert untouched.any()
     np.testing.assert_array_equal(model.master[untouched], before[untouched])
-    assert readers[0] == 0
     model.check_copies()
     model.check_end_of_step()
 
@@ -165,7 +163,7 @@ def test_gradient_rule_writes_the_sums_and_changes_nothing(launch):
     gradient = np.full(model.master.size, np.nan, np.float32)
     kernel = update("float32", Rule("gradient"), model.parameters, H100, BATCH)
     arrays = {"pieces": model.table, "memory": model.memory, "master": model.master, "gradient": gradient}
-    launch(kernel, {**arrays, "state1": None, "state2": None, "readers": np.zeros(1, np.int32), **model.step})
+    launch(kernel, {**arrays, "state1": None, "state2": None, **model.step})
     for i, one in enumerate(model.parameters):
         np.testing.assert_allclose(gradient[one.start :][: one.count], model.gradient(i), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(model.master, before)
@@ -187,7 +185,7 @@ def test_a_large_parameter_is_cut_into_pieces_that_cover_it_once(launch, count, 
         model.step["scalars"][2] = [1.0, 0, 0, 0, 0, 0, 0, 0]
         arrays["master"][:] = 0
         table = update_table([parameter], H100, [0], [None])
-        operands = {"pieces": table, "memory": parts.view(np.uint8).ravel(), "readers": np.zeros(1, np.int32)}
+        operands = {"pieces": table, "memory": parts.view(np.uint8).ravel()}
         launch(kernel, {**arrays, **operands, "state1": None, "state2": None, **model.step}, order)
         np.testing.assert_allclose(-arrays["master"], parts.astype(np.float64).sum(axis=0), rtol=1e-4, atol=1e-5)
         results.append(arrays["master"].copy())
@@ -198,7 +196,7 @@ def test_where_others_have_updated_everything(launch):
     """It ends the step."""
     model = Model("float32")
     arrays = {name: np.zeros(8, np.float32) for name in ("master", "gradient")}
-    operands = {"pieces": np.zeros(64, np.uint8), "memory": model.memory, "readers": np.zeros(1, np.int32)}
+    operands = {"pieces": np.zeros(64, np.uint8), "memory": model.memory}
     kernel = update("float32", Rule("sgd"), [], H100, BATCH)
     launch(kernel, {**arrays, **operands, "state1": None, "state2": None, **model.step})
     model.check_end_of_step()
@@ -220,13 +218,6 @@ def test_copies_weights(launch, precision):
     model.check_copies()
 
 
-def test_finishes_a_step_without_parameters(launch):
-    model = Model("float32")
-    del model.step["scalars"]
-    launch(finish_step(BATCH), model.step)
-    model.check_end_of_step()
-
-
 @needs_nvrtc
 @pytest.mark.parametrize("limits", GENERATIONS, ids=lambda limits: limits.architecture)
 def test_compiles_without_spills(limits):
@@ -235,7 +226,7 @@ def test_compiles_without_spills(limits):
     kernels = [
         update(precision, rule, parameters, limits, 64) for precision, rule in itertools.product(PRECISIONS[1:], rules)
     ]
-    for kernel in [*kernels, copy_weights("bfloat16", parameters, limits), finish_step(64)]:
+    for kernel in [*kernels, copy_weights("bfloat16", parameters, limits)]:
         code = compile_kernel(kernel, limits.architecture)
         assert (code.spilled, code.stack) == (0, 0)
         assert code.registers <= 64

@@ -35,8 +35,8 @@ def head(
     copy), bias_1, w_2, bias_2, a null bias being none; labels int32 (all images), order (null: as they lie), control.
     Written: h_0, h_1, what the next layer reads; logits (null: not wanted); where ``backward``, dz_0, dz_1, dz_2, the
     gradients of the mean loss before each relu; image_loss float32 (batch), not divided by the number of images;
-    image_hit int32 (batch), 0 or 1. All but the sums, the bias and these are of the kept type, (batch, padded units),
-    with zeros in the padding.
+    image_hit int32 (batch), 0 or 1; position int32 (null: not wanted), the step's, for its ``update``. All but the
+    sums, the bias and these are of the kept type, (batch, padded units), with zeros in the padding.
     """
     layers = len(units)
     if not 1 <= layers <= _MOST_LAYERS or relus[-1]:
@@ -80,7 +80,7 @@ def head(
         *(f"h_{i}" for i in range(layers - 1)),
         "logits",
         *(f"dz_{i}" for i in range(layers) if backward),
-        *("image_loss", "image_hit"),
+        *("image_loss", "image_hit", "position"),
     )
     small = sum(padded(one) for one in units)
     products = sum(below * one for below, one in pairwise(units))

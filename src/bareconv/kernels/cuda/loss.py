@@ -8,13 +8,13 @@ _THREADS = 128
 
 
 def softmax_loss(
-    precision: Precision, classes: int, batch: int, smoothing: float = 0.0, gradient: bool = True
+    precision: Precision, classes: int, batch: int, smoothing: float = 0.0
 ) -> Kernel:
     """Each image's loss and whether its first maximum is its label, and the gradient of the mean loss.
 
     Operands: logits (batch, padded classes); labels int32 (all images), order (null: as they lie), control; dlogits, as
-    logits, where ``gradient``; image_loss float32 (batch), not divided by the number of images; image_hit int32
-    (batch), 0 or 1. Nothing is written for images that the step does not have.
+    logits; image_loss float32 (batch), not divided by the number of images; image_hit int32 (batch), 0 or 1; position
+    int32 (null: not wanted), the step's, for its ``update``. Nothing is written for images that the step does not have.
     """
     lanes = lanes_of(classes)
     defines = {
@@ -22,7 +22,6 @@ def softmax_loss(
         "CLASSES": classes,
         "SMOOTHING": smoothing,
         "LANES": lanes,
-        "GRADIENT_TOO": int(gradient),
         "THREADS": _THREADS,
     }
     return Kernel(
@@ -33,11 +32,10 @@ def softmax_loss(
         threads=_THREADS,
         shared_bytes=0,
         operands=(
-            *("logits", "labels", "order", "control"),
-            *(("dlogits",) if gradient else ()),
-            *("image_loss", "image_hit"),
+            *("logits", "labels", "order", "control", "dlogits"),
+            *("image_loss", "image_hit", "position"),
         ),
-        bytes=batch * (padded(classes) * KEPT_BYTES[precision] * (1 + gradient) + 16),
+        bytes=batch * (padded(classes) * KEPT_BYTES[precision] * 2 + 16),
     )
 
 

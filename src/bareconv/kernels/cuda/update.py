@@ -73,10 +73,10 @@ def update(precision: Precision, rule: Rule, parameters: Sequence[Parameter], li
 
     Operands: ``pieces``, the rows of ``update_table``; ``memory``, what its places are counted from; ``master``,
     ``state1``, ``state2``, ``gradient``, float32, flat, of which a rule uses what it has ("gradient" writes its array
-    alone); ``scalars``, float32 (steps, SCALARS), row ``control.position`` of which is this step's; ``control``, which
-    is moved on to the next step; ``image_loss`` float32 and ``image_hit`` int32 (batch); ``losses`` float32 and
-    ``hits`` int32 (steps), where the step's mean loss and number of hits go; ``readers``, one int32, 0 to begin with.
-    Working copies are written but for their padding, which must be zeros.
+    alone); ``scalars``, float32 (steps, SCALARS); ``position``, one int32, the row of them that is this step's, as the
+    kernel that has the loss hands it on; ``control``, which is moved on to the next step; ``image_loss`` float32 and
+    ``image_hit`` int32 (batch); ``losses`` float32 and ``hits`` int32 (steps), where the step's mean loss and number of
+    hits go. Working copies are written but for their padding, which must be zeros.
     """
     moved = 0 if rule.name == "gradient" else 8 + 8 * rule.states
     return Kernel(
@@ -87,8 +87,8 @@ def update(precision: Precision, rule: Rule, parameters: Sequence[Parameter], li
         threads=THREADS,
         shared_bytes=0,
         operands=(
-            *("pieces", "memory", "master", "state1", "state2", "gradient", "scalars", "control"),
-            *("image_loss", "image_hit", "losses", "hits", "readers"),
+            *("pieces", "memory", "master", "state1", "state2", "gradient", "scalars", "position", "control"),
+            *("image_loss", "image_hit", "losses", "hits"),
         ),
         bytes=8 * batch
         + sum(
@@ -109,20 +109,6 @@ def copy_weights(precision: Precision, parameters: Sequence[Parameter], limits: 
         shared_bytes=0,
         operands=("pieces", "memory", "master"),
         bytes=sum(one.count * (4 + KEPT_BYTES[precision]) for one in parameters if one.filters),
-    )
-
-
-def finish_step(batch: int) -> Kernel:
-    """The end of a step that updates nothing, such as one of an evaluation; operands as those of ``update``."""
-    return Kernel(
-        "update.cu",
-        "finish_step",
-        (("PRECISION", NUMBER["float32"]),),
-        grid=(1, 1, 1),
-        threads=THREADS,
-        shared_bytes=0,
-        operands=("control", "image_loss", "image_hit", "losses", "hits"),
-        bytes=8 * batch,
     )
 
 
@@ -192,7 +178,6 @@ __all__ = [
     "SCALARS",
     "Parameter",
     "copy_weights",
-    "finish_step",
     "rule_defines",
     "update",
     "update_table",

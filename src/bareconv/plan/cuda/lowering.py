@@ -71,6 +71,7 @@ def lower(step: Step) -> Lowered:
             dlogits=into[0],
             image_loss=step.image_loss,
             image_hit=step.image_hit,
+            position=step.position,
         )
     record.phase = "backward"
     for one in reversed(blocks.all):
@@ -97,8 +98,6 @@ def _parameter(parameters: Parameters, name: str, parts: int) -> Parameter:
 def _update(step: Step) -> None:
     """The optimizer's step, and the end of the training step."""
     outside = step.outside
-    readers = step.buffer("readers", 1, "int32")
-    readers.zeros = True
     operands: dict[str, Operand] = {
         "pieces": outside.pieces,
         "master": outside.weight,
@@ -106,12 +105,12 @@ def _update(step: Step) -> None:
         "state2": outside.state2,
         "gradient": outside.gradient,
         "scalars": outside.scalars,
+        "position": step.position,
         "control": outside.control,
         "image_loss": step.image_loss,
         "image_hit": step.image_hit,
         "losses": outside.losses,
         "hits": outside.hits,
-        "readers": readers,
     }
     kernel = update(step.precision, step.rule, _summed(step), step.limits, step.batch)
     step.record.launch(kernel, operands, reads=[one.partial for one in step.summed])

@@ -70,6 +70,7 @@ class Step:
         self.layouts: dict[Tensor, Layout] = layouts(self.graph)
         self.image_loss = self.buffer("image loss", self.batch, "float32")
         self.image_hit = self.buffer("image hit", self.batch, "int32")
+        self.position = self.buffer("position", 1, "int32")
         self._arrays: dict[Tensor, Buffer] = {}
         self._gradients: dict[Tensor, Buffer] = {}
         self._written: set[Tensor] = set()

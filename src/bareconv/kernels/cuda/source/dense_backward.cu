@@ -167,7 +167,7 @@ struct Layer {
             end_copies();
         }
         float numbers[SCALARS];
-        load_scalars(numbers, scalars, control);
+        load_scalars(numbers, scalars, control->position);
         float dw_sums[ROWS_DW][COLUMNS_DW][4] = {};
         const int row_dw = warp / WIDE_DW * ROWS_DW, column_dw = warp % WIDE_DW;
         const int row_dx = warp / WIDE_DX * ROWS_DX, column_dx = warp % WIDE_DX;
@@ -420,7 +420,7 @@ dense_backward(const Control* RESTRICT control, const float* RESTRICT scalars, T
     wait_for_kernels_before();
     let_next_kernel_start();
     float numbers[SCALARS];
-    load_scalars(numbers, scalars, control);
+    load_scalars(numbers, scalars, control->position);
     First::change_bias((float*)shared, dy_0, control, numbers, arrays_0);
 #if LAYERS > 1
     Second::change_bias((float*)shared, dy_1, control, numbers, arrays_1);

@@ -108,7 +108,7 @@ dense_gradient_of_weight(const Number::Type* RESTRICT x, const Number::Type* RES
     const int first_image = part * PART_IMAGES, last_image = min(first_image + PART_IMAGES, control->images);
 #if defined(RULE)
     float numbers[SCALARS];
-    load_scalars(numbers, scalars, control);
+    load_scalars(numbers, scalars, control->position);
 #endif
     if (blockIdx.x == FEATURE_TILES) {
 #if defined(RULE)

@@ -202,7 +202,7 @@ head(const float* RESTRICT sums, const float* RESTRICT bias_0,
      Number::Type* RESTRICT dz_2,
 #endif
 #endif
-     float* RESTRICT image_loss, int* RESTRICT image_hit) {
+     float* RESTRICT image_loss, int* RESTRICT image_hit, int* RESTRICT position) {
     SHARED_MEMORY(shared);
     const int first_image = blockIdx.x * TILE;
     // Everything that is a multiple of 16 bytes long comes one after the other.
@@ -243,6 +243,7 @@ head(const float* RESTRICT sums, const float* RESTRICT bias_0,
         label_of[image] = labels[place_of(first_image + image, order, control)];
     wait_for_kernels_before();
     let_next_kernel_start();
+    hand_on(position, control);
     if (first_image >= images) {
         copies_done();
         return;

@@ -102,7 +102,7 @@ head_few(const float* RESTRICT sums, const float* RESTRICT bias_0,
          Type* RESTRICT dz_2,
 #endif
 #endif
-         float* RESTRICT image_loss, int* RESTRICT image_hit) {
+         float* RESTRICT image_loss, int* RESTRICT image_hit, int* RESTRICT position) {
     SHARED_MEMORY(shared);
     constexpr int PITCH = padded(UNITS_0);
     float* biases = (float*)shared;  // of layer 0
@@ -125,6 +125,7 @@ head_few(const float* RESTRICT sums, const float* RESTRICT bias_0,
     sync_block();
     wait_for_kernels_before();
     let_next_kernel_start();
+    hand_on(position, control);
     if (thread / 32 * 32 >= images) return;
     float h0[PITCH];
     load_row(h0, biases);

@@ -423,7 +423,6 @@ u32 byte_below(u32 rest, u32 word) {
 }
 inline void wait_for_kernels_before() {}
 inline void let_next_kernel_start() {}
-inline int count_up(int* counter) { return (*counter)++; }
 
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 inline float __fdividef(float a, float b) { return a / b; }

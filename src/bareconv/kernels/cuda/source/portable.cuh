@@ -248,10 +248,6 @@ DEVICE void let_next_kernel_start() {
 #endif
 }
 
-// What the counter was before this call adds 1 to it, for blocks that need to know which of them is the last. It orders
-// no other memory accesses.
-DEVICE int count_up(int* counter) { return atomicAdd(counter, 1); }
-
 #else
 #include "host.hpp"
 #endif
@@ -309,4 +305,10 @@ struct Control {
 DEVICE int place_of(int image, const int* order, const Control* control) {
     const int place = control->position * control->batch + image;
     return order == nullptr ? place : order[place];
+}
+
+// The step's position for its last kernel, which moves ``control`` on: there, no block but the one that does may read
+// it. To be called by all threads of the kernel that has the loss. ``position`` null: nobody asks.
+DEVICE void hand_on(int* position, const Control* control) {
+    if (position != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *position = control->position;
 }

@@ -6,7 +6,7 @@
 // row of a table says which elements a block has. Sums run in an order that depends on the table alone.
 //
 // RULE, MOMENTUM, NESTEROV, DECAY as update.cuh has them, PRECISION of the working copies; PARTS: of an element, that a
-// thread loads at once. Without RULE the file has the kernels that update nothing.
+// thread loads at once. Without RULE the file has the kernel that makes working copies alone.
 #if defined(RULE)
 #include "update.cuh"
 #endif
@@ -38,35 +38,6 @@ DEVICE long long place_in_copy(const Piece& piece, int place) {
 }
 
 DEVICE Number::Type* copy_of(const Piece& piece, u8* memory) { return (Number::Type*)((u64)memory + piece.copy); }
-
-// The mean loss and the hits of the step's images, by one block.
-DEVICE void sum_losses(const Control& step, const float* image_loss, const int* image_hit, float* losses, int* hits) {
-    SHARED float loss_of[THREADS];
-    SHARED int hits_of[THREADS];
-    float loss = 0.f;
-    int hit = 0;
-    for (int image = threadIdx.x; image < step.images; image += THREADS) {
-        loss += image_loss[image];
-        hit += image_hit[image];
-    }
-    loss_of[threadIdx.x] = loss, hits_of[threadIdx.x] = hit;
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        sync_block();
-        if (threadIdx.x < half) {
-            loss_of[threadIdx.x] += loss_of[threadIdx.x + half];
-            hits_of[threadIdx.x] += hits_of[threadIdx.x + half];
-        }
-    }
-    if (threadIdx.x == 0) {
-        losses[step.position] = loss_of[0] / (float)max(step.images, 1);
-        hits[step.position] = hits_of[0];
-    }
-}
-
-DEVICE void advance(Control* control, const Control& step) {
-    control->position = step.position + 1;
-    if (step.batch > 0) control->images = max(0, min(step.batch, step.total - (step.position + 1) * step.batch));
-}
 
 #if defined(RULE)
 
@@ -160,50 +131,60 @@ DEVICE void change(const Piece& piece, const float* RESTRICT partial, const floa
     }
 }
 
-// It must be the last kernel of its step, for it changes ``control``: the last block to have read it does that, so
-// that no launch is spent on it. ``readers`` counts them as soon as they have, so that the count is there by the time
-// that a block is done, and is 0 between steps. The count orders no reads: what keeps a load of ``control`` that was
-// begun before a barrier from what the last block writes is all the work of that block in between. Block 0 sums the
-// losses.
+// The mean loss and the hits of the step's images, by one block.
+DEVICE void sum_losses(const Control& step, const float* image_loss, const int* image_hit, float* losses, int* hits) {
+    SHARED float loss_of[THREADS];
+    SHARED int hits_of[THREADS];
+    float loss = 0.f;
+    int hit = 0;
+    for (int image = threadIdx.x; image < step.images; image += THREADS) {
+        loss += image_loss[image];
+        hit += image_hit[image];
+    }
+    loss_of[threadIdx.x] = loss, hits_of[threadIdx.x] = hit;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        sync_block();
+        if (threadIdx.x < half) {
+            loss_of[threadIdx.x] += loss_of[threadIdx.x + half];
+            hits_of[threadIdx.x] += hits_of[threadIdx.x + half];
+        }
+    }
+    if (threadIdx.x == 0) {
+        losses[step.position] = loss_of[0] / (float)max(step.images, 1);
+        hits[step.position] = hits_of[0];
+    }
+}
+
+DEVICE void advance(Control* control, const Control& step) {
+    control->position = step.position + 1;
+    if (step.batch > 0) control->images = max(0, min(step.batch, step.total - (step.position + 1) * step.batch));
+}
+
+// It must be the last kernel of its step, for its first block moves ``control`` on to the next; the others know the
+// step's position from the kernel that had the loss. That block sums the losses, too.
 KERNEL(THREADS, 4)
 update(const Piece* RESTRICT pieces, u8* memory, float* RESTRICT master, float* RESTRICT state1, float* RESTRICT state2,
-       float* RESTRICT gradient, const float* RESTRICT all_scalars, Control* control, const float* RESTRICT image_loss,
-       const int* RESTRICT image_hit, float* RESTRICT losses, int* RESTRICT hits, int* readers) {
+       float* RESTRICT gradient, const float* RESTRICT all_scalars, const int* RESTRICT position, Control* control,
+       const float* RESTRICT image_loss, const int* RESTRICT image_hit, float* RESTRICT losses, int* RESTRICT hits) {
     Piece piece = {};
     if (blockIdx.x > 0) piece = pieces[blockIdx.x - 1];
     wait_for_kernels_before();
     let_next_kernel_start();
-    const Control step = *control;
-    sync_block();
-    const bool is_last = threadIdx.x == 0 && count_up(readers) == gridDim.x - 1;
     if (blockIdx.x == 0) {
+        const Control step = *control;
         sum_losses(step, image_loss, image_hit, losses, hits);
-    } else {
-        float scalars[SCALARS];
-        load_scalars(scalars, all_scalars, &step);
-        const Arrays arrays = {master, state1, state2, gradient, copy_of(piece, memory)};
-        const float* partial = (const float*)((u64)memory + piece.partial);
-        if (piece.width == 4) change<4>(piece, partial, scalars, arrays);
-        else change<1>(piece, partial, scalars, arrays);
+        if (threadIdx.x == 0) advance(control, step);
+        return;
     }
-    if (is_last) {
-        *readers = 0;
-        advance(control, step);
-    }
+    float scalars[SCALARS];
+    load_scalars(scalars, all_scalars, *position);
+    const Arrays arrays = {master, state1, state2, gradient, copy_of(piece, memory)};
+    const float* partial = (const float*)((u64)memory + piece.partial);
+    if (piece.width == 4) change<4>(piece, partial, scalars, arrays);
+    else change<1>(piece, partial, scalars, arrays);
 }
 
 #else
-
-// The same end of a step without parameters to update: one block.
-KERNEL(THREADS, 1)
-finish_step(Control* control, const float* RESTRICT image_loss, const int* RESTRICT image_hit, float* RESTRICT losses,
-            int* RESTRICT hits) {
-    wait_for_kernels_before();
-    const Control step = *control;
-    sum_losses(step, image_loss, image_hit, losses, hits);
-    sync_block();
-    if (threadIdx.x == 0) advance(control, step);
-}
 
 // Masters to working copies, after others than the update have changed them.
 KERNEL(THREADS, 4)

@@ -26,8 +26,8 @@ constexpr bool HAS_STATE1 = RULE == RMSPROP || RULE == ADAM || RULE == ADAMW || 
 constexpr bool HAS_STATE2 = RULE == ADAM || RULE == ADAMW || (RULE == RMSPROP && MOMENTUM);
 
 // This step's numbers, out of those of all steps. To be called once: ``mine`` then stays in registers.
-DEVICE void load_scalars(float (&mine)[SCALARS], const float* all, const Control* control) {
-    const float* row = all + (long long)SCALARS * control->position;
+DEVICE void load_scalars(float (&mine)[SCALARS], const float* all, int position) {
+    const float* row = all + (long long)SCALARS * position;
 #pragma unroll
     for (int i = 0; i < SCALARS; i++) mine[i] = row[i];
 }

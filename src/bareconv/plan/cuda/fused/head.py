@@ -93,7 +93,9 @@ class HeadBlock:
                 self._gradients.append(step.like(node.output, f"d {node.output.name}"))
                 operands[f"dz_{i}"] = self._gradients[i]
         operands |= {"image_loss": step.image_loss, "image_hit": step.image_hit}
-        if not step.training:
+        if step.training:
+            operands["position"] = step.position
+        else:
             operands["logits"] = step.tensor(self.output)
         step.launch(self._kernel, **{name: operands[name] for name in self._kernel.operands if name in operands})
 
