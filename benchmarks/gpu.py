@@ -59,7 +59,7 @@ VARIANTS = (
     "channels_last compile *",
 )
 # torch.compile times hundreds of kernels for each of them, one at a time on the GPU, whoever asks: all cases' together
-# take longer than all else.
+# take longer than all else. What was not ready in time lies in its cache, for a run with --add.
 COMPILED = ("basic:256:bfloat16", "resnet9:512:bfloat16")
 # What a sanitizer has to report of tests/harness/planted.py.
 PLANTED = {

@@ -394,9 +394,9 @@ def gpu_section(name: str) -> str:
         f"Training steps on one {gpu_name(result)}, all candidates by turns in one go, each in a process of its own "
         "with the same weights and batches, their first losses compared; median of the blocks, in brackets the 95% "
         f"interval. {versions(result)}. PyTorch's best is the fastest of eager, CUDA graphs of the whole step and "
-        "torch.compile, in both layouts and, in bfloat16, with autocast and with a copy of the weights in bfloat16. "
-        f"From [{GPU}.json](benchmarks/results/{GPU}.json) ({str(result.get('commit'))[:10]}), by "
-        "`benchmarks/gpu.py`; [docs/gpu.md](docs/gpu.md) has the rest, and how near each kernel comes to what the GPU "
+        "torch.compile (max-autotune, and a CUDA graph), by the variants that [docs/gpu.md](docs/gpu.md#all-candidates) "
+        f"names. From [{GPU}.json](benchmarks/results/{GPU}.json) ({str(result.get('commit'))[:10]}), "
+        "by `benchmarks/gpu.py`; [docs/gpu.md](docs/gpu.md) has the rest, and how near each kernel comes to what the GPU "
         "can do.",
         "",
         *uncompiled_text(result),
@@ -414,6 +414,36 @@ def is_compiled(side: Side) -> bool:
 def has_compiled(group: dict[str, Any]) -> bool:
     """Whether torch.compile has a figure there."""
     return any(is_compiled(side) for side in measured(group, ours=False))
+
+
+MODES = {
+    "eager": "eager",
+    "graph": "a CUDA graph of the whole step",
+    "compile": "torch.compile (max-autotune, and a CUDA graph)",
+}
+MIXED = {
+    None: "in float32 and tf32",
+    "autocast": "in bfloat16 with autocast",
+    "copy": "in bfloat16 with a copy of the weights",
+}
+
+
+def tried_words(result: dict[str, Any]) -> str:
+    """Which of PyTorch's variants were tried, by mode."""
+    tries = [one["options"] for group in result["peers"] for one in group["candidates"] if not one["ours"]]
+    tries += [
+        one["options"] for group in result["peers"] for side in group["candidates"] for one in side.get("tries", [])
+    ]
+    words = []
+    for mode, name in MODES.items():
+        kinds = []
+        for mixed, how in MIXED.items():
+            layouts = {one["layout"] for one in tries if (one["mode"], one["mixed"]) == (mode, mixed)}
+            if layouts:
+                kinds.append(f"{how} {' and '.join(f'`{layout}`' for layout in sorted(layouts))}")
+        if kinds:
+            words.append(f"{name}: {', '.join(kinds)}")
+    return "; ".join(words)
 
 
 def uncompiled_text(result: dict[str, Any]) -> list[str]:
@@ -548,11 +578,24 @@ def start_text(result: dict[str, Any]) -> str:
                     (f"PyTorch's best ({theirs[0].entry['variant']})", theirs[0].entry["throughput"]),
                 )
             ]
+            again = is_compiled(theirs[0]) and compiled_before(result, f"{group['model']}:")
             return (
                 f"From the start of its process to its first measured step, on `{group['model']}` with batches of "
-                f"{group['batch_size']:,}: {'; '.join(words)}, while others got ready beside them."
+                f"{group['batch_size']:,}: {'; '.join(words)}, while others got ready beside them"
+                f"{', with what an earlier run had left in its cache' if again else ''}."
             )
     return ""
+
+
+def compiled_before(result: dict[str, Any], model: str) -> bool:
+    """Whether an earlier run, whose result this one was added to, had that model compiled on the same machine, too."""
+    runs = 0
+    settings = result["settings"]
+    while settings is not None:
+        timed = not (settings["no_timing"] or settings["no_compile"])
+        runs += timed and any(case.startswith(model) for case in settings["compile_words"])
+        settings = settings.get("earlier")
+    return runs > 1
 
 
 def gpu_peers(name: str) -> str:
@@ -580,7 +623,8 @@ def gpu_peers(name: str) -> str:
                 f"{'' if one['ours'] else scientific(one.get('loss_difference'))} |"
             )
     lines += ["", f"{gpu_name(result)}, {versions(result)}: {gpu_link(result)}. Of each of PyTorch's modes the fastest"]
-    lines[-1] += " variant is shown; the others' figures are in the file, beside it as its tries."
+    lines[-1] += " variant is shown; the others' figures are in the file, beside it as its tries. Tried were "
+    lines[-1] += f"{tried_words(result)}."
     if result.get("notes"):
         lines += ["", *(f"- {note}" for note in result["notes"])]
     return "\n".join(lines) + "\n"

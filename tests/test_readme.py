@@ -177,7 +177,7 @@ def candidate(step, *, batch, ours=False, mode=None, ratio=None, seconds=(0.1,))
         "name": "plan" if ours else "pytorch",
         "variant": "" if ours else f"channels_last {mode}",
         "ours": ours,
-        "options": {} if ours else {"mode": mode},
+        "options": {} if ours else {"mode": mode, "layout": "channels_last", "mixed": None},
         "status": "measured",
         "error": None,
         "first_losses": [2.3],
@@ -284,6 +284,7 @@ def test_blocks_of_a_gpu(tmp_path, monkeypatch):
     peers = script.gpu_peers("gpu peers")
     assert peers.count("| `basic` |") == 12
     assert "- A note." in peers
+    assert "its tries. Tried were eager: in float32 and tf32 `channels_last`; a CUDA graph of the whole step: " in peers
     rooflines = script.gpu_rooflines("gpu rooflines")
     assert "| forward | `stem` | 2 launches | 20.0 µs | 100% | mma.sync bf16 | 40% |" in rooflines
     assert "| memcheck: -m pytest | passed | 61.0 s | ERROR SUMMARY: 0 errors |" in script.gpu_parts("gpu parts")
@@ -305,6 +306,23 @@ def test_what_torch_compile_has_no_figure_for(tmp_path, monkeypatch):
     assert "and was not ready in time for 1 more." in words
     groups[:] = groups[:2]
     assert script.uncompiled_text(result) == []
+
+
+def test_what_compiles_again_says_so():
+    script, result = readme_script(), made_up()
+    result["peers"][0]["candidates"].append(candidate(70.0, batch=64, mode="compile", ratio=1.2))
+    settings = {"no_timing": False, "no_compile": False, "compile_words": ["basic:64:bfloat16"]}
+    for earlier, again in (
+        (None, False),
+        ({**settings, "no_timing": True}, False),
+        ({**settings, "no_compile": True}, False),
+        ({**settings, "compile_words": ["small:64:bfloat16"]}, False),
+        ({**settings, "compile_words": ["small:64:bfloat16"], "earlier": settings}, True),
+    ):
+        result["settings"] = {**settings, "earlier": earlier}
+        text = script.start_text(result)
+        assert "PyTorch's best (channels_last compile) 1.50 s, and 500 ms of compiling" in text
+        assert text.endswith("with what an earlier run had left in its cache." if again else "beside them.")
 
 
 def test_seeds_of_a_gpu(tmp_path, monkeypatch):
