@@ -394,10 +394,11 @@ def gpu_section(name: str) -> str:
         f"Training steps on one {gpu_name(result)}, all candidates by turns in one go, each in a process of its own "
         "with the same weights and batches, their first losses compared; median of the blocks, in brackets the 95% "
         f"interval. {versions(result)}. PyTorch's best is the fastest of eager, CUDA graphs of the whole step and "
-        "torch.compile (max-autotune, and a CUDA graph), by the variants that [docs/gpu.md](docs/gpu.md#all-candidates) "
-        f"names. From [{GPU}.json](benchmarks/results/{GPU}.json) ({str(result.get('commit'))[:10]}), "
-        "by `benchmarks/gpu.py`; [docs/gpu.md](docs/gpu.md) has the rest, and how near each kernel comes to what the GPU "
-        "can do.",
+        "torch.compile (max-autotune, and a CUDA graph), by the variants that "
+        f"[docs/gpu.md](docs/gpu.md#all-candidates) names. From [{GPU}.json](benchmarks/results/{GPU}.json) "
+        f"({str(result.get('commit'))[:10]}), "
+        "by `benchmarks/gpu.py`; [docs/gpu.md](docs/gpu.md) has the rest, and how near each kernel comes to what the "
+        "GPU can do.",
         "",
         *uncompiled_text(result),
         goals_text(result),

@@ -165,6 +165,18 @@ def test_what_compiles_for_long_is_not_begun_without_the_time_for_it(stand_ins, 
     )
 
 
+@pytest.mark.parametrize(("wanted", "seconds"), [(100.0, 4), (0.0, 2)])
+def test_no_time_is_kept_for_what_would_not_be_begun(wanted, seconds, stand_ins, valid, monkeypatch):
+    monkeypatch.setattr(peers, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(peers, "COMPILING", {"cpu": wanted})
+    variants = {"eager": acting(trouble="hang at prepare"), "compiled": acting("compile")}
+    found = stand_ins(rival=(variants, None))
+    compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(6.2), Listener())
+    _, rival = valid(compared)["candidates"]
+    waited = re.fullmatch(r"was not ready after (\d) s, when the time was up", rival["tries"][0]["error"])
+    assert waited is not None and abs(int(waited[1]) - seconds) <= 1
+
+
 def test_who_is_fast_is_tried_briefly(stand_ins):
     found = stand_ins(rival=({"fast": acting(step=0.001), "slow": acting(step=0.02)}, None))
     compared = compare_one(WORK, [stand_in("plan", ours=True)], found, Deadline.after(60), Listener())

@@ -346,7 +346,7 @@ class _GettingReady:
             trying.seconds = min(TRY_SECONDS, deadline.left / (4 * max(1, len(every))))
         try:
             for place, wave in enumerate(waves):
-                share = deadline.part(len(wave) / sum(map(len, waves[place:])))
+                share = deadline.part(_share(waves[place:], deadline))
                 least = min(deadline.clock() + LEAST_SECONDS, deadline.at)
                 self._wave(wave, Deadline(max(share.at, least), deadline.clock), deadline)
         finally:
@@ -354,8 +354,7 @@ class _GettingReady:
                 trying.keep_the_best()
 
     def _wave(self, wave: Sequence[tuple[_Trying, Candidate]], share: Deadline, deadline: Deadline) -> None:
-        trying, first = wave[0]
-        wanted = COMPILING[trying.compared.device.partition(":")[0]] if _compiles(first) else 0.0
+        wanted = _wanted(wave)
         if deadline.left < wanted:
             for trying, candidate in wave:
                 trying.leave_out(candidate, f"{wanted:.0f} s are wanted, and {deadline.left:.0f} s were left")
@@ -494,6 +493,19 @@ class _Trying:
             if one is not None and one is not winner:
                 one.close()
         return winner
+
+
+def _wanted(wave: Sequence[tuple[_Trying, Candidate]]) -> float:
+    """Seconds, with less of which left a wave is not begun."""
+    trying, first = wave[0]
+    return COMPILING[trying.compared.device.partition(":")[0]] if _compiles(first) else 0.0
+
+
+def _share(waves: Sequence[Sequence[tuple[_Trying, Candidate]]], deadline: Deadline) -> float:
+    """Of the time that is left, what is for the first wave: none is kept for others that would not be begun with it."""
+    everyone = sum(map(len, waves))
+    later = [wave for wave in waves[1:] if deadline.left * len(wave) / everyone >= _wanted(wave)]
+    return len(waves[0]) / (len(waves[0]) + sum(map(len, later)))
 
 
 def _compiles(candidate: Candidate) -> bool:

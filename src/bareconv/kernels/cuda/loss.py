@@ -7,9 +7,7 @@ from bareconv.kernels.cuda.kernel import KEPT_BYTES, NUMBER, Kernel, Precision, 
 _THREADS = 128
 
 
-def softmax_loss(
-    precision: Precision, classes: int, batch: int, smoothing: float = 0.0
-) -> Kernel:
+def softmax_loss(precision: Precision, classes: int, batch: int, smoothing: float = 0.0) -> Kernel:
     """Each image's loss and whether its first maximum is its label, and the gradient of the mean loss.
 
     Operands: logits (batch, padded classes); labels int32 (all images), order (null: as they lie), control; dlogits, as
