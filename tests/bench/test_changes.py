@@ -249,3 +249,9 @@ def test_students_quantiles():
     """Of tables of the t distribution, two-sided, 95%."""
     for freedom, expected in ((1, 12.706), (2, 4.303), (4, 2.776), (10, 2.228), (30, 2.042), (1e6, 1.962)):
         assert quantile(freedom) == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_single_block_may_be_off_by_several_times_but_not_by_anything():
+    told = change([measured(np.zeros(1))], [measured(np.full(BLOCKS, 0.1))])
+    assert told.verdict == "ambiguous"
+    assert 3 < told.ratio.high / told.ratio.value < 30

@@ -248,6 +248,30 @@ def test_a_machine_whose_ceilings_fell_is_not_blamed_on_us():
     assert "machine itself was not equally fast" in cpu["settle"]
 
 
+def test_another_machine_is_not_blamed_on_its_pace():
+    """What it does otherwise is what the comparison is to tell."""
+    result = bench_samples.with_peers()
+    other = slowed(result, 0.5)
+    for ceiling in other["rooflines"][0]["ceilings"]:
+        ceiling["per_second"] *= 2
+    blamed = side_by_side(result, other)
+    assert blamed["machine"]
+    assert "ambiguous" in verdicts(blamed)
+    other["environment"]["cpu"]["cores_allowed"] = 16
+    made = side_by_side(result, other, force=True)
+    assert made["machine"] == []
+    assert verdicts(made, ours=True, part="throughput") == {"faster"}
+
+
+def test_what_was_not_alike_is_named():
+    result = bench_samples.throughput_only()
+    other = copy.deepcopy(result)
+    for run in other["runs"]:
+        run["throughput"]["threads"] = 16
+    labels = {one["label"] for one in side_by_side(result, other, force=True)["measurements"]}
+    assert "basic, batch 64, float32, cpu, 2 against 16 threads: plan" in labels
+
+
 @pytest.mark.parametrize(
     ("place", "value", "times"),
     [

@@ -21,7 +21,8 @@ from bareconv.report.bench import is_benchmark, sections
 from bareconv.report.bench.layers import operations_table
 from bareconv.report.bench.peers import rates_table, settings_table
 from bareconv.report.bench.raw import csv_of, taken
-from bareconv.report.bench.sweeps import points_table
+from bareconv.report.bench.roofline import ceiling_remarks
+from bareconv.report.bench.sweeps import fit_table, points_table
 from bareconv.report.page import render
 from bareconv.report.sections import Download, Fold, Prose, Section, Table
 
@@ -215,6 +216,42 @@ def test_doubts_are_said() -> None:
     assert "its steps had not become steady before the first block" in render(bench.result(gpu=False, runs=[unwarmed]))
     disturbed = bench.conditions(gpu=False, remarks=["Another program took a fifth of the cores."])
     assert '<p class="note">Another program' in render(bench.result(gpu=False, conditions=disturbed))
+
+
+def test_a_step_that_takes_another_time_elsewhere_is_no_secret() -> None:
+    found, run = bench.rooflines("cpu"), bench.run(bench.CPU_KEYS[0])
+    step = found["steps"][0]
+    for seconds, said in ((0.8, "20% less: "), (1.3, "30% more: "), (1.02, "")):
+        run["throughput"]["images_per_second"] = run["batch_size"] / (seconds * step["step_seconds"])
+        asides = [
+            block.text
+            for block in section(bench.result(gpu=False, runs=[run], rooflines=[found]), "layers").blocks
+            if isinstance(block, Prose)
+        ]
+        assert any("By turns with others it takes" in text for text in asides) is bool(said)
+        assert any(said in text for text in asides)
+
+
+def test_odd_ceilings_are_remarked() -> None:
+    def ceiling(name: str, threads: int, per_second: float) -> dict[str, Any]:
+        return {"name": name, "unit": "byte", "per_second": per_second, "how": "copying", "threads": threads}
+
+    def remarks(*ceilings: dict[str, Any]) -> list[str]:
+        return ceiling_remarks([{"device": "cpu", "ceilings": ceilings}])
+
+    plain = [ceiling("L3 cache", 1, 10e9), ceiling("L3 cache", 8, 50e9), ceiling("memory", 8, 40e9)]
+    assert remarks(*plain) == []
+    (said,) = remarks(*plain, ceiling("L3 cache", 16, 30e9))
+    assert said.startswith("CPU: 16 threads reach less than fewer of them (L3 cache 60% of what 8 reach).")
+    (said,) = remarks(*plain, ceiling("memory", 1, 12e9))
+    assert said.startswith("CPU: memory was faster than the last cache (threads: 1).")
+
+
+@pytest.mark.parametrize(("error", "mark"), [(0.1, ""), (0.35, "poor fit")])
+def test_a_poor_fit_is_marked(error: float, mark: str) -> None:
+    sweep = bench.with_peers()["sweeps"][0]
+    sweep["curves"][0]["fit"]["largest_error"] = error
+    assert fit_table(sweep).rows[0][-1].mark == mark
 
 
 def test_a_result_of_the_first_kind_of_benchmark_still_has_a_page() -> None:

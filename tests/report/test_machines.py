@@ -102,13 +102,59 @@ def test_lines_have_short_names() -> None:
 
 def test_tables_have_a_column_for_each() -> None:
     results = [("t4.json", bench.with_gpu()), ("two-cores.json", bench.with_peers())]
-    for table in (rates_table(results), machines_table(results)):
-        assert [column.name for column in table.columns][1:] == ["t4", "two-cores"]
-        assert all(len(row) == 3 for row in table.rows)
+    table = machines_table(results)
+    assert [column.name for column in table.columns][1:] == ["t4", "two-cores"]
+    assert all(len(row) == 3 for row in table.rows)
     rows = {row[0].text: [cell.text for cell in row[1:]] for row in machines_table(results).rows}
     assert rows["GPU"] == ["NVIDIA T4", "none"]
     assert rows["Unstable"] == ["1 of 84 figures", "2 of 52 figures"]
-    assert rows["Energy for 1,000 images"] == ["GPU 3.10 J", "–"]
+    assert rows["Energy for 1,000 images"] == ["GPU float32 3.10 J", "–"]
+
+
+def test_rates_have_a_column_for_each_device_of_each_result() -> None:
+    other = lone(CPU, 100.0, cpu="Other CPU")
+    quick = lone(GPU, 9000.0, gpu="NVIDIA H200")
+    quick["runs"] += [*lone(CPU, 300.0)["runs"], *lone(TF32, 12000.0)["runs"], *lone(CPU, 1.0, batch=512)["runs"]]
+    quick["runs"][1]["throughput"]["noise"]["stable"] = False
+    table = rates_table([("a.json", other), ("b.json", quick)])
+    assert [column.name for column in table.columns] == [
+        "Images a second",
+        "two cores of Other",
+        "two cores of Some",
+        "H200",
+    ]
+    (row,) = table.rows  # of tf32, and of batches of 512, one result alone has figures
+    assert [cell.text for cell in row] == ["basic, batches of 64, float32", "100/s", "300/s", "9,000/s"]
+    assert [cell.mark for cell in row] == ["", "", "unstable", ""]
+    assert row[1].note == "99.0 to 101"
+
+
+def test_rates_in_precisions_that_are_not_shared() -> None:
+    results = [("a.json", lone(CPU, 100.0)), ("b.json", lone(TF32, 9000.0, gpu="NVIDIA H200", cpu="Other CPU"))]
+    table = rates_table(results)
+    (row,) = table.rows
+    assert [cell.text for cell in row] == ["basic, batches of 64", "100/s", "9,000/s"]
+    assert [cell.note for cell in row][1:] == ["99.0 to 101, float32", "8,910 to 9,090, tf32"]
+
+
+def test_what_the_headline_rests_on_says_how_many_have_it() -> None:
+    results = [("a.json", lone(CPU, 100.0)), ("b.json", lone(CPU, 300.0, cpu="Other CPU"))]
+    assert headline(results).basis[0].text == "what all 2 have of `basic` with batches of 64"
+    results[0][1]["runs"][0]["throughput"]["noise"]["stable"] = False
+    found = headline([*results, ("c.json", samples.both())])
+    assert found.basis[0].text == "what 2 of the 3 results have of `basic` with batches of 64"
+    assert [bar.detail for bar in found.bars] == ["297 to 303", "99.0 to 101, unstable"]
+
+
+def test_every_result_says_its_own_sentence() -> None:
+    """A comparison of two engines, too, which is no benchmark."""
+    both = samples.both()
+    said = headline([("a.json", lone(CPU, 100.0)), ("b.json", both)]).also
+    assert len(said) == 2
+    assert said[1].startswith("b: The ")
+    assert " than this CPU" in said[1] or " this CPU" in said[1]
+    empty = {**both, "runs": [], "parity": []}
+    assert [one.partition(":")[0] for one in headline([("a.json", lone(CPU, 100.0)), ("b.json", empty)]).also] == ["a"]
 
 
 @pytest.mark.parametrize("same", [False, True])

@@ -8,6 +8,7 @@ import bench_samples as bench
 import pytest
 
 from bareconv.report import ratios
+from bareconv.report.candidates import pretty
 from bareconv.report.headline import Headline
 from bareconv.report.ratios import Ratio, along, over, times
 from bareconv.report.verdict import UNSTABLE, verdict
@@ -203,3 +204,21 @@ def test_ratios_of_blocks_are_paired() -> None:
 
 def test_curves_without_a_common_value_have_no_ratio() -> None:
     assert along(curve("cpu", {1: 5.0}), curve("cuda:0", {2: 5.0})) is None
+
+
+def test_who_was_not_measured_at_its_best_is_named() -> None:
+    result = bench.with_peers()
+    group = result["peers"][0]
+    rivals = [one for one in group["candidates"] if not one["ours"] and one["variant"] != "default"]
+    slowest = min(rivals, key=lambda one: one.get("throughput", {}).get("images_per_second", float("inf")))
+    assert not any("not measured" in sentence for sentence in all_words(result))
+    slowest |= {"status": "interrupted", "error": "was not ready"}
+    del slowest["throughput"], slowest["ratio"]
+    name = pretty(slowest["name"])
+    assert f"{name} at its best was not measured." in all_words(result)
+
+
+def all_words(result: dict[str, Any]) -> list[str]:
+    found = verdict(result)
+    assert found is not None
+    return [*found.lead, *found.also]

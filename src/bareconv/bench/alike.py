@@ -16,6 +16,7 @@ from bareconv.bench.measurements import Key, Measurement
 
 PACKAGES = ("numpy", "llvmlite")  # that our engines compute with, on a CPU
 GPU_PACKAGES = ("cupy",)
+MACHINE = ("CPU", "cores", "GPU")  # names of differences that only another machine, or another share of it, makes
 SETTINGS = ("lr", "image_shape", "seed")  # on which the work of a step depends, beside what a measurement's key has
 
 _PYTHON = re.compile(r"\S+ \d+\.\d+")  # CPython 3.11: a patch changes no speed

@@ -195,7 +195,7 @@ def _of_blocks(value: float, sides: Sequence[Array], between: float) -> Level:
     """The level of one side, or of the second less the first, whose i-th blocks belong together."""
     count = len(sides[0])
     if count == 1:  # nothing says how much it may be off: by half, or twice
-        return Level(value, Part(math.log(2) ** 2, 1), Part(0.0), between)
+        return Level(value, Part(math.log(2) ** 2, PARTS - 1), Part(0.0), between)
     correction = count / (count - 1)
     if len(sides) == 2:  # both at the same time: what is slow and of one alone is in longer runs of neighbours
         blocks = correction * _variance(sides, round(math.sqrt(count)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bareconv.bench.alike import Difference, differences, unlike
+from bareconv.bench.alike import MACHINE, Difference, differences, unlike
 from bareconv.bench.changes import AMBIGUOUS, MARGIN, SLOWER, Change, change
 from bareconv.bench.estimates import Estimate, median
 from bareconv.bench.measurements import Key, Measurement, measurements
@@ -40,6 +40,13 @@ class Pair:
     after: list[Measurement]
 
     @property
+    def label(self) -> str:
+        """What was measured, in a person's words, with what the two sides did not have alike."""
+        own, other = self.key, self.after[0].key
+        precisions = list(dict.fromkeys([own.precision, other.precision]))
+        return own.worded(" against ".join(precisions), [own.threads, other.threads])
+
+    @property
     def is_control(self) -> bool:
         """Whether it is another library, in the same version on both sides: no change of ours could move it."""
         return not self.before[0].ours and not any(unlike(self.before[0], one) for one in self.after)
@@ -50,7 +57,8 @@ def diff(
 ) -> dict[str, Any]:
     """The ``diff`` object of a result; ``result.schema.json`` says what is in it.
 
-    Where environments or settings differ nothing is compared, unless by ``force``. Raises UsageError where both sides
+    Where environments or settings differ nothing is compared, unless by ``force``: then of two machines the difference
+    is told, and of one machine what became of it beside what its own pace explains. Raises UsageError where both sides
     have no measurement in common, or the margin is none.
     """
     if not 0 < margin < 1:
@@ -66,7 +74,10 @@ def diff(
             found += unlike(pair.before[0], one)
     found = list(dict.fromkeys(found))
     compared = force or not found
-    measured, pace = _compared(pairs, baseline, results, margin) if compared else ([], [])
+    # Another machine's pace is no noise: it is what the comparison is to tell.
+    same = not any(difference.what in MACHINE for difference in found)
+    known = paces([one.result for one in baseline], [one.result for one in results]) if same else []
+    measured, pace = _compared(pairs, known, same, margin) if compared else ([], [])
     changes = [one for _, one in measured]
     return {
         "baseline": [source.record() for source in baseline],
@@ -98,12 +109,12 @@ def listed(found: Iterable[Mapping[str, str]]) -> str:
 
 
 def _compared(
-    pairs: Sequence[Pair], baseline: Sequence[Source], results: Sequence[Source], margin: float
+    pairs: Sequence[Pair], known: Sequence[Pace], peers_tell: bool, margin: float
 ) -> tuple[list[tuple[Pair, Change]], list[Pace]]:
-    """Every pair with its change, and what is known of the machine's own pace."""
-    known = paces([source.result for source in baseline], [source.result for source in results])
+    """Every pair with its change, and what is known of the machine's own pace, to which peers may add."""
+    known = list(known)
     for pair in pairs:
-        if pair.is_control:
+        if pair.is_control and peers_tell:
             own = change(pair.before, pair.after, margin)
             told = None if own.by_turns else from_peer(pair.key, own)
             known += [told] if told is not None else []
@@ -148,7 +159,7 @@ def _record(pair: Pair, one: Change) -> dict[str, Any]:
     settle = {"settle": one.settle} if one.verdict == AMBIGUOUS else {}
     return {
         **{name: value for name, value in vars(key).items() if value is not None},
-        "label": key.label,
+        "label": pair.label,
         "ours": pair.before[0].ours,
         "baseline": dataclasses.asdict(_rate(pair.before)),
         "result": dataclasses.asdict(_rate(pair.after)),

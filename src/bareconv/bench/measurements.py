@@ -6,7 +6,7 @@ A rate is work done a second: images, or for a rung of the ladder runs of a whol
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +40,14 @@ class Key:
     @property
     def label(self) -> str:
         """In a person's words: "basic, batch 64, float32, cpu, 2 threads: plan"."""
-        words = [self.model, f"batch {self.batch_size}", self.precision, self.device]
-        if self.threads is not None:
-            words.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+        return self.worded(self.precision, [self.threads])
+
+    def worded(self, precision: str, threads: Sequence[int | None]) -> str:
+        """The label with these words for the precision, and the threads of one side or of both."""
+        words = [self.model, f"batch {self.batch_size}", precision, self.device]
+        numbers = [number for number in dict.fromkeys(threads) if number is not None]
+        if numbers:
+            words.append(f"{' against '.join(map(str, numbers))} thread{'s' if numbers[-1] > 1 else ''}")
         if self.axis is not None and self.axis != "batch_size":
             words.append(f"{self.axis.replace('_', ' ')} {self.value:g}")
         where = "" if self.part == THROUGHPUT else f"{self.part}: "

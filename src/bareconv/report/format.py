@@ -6,7 +6,7 @@ Every function takes a number or None and returns text; None, NaN and infinities
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeGuard
 
 MISSING = "–"
@@ -127,6 +127,11 @@ def between(low: float, high: float, text: Callable[[float], str]) -> str:
 def within(estimate: Mapping[str, float], text: Callable[[float], str]) -> str:
     """A figure with its interval (``value``, ``low`` and ``high``): "3.31× (3.25 to 3.44×)"."""
     return f"{text(estimate['value'])} ({between(estimate['low'], estimate['high'], text)})"
+
+
+def listed(texts: Sequence[str]) -> str:
+    """In a sentence: "a", "a and b", "a, b and c"."""
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def number_word(x: int) -> str:

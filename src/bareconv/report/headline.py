@@ -21,6 +21,8 @@ from bareconv.report.runs import (
     same_accuracy,
 )
 
+NOTHING_SAID = "A result of bareconv"  # the title of what has no figures
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -80,7 +82,7 @@ def headline(result: dict[str, Any]) -> Headline:
         title = f"{failed} of {checked} failed" if failed else f"{checked} passed, none failed"
         lead = []
     else:
-        title, lead = "A result of bareconv", _parity(result)
+        title, lead = NOTHING_SAID, _parity(result)
     return Headline(title, [sentence for sentence in lead if sentence], measure, bars)
 
 

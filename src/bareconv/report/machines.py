@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import End, candidate_looks, draw_line, end_labels, set_ticks
 from bareconv.report.bench.sweeps import axis_count
-from bareconv.report.candidates import Who, colour, who, who_ran
+from bareconv.report.candidates import Who, colour, device_word, who, who_ran
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
-from bareconv.report.headline import Bar, Basis, Headline
+from bareconv.report.headline import NOTHING_SAID, Bar, Basis, Headline
+from bareconv.report.headline import headline as headline_of
 from bareconv.report.marks import set_log, titles
 from bareconv.report.ratios import Measured, Ratio, measured, times
 from bareconv.report.sections import (
@@ -42,6 +43,7 @@ from bareconv.report.steadiness import figures as figures_of
 from bareconv.report.sweep import UNSTABLE, points
 from bareconv.report.table import environment_rows
 from bareconv.report.verdict import batch_sweeps, verdict
+from bareconv.training.precision import PRECISIONS
 
 Result = Mapping[str, Any]
 Named = tuple[str, Result]  # a file's name with its result
@@ -182,20 +184,28 @@ def headline(results: Sequence[Named]) -> Headline:
             side.one.gpu,
             fmt.rate(side.rate.value),
             side.rate.value / first.rate.value,
-            fmt.between(side.rate.low, side.rate.high, lambda x: fmt.rate(x).removesuffix("/s")),
+            fmt.between(side.rate.low, side.rate.high, lambda x: fmt.rate(x).removesuffix("/s"))
+            + ("" if side.rate.stable else ", unstable"),
         )
         for side in (first, *others)
     ]
-    basis = [Basis(f"what all {len(others) + 1} have of `{model}` with batches of {fmt.count(batch)}", "machines")]
+    having = len(others) + 1
+    which = f"what all {having}" if having == len(results) else f"what {having} of the {len(results)} results"
+    basis = [Basis(f"{which} have of `{model}` with batches of {fmt.count(batch)}", "machines")]
     measure = f"Images a second, batches of {fmt.count(batch)}"
     return Headline(title, lead, measure, bars, own_verdicts(results), basis)
 
 
 def own_verdicts(results: Sequence[Named]) -> list[str]:
     """Each result's own sentence."""
-    called = short_names(results)
-    both = [(name, verdict(result)) for name, (_, result) in zip(called, results, strict=True)]
-    return [f"{name}: {found.title}." for name, found in both if found is not None]
+    both = [(name, own_verdict(result)) for name, (_, result) in zip(short_names(results), results, strict=True)]
+    return [f"{name}: {title}." for name, title in both if title]
+
+
+def own_verdict(result: Result) -> str:
+    """What a result says by itself; empty where that is nothing."""
+    found = verdict(result) or headline_of({**result, "runs": [r for r in result["runs"] if "throughput" not in r]})
+    return found.title if found.title != NOTHING_SAID else ""
 
 
 def sections(results: Sequence[Named]) -> list[Section]:
@@ -211,7 +221,9 @@ def sections(results: Sequence[Named]) -> list[Section]:
             )
         )
     found = [Section("curves", "Throughput by batch size", "Batch size", blocks)] if blocks else []
-    found.append(Section("machines", "Side by side", "Side by side", [rates_table(results), machines_table(results)]))
+    shared = rates_table(results)
+    beside = shared if shared.rows else Prose("No two of these results have a figure of the same workload.")
+    found.append(Section("machines", "Side by side", "Side by side", [beside, machines_table(results)]))
     found.append(Section("differences", "What differs", "Differences", _differences(results)))
     found.append(Section("raw", "The results", "Results", _downloads(results)))
     return found
@@ -290,28 +302,61 @@ def machines_words(results: Sequence[Named], model: str) -> Words:
 
 
 def rates_table(results: Sequence[Named]) -> Table:
-    """A row for each workload that two results or more have; in each cell that result's fastest side."""
-    number = Counter(workload for _, result in results for workload in rates(result))
-    rows = []
-    for workload in sorted(w for w, times_ in number.items() if times_ > 1):
-        row = [Cell(f"{workload[0]}, batches of {fmt.count(workload[1])}")]
-        for _, result in results:
-            found = rates(result).get(workload)
-            if not found:
-                row.append(Cell(fmt.MISSING))
-                continue
-            one, rate = max(found, key=lambda side: side[1].value)
-            interval = fmt.between(rate.low, rate.high, lambda x: fmt.rate(x).removesuffix("/s"))
-            row.append(
-                Cell(
-                    fmt.rate(rate.value),
-                    note=f"{interval}, {one.precision}",
-                    device=colour(one),
-                    mark="" if rate.stable else UNSTABLE,
-                )
-            )
-        rows.append(row)
-    return Table("Fastest rates of all machines", [Column("Images a second"), *figures(*short_names(results))], rows)
+    """A row for each workload and precision that two results or more have; a column for each device of each result.
+
+    Where no precision is shared, a workload has one row, of each result's fastest.
+    """
+    every = [rates(result) for _, result in results]
+    known = {
+        (place, one.device): one
+        for place, found in enumerate(every)
+        for sides in found.values()
+        for one, _ in reversed(sides)
+    }
+    rows: list[tuple[str, dict[tuple[int, str], Side]]] = []
+    for workload in sorted({workload for found in every for workload in found}):
+        sides = [Side(place, one, rate) for place, found in enumerate(every) for one, rate in found.get(workload, ())]
+        places = {precision: {s.place for s in sides if s.one.precision == precision} for precision in PRECISIONS}
+        title = f"{workload[0]}, batches of {fmt.count(workload[1])}"
+        shared = [precision for precision in PRECISIONS if len(places[precision]) > 1]
+        for precision in shared:
+            rows.append((f"{title}, {precision}", _by_device([s for s in sides if s.one.precision == precision])))
+        if not shared and len({side.place for side in sides}) > 1:
+            rows.append((title, _by_device(sides)))
+    columns = [key for key in sorted(known) if any(key in found for _, found in rows)]
+    return Table(
+        "Images a second of all machines",
+        [Column("Images a second"), *figures(*(side_name(results, place, known[place, on]) for place, on in columns))],
+        [
+            [
+                Cell(title),
+                *(
+                    _rate_cell(found.get(key), len({side.one.precision for side in found.values()}) > 1)
+                    for key in columns
+                ),
+            ]
+            for title, found in rows
+        ],
+    )
+
+
+def _by_device(sides: Sequence[Side]) -> dict[tuple[int, str], Side]:
+    """The fastest of each device of each result."""
+    return {(side.place, side.one.device): side for side in sorted(sides, key=lambda side: side.rate.value)}
+
+
+def _rate_cell(side: Side | None, mixed: bool) -> Cell:
+    """Of a row, that is ``mixed`` where its sides are in several precisions."""
+    if side is None:
+        return Cell(fmt.MISSING)
+    rate, engine = side.rate, side.one.name
+    interval = fmt.between(rate.low, rate.high, lambda x: fmt.rate(x).removesuffix("/s"))
+    return Cell(
+        fmt.rate(rate.value),
+        note=", ".join([interval, *([side.one.precision] if mixed else []), *([engine] if engine != "plan" else [])]),
+        device=colour(side.one),
+        mark="" if rate.stable else UNSTABLE,
+    )
 
 
 def machines_table(results: Sequence[Named]) -> Table:
@@ -339,8 +384,7 @@ def machines_table(results: Sequence[Named]) -> Table:
 def _clocks(result: Result) -> str:
     entries = result.get("clocks", ())
     return "; ".join(
-        f"{'GPU' if one['device'] != 'cpu' else 'CPU'} {one['model']} {fmt.seconds(one['warm']['whole_seconds'])}"
-        for one in entries
+        f"{device_word(one['device'])} {one['model']} {fmt.seconds(one['warm']['whole_seconds'])}" for one in entries
     )
 
 
@@ -348,7 +392,8 @@ def _energy(result: Result) -> str:
     known = [one for one in result.get("energy", ()) if one.get("joules_per_1000_images") is not None]
     ours = [one for one in known if who(one).ours]
     return "; ".join(
-        f"{'GPU' if one['device'] != 'cpu' else 'CPU'} {fmt.metric(one['joules_per_1000_images'], 'J')}" for one in ours
+        f"{device_word(one['device'])} {one['precision']} {fmt.metric(one['joules_per_1000_images'], 'J')}"
+        for one in ours
     )
 
 
@@ -399,11 +444,11 @@ def _shortened(text: str, longest: int = 160) -> str:
 def _downloads(results: Sequence[Named]) -> list[Block]:
     blocks: list[Block] = []
     for called, (name, result) in zip(short_names(results), results, strict=True):
-        found = verdict(result)
+        found = own_verdict(result)
         content = json.dumps(result, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
         blocks += [
             Heading(called),
-            *([Prose(f"{found.title}.")] if found is not None else []),
+            *([Prose(f"{found}.")] if found else []),
             Prose(result["command"], "aside"),
             Download(
                 PurePath(name).name, "application/json", content.encode("utf-8", "replace"), "The whole result, JSON"

@@ -8,10 +8,10 @@ from typing import Any
 from bareconv.report import format as fmt
 from bareconv.report import steadiness
 from bareconv.report.bench.clocks import clocks_chart, phases_table, sentences
-from bareconv.report.bench.layers import layers_chart, nodes_table, workload_title, workloads
+from bareconv.report.bench.layers import doubts, layers_chart, nodes_table, workload_title, workloads
 from bareconv.report.bench.learning import learning_chart
 from bareconv.report.bench.peers import rates_table
-from bareconv.report.bench.roofline import ceilings_table, roofline_chart
+from bareconv.report.bench.roofline import ceiling_remarks, ceilings_table, roofline_chart
 from bareconv.report.bench.sweeps import fit_table, points_table, throughput_chart
 from bareconv.report.candidates import group_title, pretty
 from bareconv.report.canvas import NothingToShow, png
@@ -138,9 +138,11 @@ def _layers(result: Result, images: str) -> list[str]:
             "",
             table(nodes_table(group)),
             "",
+            *(f"{text}\n" for text in doubts(group, result)),
         ]
         lines += [f"![The roofline of each operation]({images}roofline-{place}.png)", ""]
-        lines += [table(ceilings_table([found for found, _ in group])), ""]
+        devices = [found for found, _ in group]
+        lines += [table(ceilings_table(devices)), "", *(f"{text}\n" for text in ceiling_remarks(devices))]
     return lines
 
 

@@ -140,17 +140,12 @@ def _devices_sentence(
         if behind[-1] < crossing["value"]:
             return f"{sentence}; up to batch {fmt.count(size)} the CPU wins"
         return f"{sentence}; above batch {fmt.count(size)} the CPU wins"
-    return f"{sentence}; at batch {_listed(behind)} the CPU wins"
+    return f"{sentence}; at batch {fmt.listed([fmt.count(x) for x in behind])} the CPU wins"
 
 
 def _in(gpu: Who, cpu: Who) -> str:
     """The precision, where the two do not compute in the same."""
     return f" in {gpu.precision}" if gpu.precision != cpu.precision else ""
-
-
-def _listed(values: list[float]) -> str:
-    texts = [fmt.count(x) for x in values]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def _uncertainty(ratio: Along, crossing: Part | None) -> str:
@@ -288,9 +283,11 @@ def _peers(result: Mapping[str, Any]) -> Headline | None:
         sides = [(one, m) for one, _, c in everyone(group) if (m := measured(c.get("throughput", {})))]
         text = f"{_beside(result, one, group, peer, ratio)} ({_faster(ratio).interval()})"
         at = f"Batches of {fmt.count(group['batch_size'])}, {group['precision']}: "
+        missing = not_measured(group)
         more = [
             at + f"{fmt.rate(mine.value, 'images')} ({fmt.between(mine.low, mine.high, _plain)}), beside "
             f"{fmt.rate(peer['throughput']['images_per_second'], 'images')}; in brackets 95% intervals.",
+            *([f"{missing}."] if missing else []),
             *([UNSTABLE] if not ratio.stable else []),
         ]
         blocks = sum(len(m.rates) for _, m in sides)
@@ -308,10 +305,28 @@ def _other_peers(result: Mapping[str, Any]) -> list[str]:
         if found is None or ours is None:
             continue
         peer, ratio = found
-        at = f"batch {fmt.count(group['batch_size'])}, {group['precision']}"
+        at = "; ".join(
+            filter(None, (f"batch {fmt.count(group['batch_size'])}, {group['precision']}", not_measured(group)))
+        )
         text = _beside(result, who(ours, group), group, peer, ratio)
         said.append(f"{text} ({_faster(ratio).interval()}; {at}).")
     return said
+
+
+def not_measured(group: Part) -> str:
+    """Which libraries have no figure at their best for want of time: "JAX at its best was not measured"."""
+    late = [
+        pretty(one["name"])
+        for one in group["candidates"]
+        if not one["ours"]
+        and one["variant"] != "default"
+        and one["status"] == "interrupted"
+        and "throughput" not in one
+    ]
+    if not late:
+        return ""
+    several = len(late) > 1
+    return f"{fmt.listed(late)} at {'their' if several else 'its'} best {'were' if several else 'was'} not measured"
 
 
 def _beside(result: Mapping[str, Any], ours: Who, group: Part, peer: Part, ratio: Ratio) -> str:

@@ -20,6 +20,7 @@ from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Prose, Section, Table, Words, figures
 
 MOST_GROUPS = 4  # workloads with a chart
+APART = 0.05  # of a step's time, by which two measurements of it differ so that it is worth a word
 Rooflines = Mapping[str, Any]
 Step = Mapping[str, Any]
 
@@ -39,7 +40,7 @@ def layers_section(result: Mapping[str, Any]) -> Section | None:
                     lambda group=group: layers_words(group),  # type: ignore[misc]
                 )
             )
-        blocks += [Prose(text, "aside") for text in _doubts(group)]
+        blocks += [Prose(text, "aside") for text in doubts(group, result)]
         blocks.append(nodes_table(group))
         tables = [operations_table(found, step) for found, step in group]
         blocks.append(Fold(f"Every operation as numbers: {workload_title(group)}", tables))
@@ -152,8 +153,8 @@ def layers_words(group: Sequence[tuple[Rooflines, Step]]) -> Words:
     return Words(f"Bar charts of the time of each layer in one step. {'. '.join(told)}.", caption)
 
 
-def _doubts(group: Sequence[tuple[Rooflines, Step]]) -> list[str]:
-    """What takes from the trust in the parts' times."""
+def doubts(group: Sequence[tuple[Rooflines, Step]], result: Mapping[str, Any]) -> list[str]:
+    """What takes from the trust in the parts' times: their sum, and what ``result`` has of the same step elsewhere."""
     said = []
     for found, step in group:
         device = device_word(found["device"])
@@ -165,9 +166,28 @@ def _doubts(group: Sequence[tuple[Rooflines, Step]]) -> list[str]:
         cost = step.get("marks_cost")
         if cost is not None and cost > 0.1:
             text += f" Taking its time slowed the step down by {fmt.percent(cost, 0)}: do not trust the parts' times."
-        said.append(text)
+        said.append(text + _elsewhere(found, step, result))
     notes = dict.fromkeys(note for found, _ in group for note in found.get("notes", ()))
     return [" ".join(said), *notes]
+
+
+def _elsewhere(found: Rooflines, step: Step, result: Mapping[str, Any]) -> str:
+    """Where the step is also among the candidates that took turns, and took another time there."""
+    for run in result["runs"]:
+        same = run.get("engine"), run["device"], run["model"], run["batch_size"], run["precision"]
+        if "throughput" not in run or same != (
+            *(step.get("engine", "plan"), found["device"], step["model"], step["batch_size"]),
+            step["precision"],
+        ):
+            continue
+        seconds = run["batch_size"] / run["throughput"]["images_per_second"]
+        change = seconds / step["step_seconds"] - 1
+        if abs(change) > APART:
+            text = f" By turns with others it takes {fmt.seconds(seconds)}, {fmt.percent(abs(change), 0)} "
+            text += f"{'more' if change > 0 else 'less'}: that was another process, at another time"
+            learns = found["device"] == "cpu" and step.get("engine", "plan") == "plan"
+            return text + (", and a network that had learned more or less." if learns else ".")
+    return ""
 
 
 def nodes_table(group: Sequence[tuple[Rooflines, Step]]) -> Table:

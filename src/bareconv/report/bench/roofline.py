@@ -22,7 +22,7 @@ from bareconv.report.canvas import NARROW, POINT, WIDE, NothingToShow, label, ne
 from bareconv.report.marks import set_log, short, titles
 from bareconv.report.nodes import operation
 from bareconv.report.palette import LIGHT
-from bareconv.report.sections import Block, Cell, Chart, Column, Section, Table, Words, figures
+from bareconv.report.sections import Block, Cell, Chart, Column, Prose, Section, Table, Words, figures
 
 _NAMED = 12  # points with a name; all are in the table of operations
 _WAYS = (
@@ -37,6 +37,7 @@ _WAYS = (
     (0.9, -0.4),
     (-0.9, -0.4),
 )
+_ODD = 0.1  # of a ceiling, by which another that should not be above it is
 _LETTER = 4.7 * POINT  # inches that a letter of 7.5 points takes, about
 
 Rooflines = Mapping[str, Any]
@@ -59,6 +60,7 @@ def roofline_section(result: Mapping[str, Any]) -> Section | None:
             )
         )
     blocks.append(ceilings_table(rooflines))
+    blocks += [Prose(text, "aside") for text in ceiling_remarks(rooflines)]
     return Section("roofline", "How near to what the hardware can do", "Roofline", blocks)
 
 
@@ -278,3 +280,34 @@ def ceilings_table(rooflines: Sequence[Rooflines]) -> Table:
             )
     columns = [Column("Device"), Column("Ceiling"), *figures("At best"), Column("How it was measured", long=True)]
     return Table("What each device can do at best", columns, rows)
+
+
+def ceiling_remarks(rooflines: Sequence[Rooflines]) -> list[str]:
+    """What is odd about the ceilings: more threads that reach less, a memory that is faster than a cache."""
+    said = []
+    for found in rooflines:
+        by_name: dict[str, dict[int, float]] = {}
+        for ceiling in found["ceilings"]:
+            if "threads" in ceiling and ceiling["unit"] != "launch":
+                by_name.setdefault(ceiling["name"], {})[ceiling["threads"]] = ceiling["per_second"]
+        device = device_word(found["device"])
+        less = []
+        for name, rates in by_name.items():
+            most, best = max(rates), max(rates, key=lambda threads: rates[threads])
+            if rates[most] < (1 - _ODD) * rates[best]:
+                less.append(f"{name} {fmt.percent(rates[most] / rates[best], 0)} of what {best} reach")
+        if less:
+            most = max(threads for rates in by_name.values() for threads in rates)
+            said.append(
+                f"{device}: {most} threads reach less than fewer of them ({fmt.listed(less)}). Perhaps the machine "
+                "does not give each of them a core of its own, or not all the time."
+            )
+        cache, memory = by_name.get("L3 cache", {}), by_name.get("memory", {})
+        faster = [threads for threads in memory if threads in cache and memory[threads] > (1 + _ODD) * cache[threads]]
+        if faster:
+            several = fmt.listed([str(threads) for threads in sorted(faster)])
+            said.append(
+                f"{device}: memory was faster than the last cache (threads: {several}). Perhaps what was moved still "
+                "lay in a cache, or another program used it meanwhile."
+            )
+    return said

@@ -42,6 +42,8 @@ from bareconv.report.sweep import (
     without_time,
 )
 
+POOR = 0.2  # of a point, by which a fit misses it, that says: this is not how the time grows
+
 
 def sweep_sections(result: Mapping[str, Any]) -> list[Section]:
     """A section for each sweep that has a figure."""
@@ -297,7 +299,7 @@ def fit_table(sweep: Sweep) -> Table:
                 Cell(fmt.seconds(fixed["value"]), note=fmt.between(fixed["low"], fixed["high"], fmt.seconds)),
                 Cell(fmt.seconds(each["value"]), note=fmt.between(each["low"], each["high"], fmt.seconds)),
                 Cell(fmt.significant(fit["power"])),
-                Cell(fmt.percent(fit["largest_error"], 1)),
+                Cell(fmt.percent(fit["largest_error"], 1), mark="poor fit" if fit["largest_error"] > POOR else ""),
             ]
         )
     columns = [Column("A step takes"), *figures("Fixed", "and for each", "to the power", "Largest error")]
