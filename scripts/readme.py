@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -542,6 +542,9 @@ def goals_text(result: dict[str, Any]) -> str:
     return text
 
 
+REACHED = {True: "reached", False: "**missed**", None: "not measured"}
+
+
 def gpu_goals(name: str) -> str:
     """A row a goal."""
     result = gpu_result()
@@ -550,9 +553,35 @@ def gpu_goals(name: str) -> str:
     lines = ["| model | batch | precision | wanted | measured | |", "| --- | ---: | --- | --- | --- | --- |"]
     for goal, reached, found in judged(result):
         cells = [f"`{goal.model}`", f"{goal.batch_size:,}", goal.precision, goal_wanted(goal), found]
-        cells.append({True: "reached", False: "**missed**", None: "not measured"}[reached])
+        cells.append(REACHED[reached])
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| besides | wanted | measured | |", "| --- | --- | --- | --- |"]
+    for what, wanted, taken in besides():
+        reached = None if taken is None else taken <= wanted
+        shown = "no figure" if taken is None else seconds(taken)
+        lines.append(f"| {what} | at most {seconds(wanted)} | {shown} | {REACHED[reached]} |")
     return "\n".join(lines) + "\n"
+
+
+def besides() -> Iterator[tuple[str, float, float | None]]:
+    """What is asked beside the speed of steps, in seconds: how much at most, and what was measured."""
+    bench, workload = gpu_result(f"bench-{GPU}"), gpu_result(f"original-workload-{GPU}")
+    journeys = [one for one in (bench or {}).get("clocks", ()) if one["device"] != "cpu"]
+    started = "`basic`, float32: from the start of the process to the end of its first step"
+    for kind, wanted, words in (
+        ("cold", 6.0, "an empty cache of kernels"),
+        ("warm", 2.0, "the kernels of an earlier process"),
+    ):
+        taken = [until_first_step(one[kind]["phases"]) for one in journeys]
+        yield f"{started}, with {words}", wanted, min(taken, default=None)
+    loops = [run["train_seconds"] for run in (workload or {"runs": ()})["runs"] if run["device"] != "cpu"]
+    yield "the 500 steps of the original write-up's workload, 41,000 images each", 0.05, min(loops, default=None)
+
+
+def until_first_step(phases: Sequence[dict[str, Any]]) -> float:
+    """Seconds of all phases until that one is over."""
+    last = [one["name"] for one in phases].index("first step")
+    return math.fsum(one["seconds"] for one in phases[: last + 1])
 
 
 def goal_wanted(goal: Goal) -> str:

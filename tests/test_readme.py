@@ -277,7 +277,10 @@ def test_blocks_of_a_gpu(tmp_path, monkeypatch):
     assert "**torch.compile has a figure for 0 of these 4 workloads**. It takes minutes" in text
     assert "without it, and 1 of the goals below are reached against that: `basic`, batch 1,024, float32." in text
     goals = script.gpu_goals("gpu goals").splitlines()
-    assert len(goals) == 2 + len(GPU_GOALS)
+    assert len(goals) == 2 + len(GPU_GOALS) + 1 + 2 + 3
+    assert [line.rpartition(" at most ")[2] for line in goals[-3:]] == [
+        f"{most} | no figure | not measured |" for most in ("6.00 s", "2.00 s", "50.0 ms")
+    ]
     assert "| `basic` | 64 | bfloat16 | at most 60.0 µs a step | 59.0 µs a step | reached |" in goals
     assert "| `basic` | 64 | float32 | at least 1.5× PyTorch's best | 1.49× PyTorch's best | **missed** |" in goals
     assert "| `lenet5` | 64 | bfloat16 | at most 45.0 µs a step | no figure | not measured |" in goals
@@ -288,6 +291,26 @@ def test_blocks_of_a_gpu(tmp_path, monkeypatch):
     rooflines = script.gpu_rooflines("gpu rooflines")
     assert "| forward | `stem` | 2 launches | 20.0 µs | 100% | mma.sync bf16 | 40% |" in rooflines
     assert "| memcheck: -m pytest | passed | 61.0 s | ERROR SUMMARY: 0 errors |" in script.gpu_parts("gpu parts")
+
+
+def test_goals_beside_the_speed_of_steps(tmp_path, monkeypatch):
+    script = readme_script()
+    phases = [{"name": name, "seconds": 1.1} for name in ("start", "compile", "first step", "training")]
+    clocks = [
+        {"device": "cpu", "cold": {"phases": phases[2:]}, "warm": {"phases": phases[2:]}},
+        {"device": "cuda:0", "cold": {"phases": phases}, "warm": {"phases": phases[1:]}},
+    ]
+    made = {
+        "bench-h200": {"clocks": clocks},
+        "original-workload-h200": {
+            "runs": [{"device": "cpu", "train_seconds": 0.001}, {"device": "cuda:0", "train_seconds": 0.04}]
+        },
+    }
+    monkeypatch.setattr(script, "gpu_result", lambda name: made.get(name))
+    found = [(wanted, seconds and round(seconds, 3)) for _, wanted, seconds in script.besides()]
+    assert found == [(6.0, 3.3), (2.0, 2.2), (0.05, 0.04)]
+    made.clear()
+    assert [seconds for _, _, seconds in script.besides()] == [None] * 3
 
 
 def test_what_torch_compile_has_no_figure_for(tmp_path, monkeypatch):
