@@ -30,8 +30,8 @@ from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it. Energy and learning come right after the
 # peers: they go on in the processes that these have left ready. The layers come when all is compiled, which takes
-# longer than they have.
-SHARES = {"throughput": 3.0, "peers": 12.0, "energy": 5.0, "learning": 3.4, "layers": 2.0, "sweep": 5.0, "clocks": 1.5}
+# longer than they have. Clocks need enough for two whole starts on each device.
+SHARES = {"throughput": 3.0, "peers": 12.0, "energy": 5.0, "learning": 3.4, "layers": 2.0, "sweep": 5.0, "clocks": 2.5}
 LAST_WITH_SIDES = "learning"
 OF_A_GPU = 1.5  # times as much of a part's time as the CPU has: libraries have more to get ready there
 PARTS = tuple(SHARES)
