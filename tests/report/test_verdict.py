@@ -119,7 +119,7 @@ def test_a_cpu_with_peers() -> None:
     found = verdict(bench.with_peers())
     assert found is not None
     assert found.title.startswith(
-        "On these two cores bareconv trains `basic` 3.08 times as fast as PyTorch at its best ("
+        "On these two cores bareconv trains `basic` 3.08 times as fast as PyTorch at its best without torch.compile ("
     )
     ratio = bench.with_peers()["peers"][0]["candidates"][1]["ratio"]
     assert f"({ratio['low']:.2f} to {ratio['high']:.2f})" in found.title
@@ -131,8 +131,8 @@ def test_a_cpu_with_peers() -> None:
 @pytest.mark.parametrize(
     ("slower", "words"),
     [
-        (1.0, "bareconv trains `basic` 3.08 times as fast as PyTorch at its best (3.0"),
-        (0.1, "PyTorch at its best trains `basic` 3.25 times as fast as bareconv (3.25"),
+        (1.0, "bareconv trains `basic` 3.08 times as fast as PyTorch at its best without torch.compile (3.0"),
+        (0.1, "PyTorch at its best without torch.compile trains `basic` 3.25 times as fast as bareconv (3.25"),
     ],
 )
 def test_peers_as_fast_as_they_are(slower: float, words: str) -> None:
@@ -147,7 +147,7 @@ def test_a_peer_that_is_as_fast() -> None:
     group["candidates"][1]["ratio"] = {"value": 1.01, "low": 0.97, "high": 1.04}
     found = verdict(bench.result(gpu=False, peers=[group]))
     assert found is not None
-    assert "bareconv trains `basic` about as fast as PyTorch at its best (0.97 to 1.04)" in found.title
+    assert "bareconv trains `basic` about as fast as PyTorch at its best without torch.compile (0.97 " in found.title
 
 
 def test_ours_alone() -> None:
@@ -216,6 +216,29 @@ def test_who_was_not_measured_at_its_best_is_named() -> None:
     del slowest["throughput"], slowest["ratio"]
     name = pretty(slowest["name"])
     assert f"{name} at its best was not measured." in all_words(result)
+
+
+@pytest.mark.parametrize(
+    ("modes", "said"),
+    [
+        ({"graph": "measured", "compile": "measured"}, "PyTorch at its best ("),
+        ({"graph": "measured", "compile": "interrupted"}, "PyTorch at its best without torch.compile ("),
+        ({"graph": "measured", "eager": "measured"}, "PyTorch at its best without torch.compile ("),
+    ],
+)
+def test_a_best_without_what_there_was_no_time_for_says_so(modes: dict[str, str], said: str) -> None:
+    result = bench.with_peers()
+    (peer,) = [
+        one for one in result["peers"][0]["candidates"] if one["name"] == "pytorch" and one["variant"] != "default"
+    ]
+    peer["tries"] = [{"variant": mode, "options": {"mode": mode}, "status": status} for mode, status in modes.items()]
+    assert said in all_words(result)[0] or said in verdict_title(result)
+
+
+def verdict_title(result: dict[str, Any]) -> str:
+    found = verdict(result)
+    assert found is not None
+    return found.title
 
 
 def all_words(result: dict[str, Any]) -> list[str]:

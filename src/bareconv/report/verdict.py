@@ -20,6 +20,9 @@ from bareconv.report.ratios import Along, Measured, Ratio, along, measured, over
 
 UNSTABLE = "Some of the blocks that it rests on differ too much to be trusted: they are marked unstable below."
 
+# What a library's variants in the mode "compile" are made by, which there is not always time for.
+COMPILERS = {"pytorch": "torch.compile", "tinygrad": "a search"}
+
 Part = Mapping[str, Any]
 
 
@@ -342,7 +345,13 @@ def _faster(ratio: Ratio) -> Ratio:
 
 
 def _at_its(peer: Part) -> str:
-    return "as it comes" if peer["variant"] == "default" else "at its best"
+    if peer["variant"] == "default":
+        return "as it comes"
+    tried = peer.get("tries", ())
+    compiled = any(one["options"].get("mode") == "compile" and one["status"] == "measured" for one in tried)
+    if not tried or compiled or peer["name"] not in COMPILERS:
+        return "at its best"
+    return f"at its best without {COMPILERS[peer['name']]}"
 
 
 def _here(result: Mapping[str, Any], one: Who) -> str:
