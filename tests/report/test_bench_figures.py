@@ -15,6 +15,8 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from bareconv.report.bench import clocks, conditions, energy, layers, learning, memory, noise, peers, roofline, sweeps
 from bareconv.report.bench.lines import _spread as spread
@@ -59,6 +61,7 @@ def test_every_chart(name: str) -> None:
         assert len(drawn) < 200_000
         assert not re.search(r"(fill|stroke): #", drawn)  # nothing that would stay light in the dark
         assert ElementTree.fromstring(drawn).attrib["aria-label"] == "what it shows"
+        figure.draw_without_rendering()  # laid out for the resolution that it is measured at
         left, bottom, right, top = (float(x) for x in figure.get_tightbbox().extents)
         assert left >= -0.02
         assert bottom >= -0.02
@@ -129,6 +132,63 @@ def test_discs_of_the_roofline_are_below_it() -> None:
         for disc in discs:
             x, y = np.asarray(disc.get_offsets())[0]
             assert y <= 1.001 * min(peak, memory_ * x)
+
+
+def written(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Every text that can be read in a figure, and where it stands."""
+    figure.draw_without_rendering()
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in found]  # without an arrow
+    page = figure.bbox
+    return [(text, box) for text, box in boxes if box.x1 > 0 and box.x0 < page.x1 and box.y1 > 0 and box.y0 < page.y1]
+
+
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
+    """The pairs of texts that lie on each other."""
+    return [
+        (one, other)
+        for (one, a), (other, b) in itertools.combinations(written(figure), 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+
+
+def crowded(seed: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """A step whose operations lie close together, on a device whose ceilings do."""
+    rng = np.random.default_rng(seed)
+    found = bench.rooflines("cuda:0")
+    (step,) = found["steps"]
+    model = next(launch for launch in step["launches"] if launch["flops"])
+    step["launches"] = [
+        model | {"node": f"conv{i}", "seconds": 1e-5 * x, "flops": 1e8 * y, "bytes": 1e6 * z}
+        for i, (x, y, z) in enumerate(rng.lognormal(0, 0.4, (28, 3)))
+    ]
+    peak, memory_ = 6e13, 3e11
+    near = [("FMA", "FLOP", peak), ("SGEMM", "FLOP", 0.9 * peak), ("tensor", "FLOP", 0.85 * peak)]
+    near += [("memory", "byte", memory_), ("L3 cache", "byte", 1.1 * memory_), ("L2 cache", "byte", 1.3 * memory_)]
+    found["ceilings"] = [{"name": name, "unit": unit, "per_second": speed, "how": "so"} for name, unit, speed in near]
+    return [(found, step)]
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_every_disc_of_the_roofline_has_a_letter_and_no_name_lies_on_another(width: float, seed: int | None) -> None:
+    group = layers.workloads(GPU["rooflines"])[0] if seed is None else crowded(seed)
+    figure = roofline.roofline_chart(group, width=width)
+    assert overlaps(figure) == []
+    for axes, (_, step) in zip(figure.axes, group, strict=True):
+        points = roofline.operations(step)
+        wanted = roofline.letters(len(points))
+        legend = axes.get_legend()
+        assert legend is not None
+        key = [text.get_text() for text in legend.get_texts()]
+        assert [line.split()[0] for line in key] == wanted
+        for line, (name, _, _, _) in zip(key, points, strict=True):
+            assert name in line
+        assert sorted(text.get_text() for text in axes.texts if text.get_text() in wanted) == sorted(wanted)
+
+
+def test_letters_go_on_after_the_last() -> None:
+    assert roofline.letters(28)[-3:] == ["Z", "A2", "B2"]
 
 
 def test_bars_of_trainings_add_up_to_the_whole() -> None:

@@ -94,7 +94,7 @@ def learning_chart(entries: Sequence[Entry], *, width: float = WIDE) -> Figure:
         reached = seconds_to(record, target)
         text = f"{look.name}, {fmt.seconds(reached)}" if reached is not None else look.name
         ends.append(End(xs[-1], ys[-1], look, text, one.ours))
-    flags(axes, ends, width, height)
+    flags(axes, ends, width - 0.7, height - 0.75)
     titles(axes, "Test accuracy", "seconds of training, logarithmic")
     return figure
 

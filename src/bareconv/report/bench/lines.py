@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
@@ -127,51 +128,76 @@ def end_labels(axes: Axes, ends: Sequence[End], width: float, height: float, *, 
 
 
 def _folded(name: str, *, narrow: bool) -> str:
-    """A name in one line at a desk, in two on a telephone where it is long."""
+    """A name in one line at a desk, in two on a telephone where it is long; lines of its own are kept."""
+    if "\n" in name:
+        return "\n".join(label(line, 16) for line in name.split("\n"))
     if not narrow or len(name) <= 16:
         return label(name, 34)
     first, *rest = textwrap.wrap(label(name, 100), 16)
     return f"{label(first, 16)}\n{label(' '.join(rest), 16)}" if rest else label(first, 16)
 
 
-def flags(axes: Axes, ends: Sequence[End], width: float, height: float) -> None:
-    """Names above the ends of lines that end side by side, each with a thin line down to its end.
+def flags(axes: Axes, above: Sequence[End], width: float, height: float, below: Sequence[End] = ()) -> None:
+    """Names above places that lie side by side, each with a thin line to its place; ``below``: names under theirs.
 
-    The axes' horizontal limits and scale must be set; the vertical limits are widened to make room. ``width`` and
-    ``height`` of the figure in inches.
+    The axes' limits and scales must be set; the vertical limits are widened to make room. ``width`` and ``height`` of
+    the axes in inches, about.
     """
-    inside = width - 0.7
+    line = (_NAME_POINTS + 1.5) * POINT
+    sides = [(ends, *_levels(axes, ends, width)) for ends in (above, below)]
+    rooms = [(max(levels, default=-1) + 1) * line + 0.12 if levels else 0.0 for _, levels, _ in sides]
+    shares = [room / max(height, sum(rooms) / 0.7) for room in rooms]
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(np.asarray(axes.get_ylim(), np.float64))
+    whole = (high - low) / (1 - sum(shares))
+    limits = low - shares[1] * whole, high + shares[0] * whole
+    axes.set_ylim(*(float(y) for y in scale.inverted().transform(np.asarray(limits))))
+    for (ends, levels, leftwards), share, up in zip(sides, shares, (True, False), strict=True):
+        step = share / (max(levels, default=0) + 1 + 0.12 / line)
+        for end, level in zip(ends, levels, strict=True):
+            away = share - (level + 0.6) * step
+            _flag(axes, end, 1 - away if up else away, leftwards=leftwards)
+
+
+def _levels(axes: Axes, ends: Sequence[End], width: float) -> tuple[list[int], bool]:
+    """How far out each name stands, so that none lies on another, and whether they reach to the left of their places.
+
+    All reach to one side, over ends whose own names are nearer: no line crosses a name.
+    """
     to_fraction = axes.transData + axes.transAxes.inverted()
-    at = [float(to_fraction.transform((end.x, end.y))[0]) * inside for end in ends]
+    at = [float(to_fraction.transform((end.x, end.y))[0]) * width for end in ends]
     long = [len(end.text) * (_LETTER + 0.5 * end.strong) * POINT + 0.1 for end in ends]
-    # All names reach to one side, over ends whose own names are below theirs: no line crosses a name.
     leftwards = all(place + 0.5 > size for place, size in zip(at, long, strict=True))
-    levels: dict[int, int] = {}
     spans = [(x - size, x) if leftwards else (x, x + size) for x, size in zip(at, long, strict=True)]
+    levels: dict[int, int] = {}
     for i in sorted(range(len(ends)), key=lambda i: at[i] if leftwards else -at[i]):
         hit = [n for j, n in levels.items() if spans[i][0] < spans[j][1] and spans[j][0] < spans[i][1]]
         levels[i] = max(hit, default=-1) + 1
-    line = (_NAME_POINTS + 1.5) * POINT
-    room = (max(levels.values()) + 1) * line + 0.12
-    low, high = axes.get_ylim()
-    share = min(0.6, room / (height - 0.75))
-    axes.set_ylim(low, low + (high - low) / (1 - share))
-    for i, end in enumerate(ends):
-        y = 1 - share + (levels[i] * line + 0.16) / (height - 0.75)
-        axes.plot([end.x, end.x], [end.y, low + y * (high - low) / (1 - share)], color=end.look.colour, linewidth=0.6)
-        axes.annotate(
-            end.text,
-            (end.x, y),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3 if leftwards else 3, 0),
-            textcoords="offset points",
-            ha="right" if leftwards else "left",
-            va="center",
-            fontsize=8.5,
-            color=end.look.colour,
-            fontweight="bold" if end.strong else "normal",
-            annotation_clip=False,
-        )
+    return [levels[i] for i in range(len(ends))], leftwards
+
+
+def _flag(axes: Axes, end: End, y: float, *, leftwards: bool) -> None:
+    """A name at the height ``y``, a fraction of the axes', and the line from it to its place."""
+    axes.annotate(
+        "",
+        (end.x, end.y),
+        xytext=(end.x, y),
+        textcoords=("data", "axes fraction"),
+        arrowprops={"arrowstyle": "-", "color": end.look.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+    )
+    axes.annotate(
+        end.text,
+        (end.x, y),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3 if leftwards else 3, 0),
+        textcoords="offset points",
+        ha="right" if leftwards else "left",
+        va="center",
+        fontsize=8.5,
+        color=end.look.colour,
+        fontweight="bold" if end.strong else "normal",
+        annotation_clip=False,
+    )
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
