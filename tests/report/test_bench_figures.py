@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
@@ -15,13 +16,15 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
+from bareconv.report import format as fmt
 from bareconv.report.bench import clocks, conditions, energy, layers, learning, memory, noise, peers, roofline, sweeps
 from bareconv.report.bench.lines import _spread as spread
 from bareconv.report.candidates import Who, names
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
+from bareconv.report.lessons import candidates, goal, seconds_to
 from bareconv.report.machines import machines_chart
 from bareconv.report.palette import LIGHT
 from bareconv.report.steadiness import measurements
@@ -207,6 +210,39 @@ def test_accuracy_has_more_room_where_errors_are_few() -> None:
     perfect = bench.learning("cpu", bench.CPU_KEYS[:1])
     perfect["candidates"][0]["accuracy"][-1] = 1.0
     png(learning.learning_chart([perfect]))
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_a_dot_on_the_goal_is_the_moment_it_was_reached(width: float) -> None:
+    entries = copy.deepcopy(GPU["learning"])
+    slow = entries[0]["candidates"][0]
+    slow |= {key: slow[key][:3] for key in ("steps", "seconds", "accuracy")}
+    figure = learning.learning_chart(entries, width=width)
+    assert overlaps(figure) == []
+    (axes,) = figure.axes
+    target = goal(entries)
+    assert target is not None
+    learned = [(name, seconds_to(r, target)) for _, name, r in candidates(entries) if r["accuracy"]]
+    moments = {f"{name}, {fmt.seconds(x)}": x for name, x in learned if x is not None}
+    assert len(moments) > 1
+    dots = [line for line in axes.lines if line.get_markersize() == 9]
+    assert sorted(numbers(dot.get_xdata())[0] for dot in dots) == sorted(moments.values())
+    assert all(numbers(dot.get_ydata()) == [pytest.approx(-math.log10(1 - target))] for dot in dots)
+    at = {text.get_text(): text.xy[0] for text in axes.texts if isinstance(text, Annotation)}
+    assert {name: at[name] for name in moments} == moments
+    late = [name for name, moment in learned if moment is None]
+    assert late
+    assert all(name in at for name in late)  # below the lines, without a time
+
+
+def test_the_words_say_who_reached_the_goal_first() -> None:
+    entries = bench.learning("cpu", bench.CPU_KEYS[:2])
+    ours, theirs = (one for one in entries["candidates"][:2])
+    ours["seconds"], theirs["seconds"] = ([x * factor for x in ours["seconds"]] for factor in (1.0, 3.0))
+    theirs["accuracy"] = ours["accuracy"]
+    caption = learning.learning_words([entries]).caption
+    first, second = (fmt.seconds(seconds_to(one, goal([entries]))) for one in (ours, theirs))
+    assert f"First bareconv after {first}, then PyTorch after {second}." in caption
 
 
 def test_without_data_there_is_nothing_to_show() -> None:

@@ -137,43 +137,49 @@ def _folded(name: str, *, narrow: bool) -> str:
     return f"{label(first, 16)}\n{label(' '.join(rest), 16)}" if rest else label(first, 16)
 
 
-def flags(axes: Axes, above: Sequence[End], width: float, height: float, below: Sequence[End] = ()) -> None:
+def flags(
+    axes: Axes, above: Sequence[End], width: float, height: float, below: Sequence[End] = (), note: str = ""
+) -> None:
     """Names above places that lie side by side, each with a thin line to its place; ``below``: names under theirs.
 
     The axes' limits and scales must be set; the vertical limits are widened to make room. ``width`` and ``height`` of
-    the axes in inches, about.
+    the axes in inches, about. ``note``: what is said of those below, in a line of its own.
     """
-    line = (_NAME_POINTS + 1.5) * POINT
-    sides = [(ends, *_levels(axes, ends, width)) for ends in (above, below)]
-    rooms = [(max(levels, default=-1) + 1) * line + 0.12 if levels else 0.0 for _, levels, _ in sides]
-    shares = [room / max(height, sum(rooms) / 0.7) for room in rooms]
+    line, gap = (_NAME_POINTS + 1.5) * POINT, 0.12
+    sides = [(ends, _levels(axes, ends, width)) for ends in (above, below)]
+    rooms = [(max(level for level, _ in found) + 1) * line + gap if found else 0.0 for _, found in sides]
+    rooms[1] += line if below and note else 0.0
+    tall = max(height, sum(rooms) / 0.7)
     scale = axes.yaxis.get_transform()
     low, high = scale.transform(np.asarray(axes.get_ylim(), np.float64))
-    whole = (high - low) / (1 - sum(shares))
-    limits = low - shares[1] * whole, high + shares[0] * whole
+    whole = (high - low) / (1 - sum(rooms) / tall)
+    limits = low - rooms[1] / tall * whole, high + rooms[0] / tall * whole
     axes.set_ylim(*(float(y) for y in scale.inverted().transform(np.asarray(limits))))
-    for (ends, levels, leftwards), share, up in zip(sides, shares, (True, False), strict=True):
-        step = share / (max(levels, default=0) + 1 + 0.12 / line)
-        for end, level in zip(ends, levels, strict=True):
-            away = share - (level + 0.6) * step
+    for (ends, found), room, up in zip(sides, rooms, (True, False), strict=True):
+        for end, (level, leftwards) in zip(ends, found, strict=True):
+            away = (room - gap - (level + 0.6) * line) / tall
             _flag(axes, end, 1 - away if up else away, leftwards=leftwards)
+    if below and note:
+        axes.text(
+            0.01, 0.5 * line / tall, note, transform=axes.transAxes, va="center", color=LIGHT["muted"], fontsize=8.5
+        )
 
 
-def _levels(axes: Axes, ends: Sequence[End], width: float) -> tuple[list[int], bool]:
-    """How far out each name stands, so that none lies on another, and whether they reach to the left of their places.
+def _levels(axes: Axes, ends: Sequence[End], width: float) -> list[tuple[int, bool]]:
+    """How far out each name stands, so that none lies on another, and whether it reaches to the left of its place.
 
-    All reach to one side, over ends whose own names are nearer: no line crosses a name.
+    To the left where there is room for it, over places whose own names are nearer: there no line crosses a name.
     """
     to_fraction = axes.transData + axes.transAxes.inverted()
     at = [float(to_fraction.transform((end.x, end.y))[0]) * width for end in ends]
     long = [len(end.text) * (_LETTER + 0.5 * end.strong) * POINT + 0.1 for end in ends]
-    leftwards = all(place + 0.5 > size for place, size in zip(at, long, strict=True))
-    spans = [(x - size, x) if leftwards else (x, x + size) for x, size in zip(at, long, strict=True)]
+    leftwards = [place + 0.3 > size for place, size in zip(at, long, strict=True)]
+    spans = [(x - size, x) if left else (x, x + size) for x, size, left in zip(at, long, leftwards, strict=True)]
     levels: dict[int, int] = {}
-    for i in sorted(range(len(ends)), key=lambda i: at[i] if leftwards else -at[i]):
+    for i in sorted(range(len(ends)), key=lambda i: (leftwards[i], at[i] if leftwards[i] else -at[i])):
         hit = [n for j, n in levels.items() if spans[i][0] < spans[j][1] and spans[j][0] < spans[i][1]]
         levels[i] = max(hit, default=-1) + 1
-    return [levels[i] for i in range(len(ends))], leftwards
+    return [(levels[i], leftwards[i]) for i in range(len(ends))]
 
 
 def _flag(axes: Axes, end: End, y: float, *, leftwards: bool) -> None:
@@ -197,6 +203,8 @@ def _flag(axes: Axes, end: End, y: float, *, leftwards: bool) -> None:
         color=end.look.colour,
         fontweight="bold" if end.strong else "normal",
         annotation_clip=False,
+        zorder=4,  # where another's line has to pass, it passes behind the name
+        bbox={"facecolor": LIGHT["paper"], "linewidth": 0, "pad": 0.4},
     )
 
 
