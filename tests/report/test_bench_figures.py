@@ -26,6 +26,7 @@ from bareconv.report.candidates import Who, names
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
 from bareconv.report.lessons import candidates, goal, seconds_to
 from bareconv.report.machines import machines_chart
+from bareconv.report.nodes import OPERATIONS
 from bareconv.report.palette import LIGHT
 from bareconv.report.steadiness import measurements
 
@@ -123,6 +124,24 @@ def test_stacks_of_layers_add_up() -> None:
     for axes, found in zip(CHARTS["layers"](WIDE).axes, GPU["rooflines"], strict=True):
         total = math.fsum(patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle))
         assert total == pytest.approx(math.fsum(launch["seconds"] for launch in found["steps"][0]["launches"]))
+
+
+@pytest.mark.parametrize(("width", "lines"), [(WIDE, [9]), (NARROW, [3, 3, 3])])
+def test_the_legend_of_layers_is_read_line_by_line(width: float, lines: list[int]) -> None:
+    group = copy.deepcopy(layers.workloads(GPU["rooflines"])[0])
+    launches = group[0][1]["launches"]
+    for launch, operation in zip(launches, OPERATIONS, strict=False):
+        launch["operation"] = operation
+    figure = layers.layers_chart(group, width=width)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    rows: dict[int, list[tuple[float, str]]] = {}
+    for text in legend.get_texts():
+        box = text.get_window_extent()
+        assert box.x1 <= figure.bbox.x1
+        rows.setdefault(-round(box.y0 + box.y1), []).append((box.x0, text.get_text()))
+    assert [name for row in sorted(rows) for _, name in sorted(rows[row])] == list(OPERATIONS)
+    assert [len(rows[row]) for row in sorted(rows)] == lines
 
 
 def test_discs_of_the_roofline_are_below_it() -> None:
