@@ -28,6 +28,7 @@ from bareconv.report.lessons import candidates, goal, seconds_to
 from bareconv.report.machines import machines_chart
 from bareconv.report.nodes import OPERATIONS
 from bareconv.report.palette import LIGHT
+from bareconv.report.sections import Chart, Prose
 from bareconv.report.steadiness import measurements
 
 GPU, PEERS = bench.with_gpu(), bench.with_peers()
@@ -284,6 +285,37 @@ def test_without_data_there_is_nothing_to_show() -> None:
     for draw in nothing:
         with pytest.raises(NothingToShow):
             draw()
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("value", [8, 512])
+def test_a_point_alone_is_a_marker_with_its_name_beside_it(value: int, width: float) -> None:
+    sweep = bench.batch_sweep(bench.CPU_KEYS[:2])
+    (lonely,) = [c for c in sweep["curves"] if not c["ours"]]
+    lonely |= {"points": [p for p in lonely["points"] if p["value"] == value], "fit": None}
+    figure = sweeps.throughput_chart(sweep, width=width)
+    assert overlaps(figure) == []
+    (axes,) = figure.axes
+    (marker,) = [line for line in axes.lines if numbers(line.get_xdata()) == [value]]
+    assert (marker.get_linestyle(), marker.get_markersize()) == ("None", 7.4)
+    assert marker.get_marker() not in ("", "None")
+    (name,) = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text() == "PyTorch"]
+    place = Text.get_window_extent(name)
+    at = axes.transData.transform((value, 1.0))[0]
+    assert min(abs(place.x0 - at), abs(place.x1 - at)) < 0.06 * figure.bbox.width  # no line through the whole chart
+
+
+def test_one_point_of_each_is_said_in_words() -> None:
+    sweep = bench.other_sweep("width", bench.CPU_KEYS[:2])
+    for one in sweep["curves"]:
+        one |= {"points": one["points"][:1], "fit": None}
+    (section,) = sweeps.sweep_sections({"sweeps": [sweep]})
+    assert not any(isinstance(block, Chart) for block in section.blocks)
+    rates = [fmt.rate(one["points"][0]["images_per_second"]["value"]).removesuffix("/s") for one in sweep["curves"]]
+    (said,) = [block.text for block in section.blocks if isinstance(block, Prose)]
+    assert said.startswith(f"One point was measured of each, which makes no curve: bareconv {rates[0]} (")
+    assert f"; PyTorch {rates[1]} (" in said
+    assert "images/s at width " in said
 
 
 def test_one_point_and_one_block() -> None:

@@ -272,7 +272,7 @@ def machines_chart(results: Sequence[Named], model: str, *, width: float = WIDE)
             bounds=([e["low"] for e in estimates], [e["high"] for e in estimates]),
             stable=[p.get("stable", True) for p in found],
         )
-        ends.append(End(found[-1]["value"], estimates[-1]["value"], look))
+        ends.append(End(found[-1]["value"], estimates[-1]["value"], look, alone=len(found) == 1))
     end_labels(axes, ends, width, height)
     titles(axes, f"Images a second, {model}", "images in a batch, logarithmic")
     return figure
