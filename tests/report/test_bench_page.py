@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import csv
 import io
 import json
@@ -301,3 +302,11 @@ def test_all_text_is_escaped() -> None:
     (download,) = [b for b in section(result, "raw").blocks if isinstance(b, Download) and b.media_type == "text/csv"]
     rows = list(csv.reader(io.StringIO(download.content.decode())))
     assert {len(row) for row in rows} == {15}
+
+
+def test_numbers_among_settings_are_numbers() -> None:
+    group = copy.deepcopy(bench.with_peers()["peers"][0])
+    group["candidates"][0]["options"] = {"steps": 1, "beam": 0, "graph": True, "mixed": None}
+    group["candidates"] = group["candidates"][:1]
+    ((_, options, *_),) = settings_table(group).rows
+    assert options.text == "steps: 1, beam: 0, graph: yes, mixed: not set"

@@ -18,6 +18,7 @@ from bareconv.report.marks import room_for_values, set_linear, titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Heading, Prose, Section, Table, Words, figures
 from bareconv.report.sweep import UNSTABLE
+from bareconv.report.table import in_words
 
 _ROW = 0.3  # inches of a bar
 
@@ -174,8 +175,7 @@ def settings_table(group: Group) -> Table:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    words = {True: "yes", False: "no", None: "not set"}
-    return ", ".join(f"{key}: {words.get(value, value)}" for key, value in values.items()) or fmt.MISSING
+    return in_words(dict(values)) if values else fmt.MISSING
 
 
 def tries_table(group: Group) -> Table:
