@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import End, candidate_looks, draw_line, end_labels, set_ticks
-from bareconv.report.candidates import Who, colour, who
+from bareconv.report.candidates import Who, colour, variants_in_full, who
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
 from bareconv.report.marks import Look, set_log, short, titles
 from bareconv.report.palette import LIGHT
@@ -241,6 +241,7 @@ def throughput_words(sweep: Sweep) -> Words:
         caption += " Of one point alone it is a bar."
     if any(not p.get("stable", True) for curve in sweep["curves"] for p in points(curve)):
         caption += " Hollow: the blocks of that point differ too much to be trusted."
+    caption = f"{caption} {variants_in_full([who(curve) for curve in sweep['curves']], curve_names(sweep))}".strip()
     return Words(f"Line chart of images a second by {AXES[sweep['axis']][2]}. {'; '.join(said)}.", caption)
 
 
@@ -252,7 +253,9 @@ def single_points(sweep: Sweep) -> str:
             figure = fmt.within(point["images_per_second"], lambda x: fmt.rate(x).removesuffix("/s"))
             mark = "" if point.get("stable", True) else f", {UNSTABLE}"
             said.append(f"{name} {figure} images/s at {unit} {fmt.count(point['value'])}{mark}")
-    return f"One point was measured{' of each' if len(said) > 1 else ''}, which makes no curve: {'; '.join(said)}."
+    full = variants_in_full([who(curve) for curve in sweep["curves"]], curve_names(sweep))
+    each = " of each" if len(said) > 1 else ""
+    return f"One point was measured{each}, which makes no curve: {'; '.join(said)}. {full}".strip()
 
 
 def step_words(sweep: Sweep) -> Words:
