@@ -21,9 +21,10 @@ from matplotlib.transforms import Bbox
 
 from bareconv.report import format as fmt
 from bareconv.report.bench import clocks, conditions, energy, layers, learning, memory, noise, peers, roofline, sweeps
+from bareconv.report.bench.lines import End, candidate_looks, flags
 from bareconv.report.bench.lines import _spread as spread
 from bareconv.report.candidates import Who, names
-from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
+from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, png, svg
 from bareconv.report.lessons import candidates, goal, seconds_to
 from bareconv.report.machines import machines_chart
 from bareconv.report.nodes import OPERATIONS
@@ -208,6 +209,25 @@ def test_every_disc_of_the_roofline_has_a_letter_and_no_name_lies_on_another(wid
         for line, (name, _, _, _) in zip(key, points, strict=True):
             assert name in line
         assert sorted(text.get_text() for text in axes.texts if text.get_text() in wanted) == sorted(wanted)
+
+
+@pytest.mark.parametrize("places", [[0.02, 0.05, 0.1], [0.8, 0.9, 0.95], [0.1, 0.1, 0.9], [0.02, 0.5, 0.55]])
+def test_names_of_flags_lie_on_no_line_where_all_fit_to_one_side(places: list[float]) -> None:
+    figure = new_figure(WIDE, 3.0)
+    axes = figure.subplots()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    (look, *_) = candidate_looks([who("plan")])
+    flags(axes, [End(x, 0.5, look, f"somebody {i}") for i, x in enumerate(places)], WIDE - 0.7, 2.2)
+    assert overlaps(figure) == []
+    named = [text for text in axes.texts if text.get_text()]
+    arrows = [
+        text.arrow_patch.get_window_extent() for text in axes.texts if isinstance(text, Annotation) and text.arrow_patch
+    ]
+    assert len(arrows) == len(named) == len(places)
+    for text in named:
+        box = Text.get_window_extent(text)
+        assert not any(box.x0 + 1 < line.x0 < box.x1 - 1 and line.y1 > box.y0 + 1 for line in arrows)
 
 
 def test_letters_go_on_after_the_last() -> None:

@@ -200,12 +200,15 @@ def flags(
 def _levels(axes: Axes, ends: Sequence[End], width: float) -> list[tuple[int, bool]]:
     """How far out each name stands, so that none lies on another, and whether it reaches to the left of its place.
 
-    To the left where there is room for it, over places whose own names are nearer: there no line crosses a name.
+    Where all reach to one side, the left where there is room, it is over places whose own names are nearer, and no line
+    crosses a name.
     """
     to_fraction = axes.transData + axes.transAxes.inverted()
     at = [float(to_fraction.transform((end.x, end.y))[0]) * width for end in ends]
     long = [len(end.text) * (_LETTER + 0.5 * end.strong) * POINT + 0.1 for end in ends]
     leftwards = [place + 0.3 > size for place, size in zip(at, long, strict=True)]
+    if not all(leftwards) and all(place + size < width for place, size in zip(at, long, strict=True)):
+        leftwards = [False] * len(ends)
     spans = [(x - size, x) if left else (x, x + size) for x, size, left in zip(at, long, leftwards, strict=True)]
     levels: dict[int, int] = {}
     for i in sorted(range(len(ends)), key=lambda i: (leftwards[i], at[i] if leftwards[i] else -at[i])):
