@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
@@ -15,13 +16,20 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
+from bareconv.report import format as fmt
 from bareconv.report.bench import clocks, conditions, energy, layers, learning, memory, noise, peers, roofline, sweeps
+from bareconv.report.bench.lines import End, candidate_looks, flags
 from bareconv.report.bench.lines import _spread as spread
 from bareconv.report.candidates import Who, names
-from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
+from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, png, svg
+from bareconv.report.lessons import candidates, goal, seconds_to
 from bareconv.report.machines import machines_chart
+from bareconv.report.nodes import OPERATIONS
 from bareconv.report.palette import LIGHT
+from bareconv.report.sections import Chart, Prose
 from bareconv.report.steadiness import measurements
 
 GPU, PEERS = bench.with_gpu(), bench.with_peers()
@@ -59,6 +67,7 @@ def test_every_chart(name: str) -> None:
         assert len(drawn) < 200_000
         assert not re.search(r"(fill|stroke): #", drawn)  # nothing that would stay light in the dark
         assert ElementTree.fromstring(drawn).attrib["aria-label"] == "what it shows"
+        figure.draw_without_rendering()  # laid out for the resolution that it is measured at
         left, bottom, right, top = (float(x) for x in figure.get_tightbbox().extents)
         assert left >= -0.02
         assert bottom >= -0.02
@@ -119,6 +128,24 @@ def test_stacks_of_layers_add_up() -> None:
         assert total == pytest.approx(math.fsum(launch["seconds"] for launch in found["steps"][0]["launches"]))
 
 
+@pytest.mark.parametrize(("width", "lines"), [(WIDE, [9]), (NARROW, [3, 3, 3])])
+def test_the_legend_of_layers_is_read_line_by_line(width: float, lines: list[int]) -> None:
+    group = copy.deepcopy(layers.workloads(GPU["rooflines"])[0])
+    launches = group[0][1]["launches"]
+    for launch, operation in zip(launches, OPERATIONS, strict=False):
+        launch["operation"] = operation
+    figure = layers.layers_chart(group, width=width)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    rows: dict[int, list[tuple[float, str]]] = {}
+    for text in legend.get_texts():
+        box = text.get_window_extent()
+        assert box.x1 <= figure.bbox.x1
+        rows.setdefault(-round(box.y0 + box.y1), []).append((box.x0, text.get_text()))
+    assert [name for row in sorted(rows) for _, name in sorted(rows[row])] == list(OPERATIONS)
+    assert [len(rows[row]) for row in sorted(rows)] == lines
+
+
 def test_discs_of_the_roofline_are_below_it() -> None:
     for axes, found in zip(CHARTS["roofline"](WIDE).axes, GPU["rooflines"], strict=True):
         peak = found["ceilings"][0]["per_second"]
@@ -129,6 +156,82 @@ def test_discs_of_the_roofline_are_below_it() -> None:
         for disc in discs:
             x, y = np.asarray(disc.get_offsets())[0]
             assert y <= 1.001 * min(peak, memory_ * x)
+
+
+def written(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Every text that can be read in a figure, and where it stands."""
+    figure.draw_without_rendering()
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in found]  # without an arrow
+    page = figure.bbox
+    return [(text, box) for text, box in boxes if box.x1 > 0 and box.x0 < page.x1 and box.y1 > 0 and box.y0 < page.y1]
+
+
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
+    """The pairs of texts that lie on each other."""
+    return [
+        (one, other)
+        for (one, a), (other, b) in itertools.combinations(written(figure), 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+
+
+def crowded(seed: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """A step whose operations lie close together, on a device whose ceilings do."""
+    rng = np.random.default_rng(seed)
+    found = bench.rooflines("cuda:0")
+    (step,) = found["steps"]
+    model = next(launch for launch in step["launches"] if launch["flops"])
+    step["launches"] = [
+        model | {"node": f"conv{i}", "seconds": 1e-5 * x, "flops": 1e8 * y, "bytes": 1e6 * z}
+        for i, (x, y, z) in enumerate(rng.lognormal(0, 0.4, (28, 3)))
+    ]
+    peak, memory_ = 6e13, 3e11
+    near = [("FMA", "FLOP", peak), ("SGEMM", "FLOP", 0.9 * peak), ("tensor", "FLOP", 0.85 * peak)]
+    near += [("memory", "byte", memory_), ("L3 cache", "byte", 1.1 * memory_), ("L2 cache", "byte", 1.3 * memory_)]
+    found["ceilings"] = [{"name": name, "unit": unit, "per_second": speed, "how": "so"} for name, unit, speed in near]
+    return [(found, step)]
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_every_disc_of_the_roofline_has_a_letter_and_no_name_lies_on_another(width: float, seed: int | None) -> None:
+    group = layers.workloads(GPU["rooflines"])[0] if seed is None else crowded(seed)
+    figure = roofline.roofline_chart(group, width=width)
+    assert overlaps(figure) == []
+    for axes, (_, step) in zip(figure.axes, group, strict=True):
+        points = roofline.operations(step)
+        wanted = roofline.letters(len(points))
+        legend = axes.get_legend()
+        assert legend is not None
+        key = [text.get_text() for text in legend.get_texts()]
+        assert [line.split()[0] for line in key] == wanted
+        for line, (name, _, _, _) in zip(key, points, strict=True):
+            assert name in line
+        assert sorted(text.get_text() for text in axes.texts if text.get_text() in wanted) == sorted(wanted)
+
+
+@pytest.mark.parametrize("places", [[0.02, 0.05, 0.1], [0.8, 0.9, 0.95], [0.1, 0.1, 0.9], [0.02, 0.5, 0.55]])
+def test_names_of_flags_lie_on_no_line_where_all_fit_to_one_side(places: list[float]) -> None:
+    figure = new_figure(WIDE, 3.0)
+    axes = figure.subplots()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    (look, *_) = candidate_looks([who("plan")])
+    flags(axes, [End(x, 0.5, look, f"somebody {i}") for i, x in enumerate(places)], WIDE - 0.7, 2.2)
+    assert overlaps(figure) == []
+    named = [text for text in axes.texts if text.get_text()]
+    arrows = [
+        text.arrow_patch.get_window_extent() for text in axes.texts if isinstance(text, Annotation) and text.arrow_patch
+    ]
+    assert len(arrows) == len(named) == len(places)
+    for text in named:
+        box = Text.get_window_extent(text)
+        assert not any(box.x0 + 1 < line.x0 < box.x1 - 1 and line.y1 > box.y0 + 1 for line in arrows)
+
+
+def test_letters_go_on_after_the_last() -> None:
+    assert roofline.letters(28)[-3:] == ["Z", "A2", "B2"]
 
 
 def test_bars_of_trainings_add_up_to_the_whole() -> None:
@@ -147,6 +250,39 @@ def test_accuracy_has_more_room_where_errors_are_few() -> None:
     perfect = bench.learning("cpu", bench.CPU_KEYS[:1])
     perfect["candidates"][0]["accuracy"][-1] = 1.0
     png(learning.learning_chart([perfect]))
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_a_dot_on_the_goal_is_the_moment_it_was_reached(width: float) -> None:
+    entries = copy.deepcopy(GPU["learning"])
+    slow = entries[0]["candidates"][0]
+    slow |= {key: slow[key][:3] for key in ("steps", "seconds", "accuracy")}
+    figure = learning.learning_chart(entries, width=width)
+    assert overlaps(figure) == []
+    (axes,) = figure.axes
+    target = goal(entries)
+    assert target is not None
+    learned = [(name, seconds_to(r, target)) for _, name, r in candidates(entries) if r["accuracy"]]
+    moments = {f"{name}, {fmt.seconds(x)}": x for name, x in learned if x is not None}
+    assert len(moments) > 1
+    dots = [line for line in axes.lines if line.get_markersize() == 9]
+    assert sorted(numbers(dot.get_xdata())[0] for dot in dots) == sorted(moments.values())
+    assert all(numbers(dot.get_ydata()) == [pytest.approx(-math.log10(1 - target))] for dot in dots)
+    at = {text.get_text(): text.xy[0] for text in axes.texts if isinstance(text, Annotation)}
+    assert {name: at[name] for name in moments} == moments
+    late = [name for name, moment in learned if moment is None]
+    assert late
+    assert all(name in at for name in late)  # below the lines, without a time
+
+
+def test_the_words_say_who_reached_the_goal_first() -> None:
+    entries = bench.learning("cpu", bench.CPU_KEYS[:2])
+    ours, theirs = (one for one in entries["candidates"][:2])
+    ours["seconds"], theirs["seconds"] = ([x * factor for x in ours["seconds"]] for factor in (1.0, 3.0))
+    theirs["accuracy"] = ours["accuracy"]
+    caption = learning.learning_words([entries]).caption
+    first, second = (fmt.seconds(seconds_to(one, goal([entries]))) for one in (ours, theirs))
+    assert f"First bareconv after {first}, then PyTorch after {second}." in caption
 
 
 def test_without_data_there_is_nothing_to_show() -> None:
@@ -169,6 +305,37 @@ def test_without_data_there_is_nothing_to_show() -> None:
     for draw in nothing:
         with pytest.raises(NothingToShow):
             draw()
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("value", [8, 512])
+def test_a_point_alone_is_a_marker_with_its_name_beside_it(value: int, width: float) -> None:
+    sweep = bench.batch_sweep(bench.CPU_KEYS[:2])
+    (lonely,) = [c for c in sweep["curves"] if not c["ours"]]
+    lonely |= {"points": [p for p in lonely["points"] if p["value"] == value], "fit": None}
+    figure = sweeps.throughput_chart(sweep, width=width)
+    assert overlaps(figure) == []
+    (axes,) = figure.axes
+    (marker,) = [line for line in axes.lines if numbers(line.get_xdata()) == [value]]
+    assert (marker.get_linestyle(), marker.get_markersize()) == ("None", 7.4)
+    assert marker.get_marker() not in ("", "None")
+    (name,) = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text() == "PyTorch"]
+    place = Text.get_window_extent(name)
+    at = axes.transData.transform((value, 1.0))[0]
+    assert min(abs(place.x0 - at), abs(place.x1 - at)) < 0.06 * figure.bbox.width  # no line through the whole chart
+
+
+def test_one_point_of_each_is_said_in_words() -> None:
+    sweep = bench.other_sweep("width", bench.CPU_KEYS[:2])
+    for one in sweep["curves"]:
+        one |= {"points": one["points"][:1], "fit": None}
+    (section,) = sweeps.sweep_sections({"sweeps": [sweep]})
+    assert not any(isinstance(block, Chart) for block in section.blocks)
+    rates = [fmt.rate(one["points"][0]["images_per_second"]["value"]).removesuffix("/s") for one in sweep["curves"]]
+    (said,) = [block.text for block in section.blocks if isinstance(block, Prose)]
+    assert said.startswith(f"One point was measured of each, which makes no curve: bareconv {rates[0]} (")
+    assert f"; PyTorch {rates[1]} (" in said
+    assert "images/s at width " in said
 
 
 def test_one_point_and_one_block() -> None:

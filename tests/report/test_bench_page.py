@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import csv
 import io
 import json
@@ -18,11 +19,14 @@ from test_page import Page
 from bareconv.report import format as fmt
 from bareconv.report import write_report
 from bareconv.report.bench import is_benchmark, sections
+from bareconv.report.bench.energy import energy_table
 from bareconv.report.bench.layers import operations_table
 from bareconv.report.bench.peers import rates_table, settings_table
 from bareconv.report.bench.raw import csv_of, taken
 from bareconv.report.bench.roofline import ceiling_remarks
-from bareconv.report.bench.sweeps import fit_table, points_table
+from bareconv.report.bench.sweeps import fit_table, points_table, throughput_words
+from bareconv.report.consumption import energy_lines
+from bareconv.report.lessons import learning_table
 from bareconv.report.page import render
 from bareconv.report.sections import Download, Fold, Prose, Section, Table
 
@@ -338,3 +342,27 @@ def test_all_text_is_escaped() -> None:
     (download,) = [b for b in section(result, "raw").blocks if isinstance(b, Download) and b.media_type == "text/csv"]
     rows = list(csv.reader(io.StringIO(download.content.decode())))
     assert {len(row) for row in rows} == {15}
+
+
+def test_numbers_among_settings_are_numbers() -> None:
+    group = copy.deepcopy(bench.with_peers()["peers"][0])
+    group["candidates"][0]["options"] = {"steps": 1, "beam": 0, "graph": True, "mixed": None}
+    group["candidates"] = group["candidates"][:1]
+    ((_, options, *_),) = settings_table(group).rows
+    assert options.text == "steps: 1, beam: 0, graph: yes, mixed: not set"
+
+
+def test_a_measured_variant_is_named_in_full_where_its_figure_is() -> None:
+    result = bench.with_gpu()
+    (group,) = [one for one in result["peers"] if one["device"] == bench.GPU and one["precision"] == "float32"]
+    heads = {row[0].text: row[0].note for row in rates_table(group).rows}
+    assert heads["PyTorch tuned"] == "channels_last graph"
+    assert heads["PyTorch default"] == ""
+    learned = {row[0].text: row[0].note for row in learning_table(result["learning"]).rows}
+    assert learned["GPU PyTorch tuned"] == "channels_last graph"
+    assert "GPU PyTorch float32 is channels_last graph" in throughput_words(result["sweeps"][0]).caption
+    entry = copy.deepcopy(next(one for one in result["energy"] if one["unavailable"] is None))
+    theirs = entry | {"name": "pytorch", "variant": "channels_last graph copy", "ours": False}
+    assert "PyTorch" in energy_table([entry, theirs]).rows[1][0].text
+    assert energy_table([entry, theirs]).rows[1][0].note == "channels_last graph copy"
+    assert energy_lines([entry, theirs])[1].startswith("PyTorch (channels_last graph copy) ")

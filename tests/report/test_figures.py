@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import report_samples as samples
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from bareconv import report
+from bareconv.report.bars import operation_bars, operations_by_run
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, png, svg
 from bareconv.report.marks import log_ticks, short, smooth, thin, tick_seconds, time_ticks
 from bareconv.report.palette import LIGHT
@@ -88,6 +90,22 @@ def test_a_constant_loss() -> None:
 def test_a_long_series_stays_small() -> None:
     result = samples.result([samples.run(epochs=2, steps=50_000), samples.run("cuda:0", epochs=2, steps=50_000)])
     assert len(svg(report.convergence(result), "chart", "")) < 150_000
+
+
+def test_bars_of_operations_are_as_long_as_they_took() -> None:
+    result = samples.both()
+    for number, run in enumerate(result["runs"]):
+        for operation in run["operations"]:
+            operation["forward_seconds"] *= 1000.0**number  # far apart: still no logarithm
+    for width in (WIDE, NARROW):
+        figure = operation_bars(result, width=width)
+        for side, axes in enumerate(figure.axes):
+            assert axes.get_xscale() == "linear"
+            assert axes.get_xlim()[0] == 0
+            lengths = sorted(bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle))
+            shown, names = operations_by_run(result)
+            assert lengths == pytest.approx(sorted(found[n][side] for _, found in shown for n in names if n in found))
+            assert len(axes.texts) == len(lengths)  # each has its number
 
 
 def test_many_operations_are_summed_up() -> None:

@@ -168,3 +168,31 @@ def test_what_differs_in_the_environments(same: bool) -> None:
     tables = [block for block in found.blocks if isinstance(block, Table)]
     rows = {row[0].text: [cell.text for cell in row[1:]] for table in tables for row in table.rows}
     assert rows == ({} if same else {"Python": ["3.11.7", "3.13.1"], "Setting budget": ["120.0", "30.0"]})
+
+
+def differences(*settings: dict[str, Any]) -> dict[str, list[str]]:
+    """What a page says of settings that are not the same."""
+    results = [(f"{number}.json", lone(CPU, 100.0) | {"settings": one}) for number, one in enumerate(settings)]
+    (found,) = [s for s in sections(results) if s.anchor == "differences"]
+    (table,) = [block for block in found.blocks if isinstance(block, Table)]
+    return {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+
+
+def test_settings_are_in_words() -> None:
+    assert differences(
+        {"part": ["peers", "sweep"], "no_compile": True, "python": None, "earlier": {"seed": 0, "size": [28, 28]}},
+        {"part": ["sweep"], "no_compile": False, "python": "3.11", "earlier": {}},
+    ) == {
+        "Setting part": ["peers, sweep", "sweep"],
+        "Setting no-compile": ["yes", "no"],
+        "Setting python": ["not set", "3.11"],
+        "Setting earlier": ["seed: 0, size: (28, 28)", "empty"],
+    }
+
+
+def test_values_that_differ_late_are_shown_where_they_do() -> None:
+    long = [f"case {number}" for number in range(100)]
+    (first, second) = differences({"cases": [*long, "a"]}, {"cases": [*long, "b"]})["Setting cases"]
+    assert first.startswith("…")
+    assert first.endswith("case 99, a")
+    assert second.endswith("case 99, b")

@@ -34,6 +34,7 @@ def test_the_verdict_comes_first_and_everything_else_after_it() -> None:
         "overtakes CPU bareconv float32 at batch 4.91 (4.57 to 5.30)",
         "basic, batches of 64, float32, GPU",
         "PyTorch tuned",
+        "PyTorch tuned is channels_last graph.",  # what its name leaves out
         "Time to accuracy",
         "Layers, CPU, basic, batches of 64",
         "Whole training",

@@ -34,7 +34,6 @@ from bareconv.report.palette import COMPONENTS, LIGHT
 from bareconv.report.runs import PARTS, Speedup, operations, pairs, speedups
 
 _MOST_ROWS = 20  # operations shown one by one
-_LOG_FROM = 20.0  # where the largest is this many times the smallest, the axis is logarithmic
 
 
 @styled
@@ -89,7 +88,10 @@ def _names(found: list[Speedup]) -> list[str]:
 
 @styled
 def operation_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
-    """The seconds of each operation of one step, forward and backward, a bar for each run."""
+    """The seconds of each operation of one step, forward and backward, a bar for each run.
+
+    The axis is linear however far apart they are: a bar's length says how long it took, and a short one has its number.
+    """
     shown, names = operations_by_run(result)
     if not shown:
         raise NothingToShow("no run was profiled by operation")
@@ -102,18 +104,11 @@ def operation_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
     figure = new_figure(width, (2 * height if narrow else height) + 0.35)
     boxes = np.ravel(figure.subplots(2 if narrow else 1, 1 if narrow else 2, squeeze=False))
     room = room_for_values(width - 1.2 if narrow else width / 2 - 0.6)
-    logarithmic = max(every) / min(every) > _LOG_FROM
     for side, (axes, title) in enumerate(zip(boxes, ("Forward", "Backward"), strict=True)):
         series = [(look, [found[n][side] if n in found else None for n in names]) for look, found in shown]
-        if logarithmic:
-            low = min(every) / 1.8
-            series = [(look, [x if x else None for x in values]) for look, values in series]
-            bar_rows(axes, names, series, fmt.seconds, names=narrow or side == 0, base=low)
-            set_log(axes, "x", low, max(every) * (max(every) / low) ** (room / (1 - room)), most=5)
-        else:
-            bar_rows(axes, names, series, fmt.seconds, names=narrow or side == 0)
-            set_linear(axes, "x", max(every) / (1 - room), tick_seconds, 4)
-        titles(axes, title, "seconds of one step" + (", logarithmic" if logarithmic else ""))
+        bar_rows(axes, names, series, fmt.seconds, names=narrow or side == 0)
+        set_linear(axes, "x", max(every) / (1 - room), tick_seconds, 4)
+        titles(axes, title, "seconds of one step")
     if len(shown) > 1:
         legend(figure, swatches([look for look, _ in shown]), columns=2 if narrow else 6)
     return figure

@@ -136,6 +136,17 @@ def _variants(everyone: Sequence[Who]) -> list[str]:
     return said
 
 
+def left_out(one: Who, name: str) -> str:
+    """The variant, where ``name`` does not say all of it: that "tuned" is "channels_last graph copy"."""
+    return "" if set(one.variant.split()) <= set(name.split()) else one.variant
+
+
+def variants_in_full(everyone: Sequence[Who], called: Sequence[str]) -> str:
+    """A sentence that says them, of those whose names do not: "PyTorch is nchw graph."; empty where all do."""
+    said = [f"{name} is {full}" for one, name in zip(everyone, called, strict=True) if (full := left_out(one, name))]
+    return f"{', '.join(said)}." if said else ""
+
+
 def device_word(device: str, several: bool = False) -> str:
     """ "CPU", "GPU", or "GPU 1" where there are ``several``."""
     if not device.startswith("cuda"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bareconv.report import format as fmt
-from bareconv.report.candidates import Who, names, who
+from bareconv.report.candidates import Who, left_out, names, who
 
 Entry = Mapping[str, Any]
 
@@ -36,6 +36,10 @@ def unknown(entries: Sequence[Entry]) -> list[str]:
 
 def energy_lines(entries: Sequence[Entry]) -> list[str]:
     """What each took, and why nobody knows what the others did."""
-    known = [(name, entry) for _, name, entry in everyone(entries) if is_known(entry)]
+    known = [
+        (f"{name} ({full})" if (full := left_out(one, name)) else name, entry)
+        for one, name, entry in everyone(entries)
+        if is_known(entry)
+    ]
     said = [f"{name} {fmt.metric(entry['joules_per_1000_images'], 'J')} for 1,000 images" for name, entry in known]
     return [*said, *unknown(entries)]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from bareconv.report import format as fmt
-from bareconv.report.candidates import Who, colour, names, who
+from bareconv.report.candidates import Who, colour, left_out, names, who
 from bareconv.report.sections import Cell, Column, Table, figures
 
 GOALS = (0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.992, 0.995, 0.999)
@@ -71,13 +71,14 @@ def learning_table(entries: Sequence[Entry]) -> Table:
     rows = []
     for one, name, record in candidates(entries):
         reached = seconds_to(record, target)
+        head = Cell(name, note=left_out(one, name), device=colour(one), strong=one.ours and bool(record["accuracy"]))
         if not record["accuracy"]:
             why = record["error"] or "the time was up before its accuracy was looked at"
-            rows.append([Cell(name, device=colour(one)), Cell(fmt.MISSING, note=why), Cell(""), Cell("")])
+            rows.append([head, Cell(fmt.MISSING, note=why), Cell(""), Cell("")])
             continue
         rows.append(
             [
-                Cell(name, device=colour(one), strong=one.ours),
+                head,
                 Cell(fmt.seconds(reached) if reached is not None else "not reached", strong=one.ours),
                 Cell(fmt.count(record["steps"][-1])),
                 Cell(fmt.percent(record["accuracy"][-1]), note=record["error"] or ""),

@@ -41,7 +41,7 @@ from bareconv.report.sections import (
 )
 from bareconv.report.steadiness import figures as figures_of
 from bareconv.report.sweep import UNSTABLE, points
-from bareconv.report.table import environment_rows
+from bareconv.report.table import environment_rows, setting_rows
 from bareconv.report.verdict import batch_sweeps, verdict
 from bareconv.training.precision import PRECISIONS
 
@@ -284,7 +284,7 @@ def machines_chart(results: Sequence[Named], model: str, *, width: float = WIDE)
             bounds=([e["low"] for e in estimates], [e["high"] for e in estimates]),
             stable=[p.get("stable", True) for p in found],
         )
-        ends.append(End(found[-1]["value"], estimates[-1]["value"], look))
+        ends.append(End(found[-1]["value"], estimates[-1]["value"], look, alone=len(found) == 1))
     end_labels(axes, ends, width, height)
     titles(axes, f"Images a second, {model}", "images in a batch, logarithmic")
     return figure
@@ -413,12 +413,12 @@ def _differences(results: Sequence[Named]) -> list[Block]:
     columns = [Column(""), *(Column(name, long=True) for name in short_names(results))]
     blocks: list[Block] = []
     if other:
-        table = [cells(name, *(value or fmt.MISSING for value in values)) for name, values in other.items()]
+        table = [cells(name, *(value or fmt.MISSING for value in _shortened(values))) for name, values in other.items()]
         blocks.append(Table("What differs in the environments", columns, table))
     else:
         blocks.append(Prose("The environments and settings are the same in all that was recorded."))
     if same:
-        table = [cells(name, values[0]) for name, values in same.items()]
+        table = [cells(name, *_shortened(values[:1])) for name, values in same.items()]
         blocks.append(Fold("What is the same", [Table("What is the same", [Column(""), Column("All")], table)]))
     return blocks
 
@@ -430,15 +430,21 @@ def _environment(result: Result) -> list[tuple[str, str]]:
     rows = environment_rows({**environment, "packages": {}})
     rows += [(f"Package {name}", version or "absent") for name, version in packages.items()]
     rows += [("bareconv", result["bareconv"]), ("Commit", str(result.get("commit") or "unknown")[:10])]
-    rows += [(f"Setting {name}", _shortened(json.dumps(value))) for name, value in result["settings"].items()]
+    rows += [(f"Setting {name}", value) for name, value in setting_rows(result["settings"])]
     merged: dict[str, list[str]] = {}
     for name, value in rows:
         merged.setdefault(name, []).append(value)
     return [(name, "; ".join(values)) for name, values in merged.items()]
 
 
-def _shortened(text: str, longest: int = 160) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def _shortened(texts: Sequence[str], longest: int = 160) -> list[str]:
+    """Texts that fit a cell; of those that begin alike for longer, what is from shortly before they differ."""
+    begin = 0
+    if len(texts) > 1 and len({text[: longest - 1] for text in texts}) == 1:
+        apart = (i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1)
+        begin = max(0, next(apart, min(map(len, texts))) - longest // 4)
+    cut = [f"…{text[begin:]}" if begin else text for text in texts]
+    return [text if len(text) <= longest else text[: longest - 1] + "…" for text in cut]
 
 
 def _downloads(results: Sequence[Named]) -> list[Block]:

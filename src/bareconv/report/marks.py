@@ -23,6 +23,7 @@ from bareconv.report.runs import Run, is_gpu, labels
 
 Line = NDArray[np.float64]
 
+_LEGEND_LETTER = 5.4  # points, about
 _TINTS = (1.0, 0.62, 0.38, 0.25)
 _STEPS = ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))  # from dense to sparse
 _DASHES: tuple[tuple[float, ...], ...] = ((), (9, 3.6), (3, 3), (11, 3, 3, 3))  # points
@@ -241,18 +242,39 @@ def strokes(shown: Sequence[Look]) -> list[tuple[Artist, str]]:
 
 
 def legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: int = 6) -> None:
-    """A legend above the figure, from the left."""
+    """A legend above the figure, from the left, read line by line: no line holds much less than another.
+
+    ``columns``: at most as many, and no more than the figure is wide enough for.
+    """
+    lined = any(isinstance(handle, Line2D) for handle, _ in entries)
+    columns = _columns([len(name) for _, name in entries], figure.get_figwidth() / POINT, columns, 46 if lined else 36)
+    # matplotlib fills column by column.
+    entries = [entry for first in range(columns) for entry in entries[first::columns]]
     figure.legend(
         [handle for handle, _ in entries],
         [name for _, name in entries],
         loc="outside upper left",
-        ncols=min(columns, len(entries)),
-        handlelength=2.2 if any(isinstance(handle, Line2D) for handle, _ in entries) else 1.0,
+        ncols=columns,
+        handlelength=2.2 if lined else 1.0,
         handleheight=0.9,
         columnspacing=1.6,
         borderpad=0.35,
         borderaxespad=0,
     )
+
+
+def _columns(letters: Sequence[int], width: float, most: int, beside: float) -> int:
+    """The fewest columns that make no more lines than the most that ``width`` points hold.
+
+    A column takes ``beside`` and its longest name's letters.
+    """
+
+    def needed(columns: int) -> float:
+        return sum(beside + _LEGEND_LETTER * max(letters[first::columns]) for first in range(columns))
+
+    fitting = [n for n in range(1, min(most, len(letters)) + 1) if n == 1 or needed(n) <= width]
+    lines = math.ceil(len(letters) / fitting[-1])
+    return math.ceil(len(letters) / lines)
 
 
 def titles(axes: Axes, title: str, below: str = "") -> None:

@@ -276,16 +276,23 @@ def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
 
 def setting_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
     """Every option, as name and value."""
-    return [(name.replace("_", "-"), _value(value)) for name, value in settings.items()]
+    return [(name.replace("_", "-"), in_words(value)) for name, value in settings.items()]
 
 
-def _value(value: object) -> str:
+def in_words(value: object) -> str:
+    """A value of a result file as a person writes it: "yes", "1, 2", "seed: 0, size: (28, 28)"."""
     if value is None or value == "":
         return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{k}: {_value(v)}" for k, v in value.items()) or "empty"
+        return ", ".join(f"{k}: {_within(v)}" for k, v in value.items()) or "empty"
     if isinstance(value, list | tuple):
-        return ", ".join(_value(v) for v in value) or "empty"
+        return ", ".join(map(_within, value)) or "empty"
     return str(value)
+
+
+def _within(value: object) -> str:
+    """A part of a value: where it has commas of its own they are its alone."""
+    text = in_words(value)
+    return f"({text})" if isinstance(value, dict | list | tuple) and len(value) > 1 else text

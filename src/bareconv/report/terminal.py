@@ -10,10 +10,20 @@ from rich.text import Text
 
 from bareconv.report import format as fmt
 from bareconv.report import steadiness
-from bareconv.report.candidates import device_word, everyone, group_title, names, status_word, who, who_ran
+from bareconv.report.candidates import (
+    Who,
+    device_word,
+    everyone,
+    group_title,
+    names,
+    status_word,
+    variants_in_full,
+    who,
+    who_ran,
+)
 from bareconv.report.consumption import energy_lines
 from bareconv.report.headline import headline
-from bareconv.report.lessons import learning_table, workloads
+from bareconv.report.lessons import candidates, learning_table, workloads
 from bareconv.report.nodes import by_node
 from bareconv.report.sweep import AXES, UNSTABLE, Sweep, crossover_sentences, curve_names, points
 from bareconv.report.verdict import verdict
@@ -95,6 +105,7 @@ def _sweep(screen: Screen, sweep: Sweep) -> None:
         table.add_row(name, Text(chart, _STYLES[one.gpu]), *cells)
     screen.say()
     screen.show(table)
+    _variants(screen, [(one, name) for one, name, _ in shown])
     for sentence in crossover_sentences(sweep):
         screen.say(sentence)
 
@@ -130,6 +141,14 @@ def _peers(screen: Screen, group: Mapping[str, Any]) -> None:
         )
     screen.say()
     screen.show(table)
+    _variants(screen, [(one, name) for one, name, _ in found])
+
+
+def _variants(screen: Screen, shown: Sequence[tuple[Who, str]]) -> None:
+    """What a table's names leave out of the variants that were measured."""
+    full = variants_in_full([one for one, _ in shown], [name for _, name in shown])
+    if full:
+        screen.say(full)
 
 
 def _learning(screen: Screen, result: Result) -> None:
@@ -140,6 +159,7 @@ def _learning(screen: Screen, result: Result) -> None:
             table.add_row(*(cell.text for cell in row))
         screen.say()
         screen.show(table)
+        _variants(screen, [(one, name) for one, name, record in candidates(entries) if record["accuracy"]])
 
 
 def _layers(screen: Screen, result: Result) -> None:

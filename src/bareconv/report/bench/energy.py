@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import candidate_looks
-from bareconv.report.candidates import colour
+from bareconv.report.candidates import colour, left_out
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, new_figure, styled
 from bareconv.report.consumption import Entry, everyone, is_known, unknown
 from bareconv.report.marks import legend, room_for_values, set_linear, short, titles
@@ -93,7 +93,7 @@ def energy_table(entries: Sequence[Entry]) -> Table:
         joules, seconds = entry.get("joules"), entry.get("seconds")
         rows.append(
             [
-                Cell(name, device=colour(one), strong=one.ours),
+                Cell(name, note=left_out(one, name), device=colour(one), strong=one.ours),
                 Cell(fmt.metric(entry["joules_per_1000_images"], "J"), strong=one.ours),
                 Cell(fmt.metric(entry.get("net_joules_per_1000_images"), "J")),
                 Cell(fmt.metric(joules / seconds, "W") if joules is not None and seconds else fmt.MISSING),

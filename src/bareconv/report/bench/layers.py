@@ -98,7 +98,7 @@ def layers_chart(group: Sequence[tuple[Rooflines, Step]], *, width: float = WIDE
         titles(axes, _panel_title(found, step, group), "of one step")
     there = [name for name in OPERATIONS if any(name in times for _, _, nodes in shown for times in nodes.values())]
     entries = [(Patch(color=LIGHT["ink"], alpha=OPERATIONS[name], linewidth=0), name) for name in there]
-    legend(figure, [(patch, name) for patch, name in entries], columns=4 if width <= NARROW else 7)
+    legend(figure, [(patch, name) for patch, name in entries], columns=len(entries))
     return figure
 
 

@@ -19,6 +19,8 @@ from bareconv.report.marks import Look, set_log, titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Chart, Prose, Section, Words
 
+Shown = tuple[Who, Look, list[float], list[float], Mapping[str, Any]]  # whose line, its points, its record
+
 _TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 
 
@@ -57,14 +59,14 @@ def learning_chart(entries: Sequence[Entry], *, width: float = WIDE) -> Figure:
     everyone = candidates(entries)
     looks = candidate_looks([one for one, _, _ in everyone], [name for _, name, _ in everyone])
     smallest = 0.5 / max(1, entries[0]["test_images"])  # an error rate of none at all has no logarithm
-    shown: list[tuple[Who, Look, list[float], list[float], Mapping[str, Any]]] = []
+    shown: list[Shown] = []
     for (one, _, record), look in zip(everyone, looks, strict=True):
         both = [(s, a) for s, a in zip(record["seconds"], record["accuracy"], strict=True) if s > 0]
         if both:
             shown.append((one, look, [s for s, _ in both], [_height(a, smallest) for _, a in both], record))
     if not shown:
         raise NothingToShow("no candidate learned for any time")
-    height = 3.6 if width <= NARROW else 4.2
+    height = (3.1 if width <= NARROW else 3.7) + 0.12 * len(shown)  # each has a name above or below the lines
     figure = new_figure(width, height)
     axes = figure.subplots()
     target = goal(entries)
@@ -88,15 +90,43 @@ def learning_chart(entries: Sequence[Entry], *, width: float = WIDE) -> Figure:
             color=LIGHT["muted"],
             va="bottom",
         )
-    ends = []
-    for one, look, xs, ys, record in shown:
+    for _, look, xs, ys, _ in shown:
         draw_line(axes, look, xs, ys)
-        reached = seconds_to(record, target)
-        text = f"{look.name}, {fmt.seconds(reached)}" if reached is not None else look.name
-        ends.append(End(xs[-1], ys[-1], look, text, one.ours))
-    flags(axes, ends, width, height)
+    reached, others = _ends(shown, target, smallest)
+    for end in reached:
+        _dot(axes, end)
+    note = f"did not reach {fmt.percent(target, 1)}" if target is not None else ""
+    flags(axes, reached, width - 0.7, height - 0.75, others, note)
     titles(axes, "Test accuracy", "seconds of training, logarithmic")
     return figure
+
+
+def _ends(shown: Sequence[Shown], target: float | None, smallest: float) -> tuple[list[End], list[End]]:
+    """Where names stand: of who reached the goal, at the moment on its line; of the others, at their last look."""
+    reached, others = [], []
+    for one, look, xs, ys, record in shown:
+        moment = seconds_to(record, target)
+        if target is not None and moment is not None:
+            text = f"{look.name}, {fmt.seconds(moment)}"
+            reached.append(End(moment, _height(target, smallest), look, text, one.ours))
+        else:
+            others.append(End(xs[-1], ys[-1], look, look.name, one.ours))
+    return (others, []) if target is None else (reached, others)
+
+
+def _dot(axes: Axes, end: End) -> None:
+    """The moment at which the goal was reached."""
+    axes.plot(
+        [end.x],
+        [end.y],
+        linestyle="",
+        marker="o",
+        markersize=9,
+        markerfacecolor=end.look.colour,
+        markeredgecolor=LIGHT["paper"],
+        markeredgewidth=1.4,
+        zorder=6,
+    )
 
 
 def _height(accuracy: float, smallest: float) -> float:
@@ -125,5 +155,15 @@ def learning_words(entries: Sequence[Entry]) -> Words:
         "many times as fast one is."
     )
     if (target := goal(entries)) is not None:
-        caption += f" Beside the names: when {fmt.percent(target, 1)} was reached."
+        caption += (
+            f" Large dots: when {fmt.percent(target, 1)} was reached.{_order(entries, target)} Below the lines: who "
+        )
+        caption += "has not reached it."
     return Words(f"Line chart of test accuracy over the time of training. {'; '.join(said)}.", caption)
+
+
+def _order(entries: Sequence[Entry], target: float) -> str:
+    """Who reached the goal first, and who second, in a sentence."""
+    moments = [(moment, name) for _, name, r in candidates(entries) if (moment := seconds_to(r, target)) is not None]
+    said = [f"{name} after {fmt.seconds(moment)}" for moment, name in sorted(moments)[:2]]
+    return f" First {', then '.join(said)}." if len(said) > 1 else ""

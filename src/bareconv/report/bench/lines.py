@@ -7,10 +7,11 @@ markers of their own. Where a number is marked unstable its marker is hollow.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
@@ -24,6 +25,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _OTHERS_TINT = 0.5  # of a bar that is not ours
 
 _NAME_POINTS = 11.5  # between two names at the ends of lines
+_AT_THE_RIGHT = 0.9  # of an axis: from there on a name at its right is near enough
 _LETTER = 5.0  # points that a letter of them takes, about
 
 
@@ -59,10 +61,16 @@ def draw_line(
     stable: Sequence[bool] | None = None,
     joined: bool = True,
 ) -> None:
-    """A candidate's markers, ``joined`` by its line; ``bounds``, the ends of its intervals, as a band behind it."""
-    if bounds is not None:
+    """A candidate's markers, ``joined`` by its line; ``bounds``, the ends of its intervals, as a band behind it.
+
+    One point alone is no line: it has a larger marker, and its interval is a bar.
+    """
+    alone = len(x) == 1
+    if bounds is not None and alone:
+        axes.vlines(x, bounds[0], bounds[1], color=look.colour, linewidth=1.4, zorder=3)
+    elif bounds is not None:
         axes.fill_between(x, bounds[0], bounds[1], color=look.colour, alpha=0.2, linewidth=0, zorder=1)
-    if joined:
+    if joined and not alone:
         axes.plot(x, y, **look.stroke())
     for steady in (True, False):
         chosen = [i for i in range(len(x)) if (stable is None or stable[i]) == steady]
@@ -71,7 +79,7 @@ def draw_line(
             [y[i] for i in chosen],
             linestyle="",
             marker=look.marker,
-            markersize=4.4 if steady else 6.4,
+            markersize=(4.4 if steady else 6.4) + 3 * alone,
             markerfacecolor=look.colour if steady else LIGHT["paper"],
             markeredgecolor=look.colour,
             markeredgewidth=0 if steady else 1.4,
@@ -81,97 +89,158 @@ def draw_line(
 
 @dataclass(frozen=True)
 class End:
-    """Where a line ends, and what stands there."""
+    """Where a line ends, and what stands there; ``alone``: it is one point without a line."""
 
     x: float
     y: float
     look: Look
     text: str = ""
     strong: bool = False
+    alone: bool = False
 
 
 def end_labels(axes: Axes, ends: Sequence[End], width: float, height: float, *, top: float = 0.35) -> None:
     """Names right of the axes at the heights where lines end, moved apart where they would lie on each other.
 
+    The name of a point alone stands beside it: what leads to it from the right would look like its line.
     The axes' limits and scales must be set. ``width`` and ``height`` of the figure, or of its part, in inches; ``top``:
     inches of the height that are not the axes'.
     """
     to_fraction = axes.transData + axes.transAxes.inverted()
+    at = [tuple(float(x) for x in to_fraction.transform((end.x, end.y))) for end in ends]
     texts = [_folded(end.text or end.look.name, narrow=width <= NARROW) for end in ends]
     lines = max((text.count("\n") + 1 for text in texts), default=1)
     gap = lines * _NAME_POINTS * POINT / max(0.5, height - top - 0.4)
-    wanted = [float(to_fraction.transform((end.x, end.y))[1]) for end in ends]
-    for end, text, at, place in zip(ends, texts, wanted, _spread(wanted, gap), strict=True):
-        axes.annotate(
-            text,
-            (end.x, end.y),
-            xytext=(1.04 if width <= NARROW else 1.02, place),
-            textcoords="axes fraction",
-            va="center",
-            ha="left",
-            fontsize=8.5,
-            linespacing=1.0,
-            color=end.look.colour,
-            fontweight="bold" if end.strong else "normal",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": end.look.colour,
-                "linewidth": 0.6,
-                "alpha": 0.7 if abs(place - at) > 0.2 * gap else 0.35,
-                "shrinkA": 1,
-                "shrinkB": 4,
-                "relpos": (0, 0.5),
-            },
-        )
+    beside = {i: at[i] for i, end in enumerate(ends) if end.alone and at[i][0] < _AT_THE_RIGHT}
+    others = [i for i in range(len(ends)) if i not in beside]
+    for some, names_at in ((others, None), *_side_by_side(beside, 0.035 if width <= NARROW else 0.015)):
+        for i, place in zip(some, _spread([at[i][1] for i in some], gap), strict=True):
+            x = (1.04 if width <= NARROW else 1.02) if names_at is None else names_at
+            _end_label(axes, ends[i], texts[i], (x, place), moved=abs(place - at[i][1]) > 0.2 * gap)
+
+
+def _side_by_side(places: Mapping[int, tuple[float, ...]], away: float) -> list[tuple[list[int], float]]:
+    """The points at each place along the axis, and where their names begin: right of it, or left in the right half."""
+    columns: dict[float, list[int]] = {}
+    for i, (x, _) in places.items():
+        columns.setdefault(round(x, 3), []).append(i)
+    return [(some, x + (-away if x > 0.5 else away)) for x, some in columns.items()]
+
+
+def _end_label(axes: Axes, end: End, text: str, place: tuple[float, float], *, moved: bool) -> None:
+    """A name at ``place``, in fractions of the axes, and a thin line to where its own ends."""
+    inside = place[0] < 1
+    leftwards = inside and place[0] > 0.5
+    axes.annotate(
+        text,
+        (end.x, end.y),
+        xytext=place,
+        textcoords="axes fraction",
+        va="center",
+        ha="right" if leftwards else "left",
+        fontsize=8.5,
+        linespacing=1.0,
+        color=end.look.colour,
+        fontweight="bold" if end.strong else "normal",
+        annotation_clip=False,
+        zorder=5,
+        bbox={"facecolor": LIGHT["paper"], "linewidth": 0, "pad": 0.4} if inside else None,
+        arrowprops={
+            "arrowstyle": "-",
+            "color": end.look.colour,
+            "linewidth": 0.6,
+            "alpha": 0.7 if moved else 0.35,
+            "shrinkA": 1,
+            "shrinkB": 4,
+            "relpos": (1 if leftwards else 0, 0.5),
+        }
+        if moved or not inside
+        else None,
+    )
 
 
 def _folded(name: str, *, narrow: bool) -> str:
-    """A name in one line at a desk, in two on a telephone where it is long."""
+    """A name in one line at a desk, in two on a telephone where it is long; lines of its own are kept."""
+    if "\n" in name:
+        return "\n".join(label(line, 16) for line in name.split("\n"))
     if not narrow or len(name) <= 16:
         return label(name, 34)
     first, *rest = textwrap.wrap(label(name, 100), 16)
     return f"{label(first, 16)}\n{label(' '.join(rest), 16)}" if rest else label(first, 16)
 
 
-def flags(axes: Axes, ends: Sequence[End], width: float, height: float) -> None:
-    """Names above the ends of lines that end side by side, each with a thin line down to its end.
+def flags(
+    axes: Axes, above: Sequence[End], width: float, height: float, below: Sequence[End] = (), note: str = ""
+) -> None:
+    """Names above places that lie side by side, each with a thin line to its place; ``below``: names under theirs.
 
-    The axes' horizontal limits and scale must be set; the vertical limits are widened to make room. ``width`` and
-    ``height`` of the figure in inches.
+    The axes' limits and scales must be set; the vertical limits are widened to make room. ``width`` and ``height`` of
+    the axes in inches, about. ``note``: what is said of those below, in a line of its own.
     """
-    inside = width - 0.7
+    line, gap = (_NAME_POINTS + 1.5) * POINT, 0.12
+    sides = [(ends, _levels(axes, ends, width)) for ends in (above, below)]
+    rooms = [(max(level for level, _ in found) + 1) * line + gap if found else 0.0 for _, found in sides]
+    rooms[1] += line if below and note else 0.0
+    tall = max(height, sum(rooms) / 0.7)
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(np.asarray(axes.get_ylim(), np.float64))
+    whole = (high - low) / (1 - sum(rooms) / tall)
+    limits = low - rooms[1] / tall * whole, high + rooms[0] / tall * whole
+    axes.set_ylim(*(float(y) for y in scale.inverted().transform(np.asarray(limits))))
+    for (ends, found), room, up in zip(sides, rooms, (True, False), strict=True):
+        for end, (level, leftwards) in zip(ends, found, strict=True):
+            away = (room - gap - (level + 0.6) * line) / tall
+            _flag(axes, end, 1 - away if up else away, leftwards=leftwards)
+    if below and note:
+        axes.text(
+            0.01, 0.5 * line / tall, note, transform=axes.transAxes, va="center", color=LIGHT["muted"], fontsize=8.5
+        )
+
+
+def _levels(axes: Axes, ends: Sequence[End], width: float) -> list[tuple[int, bool]]:
+    """How far out each name stands, so that none lies on another, and whether it reaches to the left of its place.
+
+    Where all reach to one side, the left where there is room, it is over places whose own names are nearer, and no line
+    crosses a name.
+    """
     to_fraction = axes.transData + axes.transAxes.inverted()
-    at = [float(to_fraction.transform((end.x, end.y))[0]) * inside for end in ends]
+    at = [float(to_fraction.transform((end.x, end.y))[0]) * width for end in ends]
     long = [len(end.text) * (_LETTER + 0.5 * end.strong) * POINT + 0.1 for end in ends]
-    # All names reach to one side, over ends whose own names are below theirs: no line crosses a name.
-    leftwards = all(place + 0.5 > size for place, size in zip(at, long, strict=True))
+    leftwards = [place + 0.3 > size for place, size in zip(at, long, strict=True)]
+    if not all(leftwards) and all(place + size < width for place, size in zip(at, long, strict=True)):
+        leftwards = [False] * len(ends)
+    spans = [(x - size, x) if left else (x, x + size) for x, size, left in zip(at, long, leftwards, strict=True)]
     levels: dict[int, int] = {}
-    spans = [(x - size, x) if leftwards else (x, x + size) for x, size in zip(at, long, strict=True)]
-    for i in sorted(range(len(ends)), key=lambda i: at[i] if leftwards else -at[i]):
+    for i in sorted(range(len(ends)), key=lambda i: (leftwards[i], at[i] if leftwards[i] else -at[i])):
         hit = [n for j, n in levels.items() if spans[i][0] < spans[j][1] and spans[j][0] < spans[i][1]]
         levels[i] = max(hit, default=-1) + 1
-    line = (_NAME_POINTS + 1.5) * POINT
-    room = (max(levels.values()) + 1) * line + 0.12
-    low, high = axes.get_ylim()
-    share = min(0.6, room / (height - 0.75))
-    axes.set_ylim(low, low + (high - low) / (1 - share))
-    for i, end in enumerate(ends):
-        y = 1 - share + (levels[i] * line + 0.16) / (height - 0.75)
-        axes.plot([end.x, end.x], [end.y, low + y * (high - low) / (1 - share)], color=end.look.colour, linewidth=0.6)
-        axes.annotate(
-            end.text,
-            (end.x, y),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3 if leftwards else 3, 0),
-            textcoords="offset points",
-            ha="right" if leftwards else "left",
-            va="center",
-            fontsize=8.5,
-            color=end.look.colour,
-            fontweight="bold" if end.strong else "normal",
-            annotation_clip=False,
-        )
+    return [(levels[i], leftwards[i]) for i in range(len(ends))]
+
+
+def _flag(axes: Axes, end: End, y: float, *, leftwards: bool) -> None:
+    """A name at the height ``y``, a fraction of the axes', and the line from it to its place."""
+    axes.annotate(
+        "",
+        (end.x, end.y),
+        xytext=(end.x, y),
+        textcoords=("data", "axes fraction"),
+        arrowprops={"arrowstyle": "-", "color": end.look.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+    )
+    axes.annotate(
+        end.text,
+        (end.x, y),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3 if leftwards else 3, 0),
+        textcoords="offset points",
+        ha="right" if leftwards else "left",
+        va="center",
+        fontsize=8.5,
+        color=end.look.colour,
+        fontweight="bold" if end.strong else "normal",
+        annotation_clip=False,
+        zorder=4,  # where another's line has to pass, it passes behind the name
+        bbox={"facecolor": LIGHT["paper"], "linewidth": 0, "pad": 0.4},
+    )
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:

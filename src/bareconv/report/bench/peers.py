@@ -12,12 +12,23 @@ from matplotlib.figure import Figure
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import candidate_looks, whiskers
-from bareconv.report.candidates import Candidate, Group, Who, colour, everyone, group_title, pretty, status_word
+from bareconv.report.candidates import (
+    Candidate,
+    Group,
+    Who,
+    colour,
+    everyone,
+    group_title,
+    left_out,
+    pretty,
+    status_word,
+)
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, new_figure, styled
 from bareconv.report.marks import room_for_values, set_linear, titles
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Heading, Prose, Section, Table, Words, figures
 from bareconv.report.sweep import UNSTABLE
+from bareconv.report.table import in_words
 
 _ROW = 0.3  # inches of a bar
 
@@ -115,7 +126,7 @@ def rates_table(group: Group) -> Table:
     rows = []
     for one, name, candidate in everyone(group):
         steady = candidate.get("throughput")
-        head = Cell(name, device=colour(one), strong=one.ours)
+        head = Cell(name, note=left_out(one, name), device=colour(one), strong=one.ours)
         if steady is None:
             rows.append([head, Cell(status_word(candidate)), *[Cell("")] * 6])
             continue
@@ -174,8 +185,7 @@ def settings_table(group: Group) -> Table:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    words = {True: "yes", False: "no", None: "not set"}
-    return ", ".join(f"{key}: {words.get(value, value)}" for key, value in values.items()) or fmt.MISSING
+    return in_words(dict(values)) if values else fmt.MISSING
 
 
 def tries_table(group: Group) -> Table:

@@ -8,40 +8,37 @@ visual performance model for multicore architectures", 2009.
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.layers import MOST_GROUPS, workload_title, workloads
+from bareconv.report.bench.lines import End, end_labels, flags
 from bareconv.report.candidates import device_word
 from bareconv.report.canvas import NARROW, POINT, WIDE, NothingToShow, label, new_figure, styled
-from bareconv.report.marks import set_log, short, titles
+from bareconv.report.marks import Look, set_log, short, titles
 from bareconv.report.nodes import operation
 from bareconv.report.palette import LIGHT
 from bareconv.report.sections import Block, Cell, Chart, Column, Prose, Section, Table, Words, figures
 
-_NAMED = 12  # points with a name; all are in the table of operations
-_WAYS = (
-    (1, 0),
-    (-1, 0),
-    (0.7, -0.7),
-    (-0.7, -0.7),
-    (0.7, 0.7),
-    (-0.7, 0.7),
-    (0, -1),
-    (0, 1),
-    (0.9, -0.4),
-    (-0.9, -0.4),
-)
 _ODD = 0.1  # of a ceiling, by which another that should not be above it is
-_LETTER = 4.7 * POINT  # inches that a letter of 7.5 points takes, about
+_WAYS = tuple((math.cos(turn * math.pi / 6), math.sin(turn * math.pi / 6)) for turn in (0, 6, 1, 5, 11, 7, 3, 9, 2, 4))
+_REACHES = (0.0, 0.12, 0.24, 0.38, 0.54, 0.76, 1.0)  # inches between a disc and its letter
+_LETTER = 6.2 * POINT  # inches that a letter takes, about
+_NAME, _HIGH = 8.0, 0.13  # points of type, and inches that a letter is high
+_KEY_LINE = 0.145  # inches of a line of the key
+_CEILINGS = 1.15  # inches right of a panel, where the names of its ceilings stand
 
 Rooflines = Mapping[str, Any]
 Step = Mapping[str, Any]
+Point = tuple[str, float, float, float]  # name, FLOP per byte, FLOP/s, share of the time
 Box = tuple[float, float, float, float]  # inches from the panel's lower left corner: left, bottom, right, top
 
 
@@ -72,14 +69,18 @@ def roofline_chart(group: Sequence[tuple[Rooflines, Step]], *, width: float = WI
     if not shown:
         raise NothingToShow("no operation computes and moves anything")
     columns = 1 if width <= NARROW or len(shown) == 1 else 2
-    lines = math.ceil(len(shown) / columns)
-    height = 3.5 if columns == 2 or width <= NARROW else 4.0
-    figure = new_figure(width, lines * height)
-    boxes = np.ravel(figure.subplots(lines, columns, squeeze=False))
+    height = 3.8 if columns == 2 or width <= NARROW else 4.2
+    in_key = 2 if columns == 1 and width > NARROW else 1  # columns of a panel's key
+    rows = [
+        math.ceil(max(len(p) for _, _, p in shown[i : i + columns]) / in_key) for i in range(0, len(shown), columns)
+    ]
+    figure = new_figure(width, len(rows) * (height + 0.15) + _KEY_LINE * sum(rows))
+    boxes = np.ravel(figure.subplots(len(rows), columns, squeeze=False))
     for axes in boxes[len(shown) :]:
         axes.set_axis_off()
     for axes, (found, step, points) in zip(boxes, shown, strict=False):
-        _panel(axes, found, points, (width / columns - 0.75, height - 0.75))
+        _panel(axes, found, points, (width / columns - 0.45 - _CEILINGS, height - 0.75))
+        _key(axes, points, in_key)
         several = len({s["precision"] for _, s in group}) > 1
         precision = f", {step['precision']}" if several else ""
         titles(
@@ -88,7 +89,37 @@ def roofline_chart(group: Sequence[tuple[Rooflines, Step]], *, width: float = WI
     return figure
 
 
-def operations(step: Step) -> list[tuple[str, float, float, float]]:
+def letters(number: int) -> list[str]:
+    """What discs are called: "A" to "Z", then "A2", "B2" and so on."""
+    of = string.ascii_uppercase
+    return [of[i % len(of)] + (str(i // len(of) + 1) if i >= len(of) else "") for i in range(number)]
+
+
+def _key(axes: Axes, points: Sequence[Point], columns: int) -> None:
+    """Below a panel: what the letter of each disc stands for, and its share of the time."""
+    named = [
+        f"{letter}  {label(name, 48)}, {fmt.percent(share, 0)}"
+        for letter, (name, _, _, share) in zip(letters(len(points)), points, strict=True)
+    ]
+    pad = 0.6  # in heights of its type
+    below = ScaledTranslation(-pad * _NAME * POINT, -0.38, axes.figure.dpi_scale_trans)  # what the axis says
+    axes.legend(
+        [Line2D([], [], linestyle="") for _ in named],
+        named,
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=axes.transAxes + below,
+        borderaxespad=0,
+        borderpad=pad,
+        ncols=columns,
+        fontsize=_NAME,
+        labelspacing=0.3,
+        handlelength=0,
+        handletextpad=0,
+    )
+
+
+def operations(step: Step) -> list[Point]:
     """(name, FLOP per byte, FLOP/s, share of the time) of every operation that computes and moves anything."""
     sums: dict[tuple[str, str], list[float]] = {}
     for launch in step["launches"]:
@@ -104,9 +135,7 @@ def operations(step: Step) -> list[tuple[str, float, float, float]]:
     return sorted(found, key=lambda one: -one[3])
 
 
-def _panel(
-    axes: Axes, found: Rooflines, points: Sequence[tuple[str, float, float, float]], inches: tuple[float, float]
-) -> None:
+def _panel(axes: Axes, found: Rooflines, points: Sequence[Point], inches: tuple[float, float]) -> None:
     shade = LIGHT["cpu" if found["device"] == "cpu" else "gpu"]
     # A CPU's are there for several numbers of threads: those of the steps.
     there = [c for c in found["ceilings"] if c.get("threads") in (None, found.get("threads"))]
@@ -117,66 +146,61 @@ def _panel(
     left = min(p[1] for p in points) / 2.5
     right = max([p[1] for p in points] + ridges) * 3
     bottom = min(min(p[2] for p in points) / 3, peak / 100)
+    top = max(peak * 1.5, max(p[2] for p in points) * 1.6)
     set_log(axes, "x", left, right, _tick, 5)
-    set_log(
-        axes,
-        "y",
-        bottom,
-        max(peak * 2.2, max(p[2] for p in points) * 1.6),
-        lambda y: short(fmt.flops(y)).removesuffix("FLOP/s").strip(),
-        5,
-    )
-    taken: list[Box] = []
+    set_log(axes, "y", bottom, top, lambda y: short(fmt.flops(y)).removesuffix("FLOP/s").strip(), 5)
+    lines = []
+    for ceiling in roofs:
+        y = ceiling["per_second"]
+        start = max(left, y / max((c["per_second"] for c in slopes), default=y / left))
+        lines.append((_end(ceiling, (right, y), LIGHT["ink"], "\n"), (start, y)))
+    shown = [c for c in slopes if max(left, bottom / c["per_second"]) < peak / c["per_second"]]
+    for ceiling in shown:
+        speed = ceiling["per_second"]
+        begin, end = max(left, bottom / speed), peak / speed
+        lines.append((_end(ceiling, (end, end * speed), LIGHT["muted"], ", "), (begin, begin * speed)))
+    for at, (x, y) in lines:
+        axes.plot([x, at.x], [y, at.y], color=at.look.colour, linewidth=1.1)
+    flags(axes, [at for at, _ in lines[len(roofs) :]], *inches)
+    end_labels(axes, [at for at, _ in lines[: len(roofs)]], NARROW, inches[1] + 0.4, top=0.0)
+    _discs(axes, points, shade, [((x, y), (at.x, at.y)) for at, (x, y) in lines], inches)
+
+
+def _end(ceiling: Mapping[str, Any], at: tuple[float, float], shade: str, between: str) -> End:
+    """Where a ceiling's line ends, and its name: a level one's stands at the right, a slope's above its ridge."""
+    value = ceiling["per_second"]
+    amount = fmt.flops(value) if ceiling["unit"] == "FLOP" else fmt.metric(value, "B/s")
+    name = label(ceiling["name"], 16)
+    return End(*at, Look(name, shade, 1.0, (), False, False), f"{name}{between}{amount}")
+
+
+def _discs(
+    axes: Axes,
+    points: Sequence[Point],
+    shade: str,
+    lines: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+    inches: tuple[float, float],
+) -> None:
+    """Each operation's disc with its letter, which lies on no line, no disc and no other letter."""
     to_fraction = axes.transData + axes.transAxes.inverted()
 
     def place(x: float, y: float) -> tuple[float, float]:
         at = to_fraction.transform((x, y))
         return float(at[0]) * inches[0], float(at[1]) * inches[1]
 
-    for ceiling in roofs:
-        y = ceiling["per_second"]
-        start = max(left, y / max((c["per_second"] for c in slopes), default=y / left))
-        axes.plot([start, right], [y, y], color=LIGHT["ink"], linewidth=1.1)
-        taken.append((*place(start, y), place(right, y)[0], place(right, y)[1] + 0.02))
-        text = f"{label(ceiling['name'], 18)}, {fmt.flops(y)}"
-        axes.annotate(
-            text, (right, y), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7.5, color=LIGHT["ink"]
-        )
-        at = place(right, y)
-        taken.append((at[0] - len(text) * _LETTER, at[1], at[0], at[1] + 0.15))
-    for ceiling in slopes:
-        speed = ceiling["per_second"]
-        begin, end = max(left, bottom / speed), min(right, peak / speed)
-        if begin >= end:
-            continue
-        axes.plot([begin, end], [begin * speed, end * speed], color=LIGHT["muted"], linewidth=1.1)
-        rise = place(end, end * speed)[1] - place(begin, begin * speed)[1]
-        run = place(end, end * speed)[0] - place(begin, begin * speed)[0]
-        for step in range(40):  # a slope as small boxes
-            x = begin * (end / begin) ** (step / 40)
-            taken.append((*place(x, x * speed), place(x, x * speed)[0] + run / 40, place(x, x * speed)[1] + rise / 40))
-        x = begin * (end / begin) ** 0.04
-        axes.annotate(
-            f"{label(ceiling['name'], 18)}, {fmt.metric(speed, 'B/s')}",
-            (x, x * speed),
-            xytext=(-1, 5),
-            textcoords="offset points",
-            rotation=math.degrees(math.atan2(rise, run)),
-            rotation_mode="anchor",
-            ha="left",
-            va="bottom",
-            fontsize=7.5,
-            color=LIGHT["muted"],
-        )
-        corner = place(x, x * speed)
-        taken.append((corner[0], corner[1], corner[0] + 0.8, corner[1] + 0.8 * rise / max(run, 0.1) + 0.15))
+    taken: list[Box] = []
+    for begin, end in lines:
+        (x, y), (x2, y2) = place(*begin), place(*end)
+        for i in range(80):  # a line as small boxes
+            at = x + (x2 - x) * i / 80, y + (y2 - y) * i / 80
+            taken.append((at[0], at[1], at[0] + (x2 - x) / 80, at[1] + (y2 - y) / 80))
     for _, x, y, share in points:
         axes.scatter([x], [y], s=18 + 520 * share, color=shade, alpha=0.62, linewidths=0.8, edgecolors=LIGHT["paper"])
         at, r = place(x, y), _radius(share)
         taken.append((at[0] - r, at[1] - r, at[0] + r, at[1] + r))
-    names: list[Box] = []
-    for name, x, y, share in points[:_NAMED]:
-        _name(axes, name, place(x, y), (x, y), _radius(share), taken, names, inches)
+    for letter, (_, x, y, share) in zip(letters(len(points)), points, strict=True):
+        away = _free(letter, place(x, y), _radius(share), taken, inches)
+        _letter(axes, letter, (x, y), away, _radius(share))
 
 
 def _radius(share: float) -> float:
@@ -184,53 +208,40 @@ def _radius(share: float) -> float:
     return math.sqrt((18 + 520 * share) / math.pi) * POINT
 
 
-def _name(
-    axes: Axes,
-    name: str,
-    at: tuple[float, float],
-    point: tuple[float, float],
-    radius: float,
-    taken: list[Box],
-    names: list[Box],
-    inches: tuple[float, float],
-) -> None:
-    """A name beside its disc, or further off with a line to it, where nothing else lies; none without room."""
-    text = label(name, 26)
-    long, high = len(text) * _LETTER, 0.13
-    for reach in (0.0, 0.16, 0.34, 0.54, 0.76, 1.0):
+def _free(
+    text: str, at: tuple[float, float], radius: float, taken: list[Box], inches: tuple[float, float]
+) -> tuple[float, float]:
+    """How far from its disc a letter finds room, in inches; on the disc where there is none. Takes that room."""
+    long = len(text) * _LETTER
+    for reach in _REACHES:
         for across, up in _WAYS:
-            gap = radius + 0.03 + reach
-            dx = across * gap - (long if across < 0 else long / 2 if across == 0 else 0.0)
-            dy = up * gap - high / 2
-            box = (at[0] + dx, at[1] + dy, at[0] + dx + long, at[1] + dy + high)
+            dx, dy = (radius + 0.03 + reach + long / 2) * across, (radius + 0.03 + reach + _HIGH / 2) * up
+            x, y = at[0] + dx, at[1] + dy
+            box = (x - long / 2, y - _HIGH / 2, x + long / 2, y + _HIGH / 2)
             if box[0] < 0.02 or box[2] > inches[0] or box[1] < 0.02 or box[3] > inches[1]:
                 continue
-            if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
-                continue
-            # A line that is drawn must not go through a name, nor through the roof.
-            way = [(at[0] + across * gap * i / 12, at[1] + up * gap * i / 12) for i in range(13)] if reach else []
-            if (reach and up > 0) or any(b[0] < x < b[2] and b[1] < y < b[3] for x, y in way for b in names):
-                continue
-            taken.append(box)
-            names.append(box)
-            axes.annotate(
-                text,
-                point,
-                xytext=(across * gap / POINT, up * gap / POINT),
-                textcoords="offset points",
-                ha="right" if across < 0 else "center" if across == 0 else "left",
-                va="center",
-                fontsize=7.5,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": LIGHT["muted"],
-                    "linewidth": 0.6 if reach else 0,
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                    "relpos": (1.0 if across < 0 else 0.5 if across == 0 else 0.0, 0.5),
-                },
-            )
-            return
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                taken.append(box)
+                return dx, dy
+    return 0.0, 0.0
+
+
+def _letter(axes: Axes, text: str, point: tuple[float, float], away: tuple[float, float], radius: float) -> None:
+    """A letter so many inches from its disc, with a line to it where it does not stand beside it."""
+    far = math.hypot(*away) > radius + 0.03 + _HIGH
+    axes.annotate(
+        text,
+        point,
+        xytext=(away[0] / POINT, away[1] / POINT),
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        fontsize=_NAME,
+        fontweight="bold",
+        arrowprops={"arrowstyle": "-", "color": LIGHT["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+        if far
+        else None,
+    )
 
 
 def _tick(x: float) -> str:
@@ -250,6 +261,7 @@ def roofline_words(group: Sequence[tuple[Rooflines, Step]]) -> Words:
             for name, intensity, speed, _ in operations(step)[:12]
         ]
     caption = f"{workload_title(group)}. Both axes are logarithmic; a disc's area is its share of the step's time. "
+    caption += "Below each panel stands what its letters are, with these shares. "
     caption += (
         "Under the slope the memory is what bounds an operation, under a level line the arithmetic. All operations "
     )

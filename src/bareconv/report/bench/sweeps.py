@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bareconv.report import format as fmt
 from bareconv.report.bench.lines import End, candidate_looks, draw_line, end_labels, set_ticks
-from bareconv.report.candidates import Who, colour, who
+from bareconv.report.candidates import Who, colour, variants_in_full, who
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
 from bareconv.report.marks import Look, set_log, short, titles
 from bareconv.report.palette import LIGHT
@@ -61,13 +61,16 @@ def sweep_sections(result: Mapping[str, Any]) -> list[Section]:
 
 
 def _blocks(sweep: Sweep, place: int) -> list[Block]:
+    curved = any(len(points(curve)) > 1 for curve in sweep["curves"])
     blocks: list[Block] = [
         Chart(f"sweep-{place}", lambda w: throughput_chart(sweep, width=w), lambda: throughput_words(sweep))
+        if curved
+        else Prose(single_points(sweep))
     ]
     blocks += [Prose(text) for text in crossover_sentences(sweep)]
     blocks += [Prose(note, "aside") for note in notes(sweep)]
     blocks.append(Fold("Every point as numbers", [points_table(sweep)]))
-    if any(curve["fit"] for curve in sweep["curves"]) or sweep["axis"] == "batch_size":
+    if curved and (any(curve["fit"] for curve in sweep["curves"]) or sweep["axis"] == "batch_size"):
         blocks.append(Chart(f"sweep-{place}-step", lambda w: step_chart(sweep, width=w), lambda: step_words(sweep)))
     if any(curve["fit"] for curve in sweep["curves"]):
         blocks.append(fit_table(sweep))
@@ -99,7 +102,7 @@ def throughput_chart(sweep: Sweep, *, width: float = WIDE) -> Figure:
             bounds=([r["low"] for r in rates], [r["high"] for r in rates]),
             stable=[p.get("stable", True) for p in found],
         )
-        ends.append(End(x[-1], rates[-1]["value"], look, strong=one.ours))
+        ends.append(End(x[-1], rates[-1]["value"], look, strong=one.ours, alone=len(x) == 1))
     _mark_crossover(axes, sweep)
     end_labels(axes, ends, width, height)
     titles(axes, "Images a second", _below(sweep))
@@ -137,7 +140,7 @@ def step_chart(sweep: Sweep, *, width: float = WIDE) -> Figure:
             stable=[p.get("stable", True) for p in found],
             joined=fit is None,
         )
-        ends.append(End(x[-1], taken[-1]["value"], look, strong=one.ours))
+        ends.append(End(x[-1], taken[-1]["value"], look, strong=one.ours, alone=len(x) == 1))
     end_labels(axes, ends, width, height)
     titles(axes, "Time of one step", _below(sweep))
     return figure
@@ -229,19 +232,32 @@ def throughput_words(sweep: Sweep) -> Words:
     said = []
     for name, curve in zip(curve_names(sweep), sweep["curves"], strict=True):
         found = points(curve)
+        ends = [f"{fmt.rate(p['images_per_second']['value'], 'images')} at {fmt.count(p['value'])}" for p in found]
         if found:
-            first, last = found[0], found[-1]
-            said.append(
-                f"{name} from {fmt.rate(first['images_per_second']['value'], 'images')} at {fmt.count(first['value'])} "
-                f"to {fmt.rate(last['images_per_second']['value'], 'images')} at {fmt.count(last['value'])}"
-            )
+            said.append(f"{name} from {ends[0]} to {ends[-1]}" if len(found) > 1 else f"{name} {ends[0]} alone")
     caption = (
         f"{sweep['model']}. The band around a line is its 95% interval; where none is seen it is narrower than the "
     )
     caption += "line."
+    if any(len(points(curve)) == 1 for curve in sweep["curves"]):
+        caption += " Of one point alone it is a bar."
     if any(not p.get("stable", True) for curve in sweep["curves"] for p in points(curve)):
         caption += " Hollow: the blocks of that point differ too much to be trusted."
+    caption = f"{caption} {variants_in_full([who(curve) for curve in sweep['curves']], curve_names(sweep))}".strip()
     return Words(f"Line chart of images a second by {AXES[sweep['axis']][2]}. {'; '.join(said)}.", caption)
+
+
+def single_points(sweep: Sweep) -> str:
+    """What was measured, where every curve is one point: that makes no chart."""
+    said, unit = [], AXES[sweep["axis"]][3]
+    for name, curve in zip(curve_names(sweep), sweep["curves"], strict=True):
+        for point in points(curve):
+            figure = fmt.within(point["images_per_second"], lambda x: fmt.rate(x).removesuffix("/s"))
+            mark = "" if point.get("stable", True) else f", {UNSTABLE}"
+            said.append(f"{name} {figure} images/s at {unit} {fmt.count(point['value'])}{mark}")
+    full = variants_in_full([who(curve) for curve in sweep["curves"]], curve_names(sweep))
+    each = " of each" if len(said) > 1 else ""
+    return f"One point was measured{each}, which makes no curve: {'; '.join(said)}. {full}".strip()
 
 
 def step_words(sweep: Sweep) -> Words:
