@@ -302,9 +302,12 @@ def test_without_its_gpu_it_says_what_is_missing(name, reason, serving, tmp_path
     assert "\n" not in str(refused.value)
 
 
-def test_tinygrad_without_a_compiler_says_what_it_needs(tmp_path):
+@pytest.mark.parametrize(("compiler", "why"), [("none", "FileNotFoundError: "), ("cc", "cc failed with exit code 3")])
+def test_tinygrad_without_a_compiler_says_what_it_needs(tmp_path, compiler, why):
+    (tmp_path / "cc").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "cc").chmod(0o755)
     Workload("mlp", (4, 4, 1), batch_size=4).write(tmp_path)
-    one = candidate("tinygrad", variables={"CC": str(tmp_path / "none")})
+    one = candidate("tinygrad", variables={"CC": str(tmp_path / compiler), "CACHELEVEL": "0"})
     with (
         Worker(one.command, one.environment, tmp_path) as worker,
         pytest.raises(
@@ -313,6 +316,7 @@ def test_tinygrad_without_a_compiler_says_what_it_needs(tmp_path):
     ):
         worker.ask("prepare", 60, folder=str(tmp_path), options=one.options, checks=1, warm_up=0.0)
     assert refused.value.unsupported
+    assert f"for CPU: {why}" in str(refused.value)
 
 
 def test_peers_of_each_device():

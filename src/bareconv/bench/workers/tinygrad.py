@@ -17,9 +17,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,10 +55,8 @@ class Tinygrad(Candidate):
                 raise FileNotFoundError("there is no such program")  # what it has compiled before it would still find
             (tinygrad.Tensor([1.0], device=self.name) + 1).item()  # needs its compiler
         except Exception as error:  # whichever of its parts is missing
-            reason = " ".join(str(error).split())[:200]
             needs = "CUDA's driver and nvrtc" if self.on_gpu else "clang, on the PATH or named by the variable CC,"
-            why = f"{type(error).__name__}: {reason}"
-            raise UnsupportedError(f"tinygrad needs {needs} for {self.name}: {why}") from None
+            raise UnsupportedError(f"tinygrad needs {needs} for {self.name}: {_why(error)}") from None
         self.compiling = 0.0
 
     def build(self, job: Job) -> None:
@@ -246,6 +246,13 @@ class Builder:
 
 def _pair(value: int | list[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, in a line."""
+    if isinstance(error, subprocess.CalledProcessError):  # its text is the whole command line
+        return f"{Path(error.cmd[0]).name} failed with exit code {error.returncode}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 if __name__ == "__main__":
