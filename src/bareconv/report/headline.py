@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bareconv.report import format as fmt
+from bareconv.report.measured import is_empty, is_of_benchmark
 from bareconv.report.runs import (
     Pair,
     Run,
@@ -79,6 +80,10 @@ def headline(result: dict[str, Any]) -> Headline:
         checked = f"{len(checks)} gradient check{'s' if len(checks) > 1 else ''}"
         title = f"{failed} of {checked} failed" if failed else f"{checked} passed, none failed"
         lead = []
+    elif is_of_benchmark(result) and is_empty(result):
+        budget = result["settings"].get("budget")
+        title = "Nothing could be measured" + (f" in {fmt.seconds(budget)}" if budget else "")
+        lead = ["With more time (--budget) there are figures."] if budget else []
     else:
         title, lead = "A result of bareconv", _parity(result)
     return Headline(title, [sentence for sentence in lead if sentence], measure, bars)
