@@ -58,8 +58,6 @@ def writing(path: Path) -> Iterator[None]:
     """Within it, what the system refuses is an error that names ``path``: a full disk itself names none."""
     try:
         yield
-    except BrokenPipeError:  # standard output, not the file
-        raise
     except OSError as error:
         raise BareconvError(f"{path}: could not be written: {error.strerror or error}") from error
 

@@ -45,16 +45,12 @@ def report(screen: Screen, **options: Any) -> int:
     if output.resolve() in {path.resolve() for path in options["files"]}:
         raise UsageError(f"--output {output}: that is one of the results; expected another file")
     found = [_read(path) for path in options["files"]]
-    if len(found) == 1:
-        name, result = found[0]
-        show_summary(screen, result)
-        page = render(result, name=name)
-    else:
-        for name, result in found:
+    page = render(found[0][1], name=found[0][0]) if len(found) == 1 else render_machines(found)
+    write_whole(output, page.encode("utf-8", "replace"))  # before anything is printed, which may fail
+    for name, result in found:
+        if len(found) > 1:
             screen.say(f"{name}:")
-            show_summary(screen, result, brief=True)
-        page = render_machines(found)
-    write_whole(output, page.encode("utf-8", "replace"))
+        show_summary(screen, result, brief=len(found) > 1)
     screen.say(f"\nWrote {output}")
     screen.finish(screen.result(notes=[f"Wrote {output}."]))
     return 0

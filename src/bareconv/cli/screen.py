@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import shlex
 import signal
 import socket
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import click
 from rich.console import Console
@@ -36,13 +37,28 @@ _ONE_PRESS_SECONDS = 0.3  # a Ctrl-C may come twice: from the terminal, and from
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+class _Console(Console):
+    """A console whose reader may go (| head): then it falls silent, and the work goes on to its end."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _forget(self.file)
+
+
+def _forget(stream: IO[str]) -> None:
+    """Let what is still to be written to a stream that nobody reads any more go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class Screen:
     """Text for people: on standard output, or on standard error where standard output is for JSON."""
 
     def __init__(self, settings: dict[str, Any], as_json: bool) -> None:
         self.settings, self.as_json, self.finished = settings, as_json, False
         # What is printed comes from users and the system: brackets are no markup in it, and ":x:" is no emoji.
-        self.console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
+        self.console = _Console(stderr=as_json, highlight=False, markup=False, emoji=False)
         self.interactive = self.console.is_interactive
         if not self.console.is_terminal:  # in a file or a pipe nothing is folded
             self.console.width = 10_000
@@ -113,9 +129,15 @@ class Screen:
         results.validate(result)
         self.finished = True
         if self.as_json:
-            json.dump(result, sys.stdout, indent=2, allow_nan=False)
-            sys.stdout.write("\n")
+            self.hand_out(json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+    def hand_out(self, text: str) -> None:
+        """Text for programs on standard output, as it is."""
+        try:
+            sys.stdout.write(text)
             sys.stdout.flush()
+        except BrokenPipeError:
+            _forget(sys.stdout)
 
 
 def on_screen(function: Callable[..., int]) -> Callable[..., int]:
@@ -132,8 +154,6 @@ def on_screen(function: Callable[..., int]) -> Callable[..., int]:
         try:
             try:
                 return function(screen, **options)
-            except BrokenPipeError:
-                raise
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
                 raise BareconvError(where + (error.strerror or str(error))) from error
