@@ -18,7 +18,7 @@ from bareconv.bench.profile import memory, profile, remark
 from bareconv.bench.runs import run_record
 from bareconv.data import Dataset
 from bareconv.device import Array, CpuDevice, Device, why_no_cuda
-from bareconv.errors import NotFiniteError
+from bareconv.errors import NotFiniteError, UnwrittenError
 from bareconv.nn import Conv2d, MaxPool2d, ReLU, models
 from bareconv.nn.layer import Layer
 from bareconv.report.gallery import Gallery
@@ -87,7 +87,8 @@ class Listener:
 class Comparison:
     """``runs``, ``parity`` and ``notes`` of a result file, and pictures of the first run's model.
 
-    ``failed``: a later run's loss turned out not to be finite; a note says where.
+    ``failed``: a later run's loss turned out not to be finite; a note says where. ``unsaved``: why there is no
+    checkpoint, where it could not be written.
     """
 
     runs: list[dict[str, Any]]
@@ -95,6 +96,7 @@ class Comparison:
     notes: list[str]
     gallery: Gallery | None
     failed: bool = False
+    unsaved: UnwrittenError | None = None
 
 
 def compare(
@@ -115,7 +117,8 @@ def compare(
     listener = listener or Listener()
     runs: list[dict[str, Any]] = []
     remarks: list[str | None] = []
-    gallery = None
+    gallery: Gallery | None = None
+    unsaved: UnwrittenError | None = None
     for device, precision in sides(job, devices):
         if listener.should_stop():
             break
@@ -130,12 +133,11 @@ def compare(
             if not runs:
                 raise
             notes = [*_notes(data, devices, listener, runs), f"{device.name} {precision}: {error}."]
-            return Comparison(runs, [], notes, gallery, failed=True)
+            return Comparison(runs, [], notes, gallery, failed=True, unsaved=unsaved)
         total, peak = time.perf_counter() - begun, device.peak_memory()
         if not runs:
             gallery = make_gallery(trainer)
-            if checkpoint is not None:
-                save(checkpoint, trainer)
+            unsaved = _try_to_save(checkpoint, trainer)
         listener.stage(f"Profiling {job.profile_steps} steps on {device.description}")
         record = run_record(trainer, peak_memory=peak, total_seconds=total, warm_up_seconds=warm_up)
         record["memory"] = memory(trainer, peak)
@@ -149,7 +151,17 @@ def compare(
         gc.collect()  # a plan and what it has laid out know each other
     proofs = _proofs(job, data, devices, listener)
     notes = [*_notes(data, devices, listener, runs), *dict.fromkeys(filter(None, remarks))]
-    return Comparison(runs, proofs, notes, gallery)
+    return Comparison(runs, proofs, notes, gallery, unsaved=unsaved)
+
+
+def _try_to_save(path: Path | None, trainer: Trainer) -> UnwrittenError | None:
+    """A full disk must not end a comparison: its figures are still to come."""
+    try:
+        if path is not None:
+            save(path, trainer)
+    except UnwrittenError as error:
+        return error
+    return None
 
 
 def check_precisions(engine: str, precisions: Sequence[str], devices: Sequence[Device]) -> None:

@@ -58,7 +58,7 @@ class Screen:
     def __init__(self, settings: dict[str, Any], as_json: bool) -> None:
         self.settings, self.as_json, self.finished = settings, as_json, False
         # What is printed comes from users and the system: brackets are no markup in it, and ":x:" is no emoji.
-        self.console = _Console(stderr=as_json, highlight=False, markup=False, emoji=False)
+        self.console: Console = _Console(stderr=as_json, highlight=False, markup=False, emoji=False)
         self.interactive = self.console.is_interactive
         if not self.console.is_terminal:  # in a file or a pipe nothing is folded
             self.console.width = 10_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from bareconv.cli.bench.common import (
     several,
     workloads,
 )
-from bareconv.cli.folder import RESULT, result_folder
+from bareconv.cli.folder import PAGE, RESULT, result_folder, tell_where, writing
 from bareconv.cli.screen import Bar, Interrupt, Screen, on_screen, stop_gently
 from bareconv.device import CpuDevice, Device, all_devices, get_device, why_no_cuda
-from bareconv.errors import BareconvError, UsageError
+from bareconv.errors import BareconvError, UnwrittenError, UsageError
+from bareconv.files import Attempts
 from bareconv.report import write_report
 from bareconv.report.consumption import unknown
 from bareconv.report.format import seconds
@@ -108,6 +110,7 @@ def run(screen: Screen, **options: Any) -> int:
     jobs = list(workloads({**options, "precision": "float32"}))
     places = [_place(device, options) for device in devices]
     _check_precisions(options["precisions"], places)
+    attempts = Attempts()
     with result_folder(options["output"]) as folder:
         names = ", ".join(f"{device.name} ({device.description.partition(', ')[0]})" for device in devices)
         notes = introduce(screen, {**options, "output": None}, names)
@@ -136,7 +139,8 @@ def run(screen: Screen, **options: Any) -> int:
 
                 def keep(made: dict[str, Any]) -> None:
                     if not is_empty(made):
-                        results.write(screen.result(**made, notes=suite.notes), folder / RESULT)
+                        with contextlib.suppress(UnwrittenError):  # the last one says so
+                            results.write(screen.result(**made, notes=suite.notes), folder / RESULT)
 
                 made = suite.run(deadline, story, keep)
             stopped = interrupt.requested
@@ -148,11 +152,14 @@ def run(screen: Screen, **options: Any) -> int:
                 suite.notes.append("Stopped early by request: the figures are of what was done by then.")
             bar.begin("Drawing the page")
             result = screen.result(**made, notes=suite.notes, conditions=watcher.record())
-            results.write(result, folder / RESULT)
-            page = write_report(result, None, folder)
+            with attempts.one():
+                results.write(result, folder / RESULT)
+            with attempts.one(), writing(folder / PAGE):
+                write_report(result, None, folder)
     show_summary(screen, result)
-    screen.say(f"\nWrote {page}{'' if options['output'] else latest(screen, page)}")
+    tell_where(screen, folder, attempts, last=options["output"] is None)
     screen.finish(result)
+    attempts.conclude()
     return 130 if stopped else 1 if suite.failed else 0
 
 
@@ -165,15 +172,6 @@ def _why_nothing(suite: Suite, made: dict[str, Any], budget: float) -> str:
         f"nothing could be measured in {seconds(budget)}: give more time, such as --budget "
         f"{max(ENOUGH_SECONDS, 2 * budget):g}, or measure less, such as --part throughput"
     )
-
-
-def latest(screen: Screen, page: Path) -> str:
-    """Let results/latest mean this result; what stands in its way is no reason to fail."""
-    try:
-        return f" (also {results.point_latest(page.parent) / page.name})"
-    except BareconvError as error:
-        screen.warn(str(error))
-        return ""
 
 
 def _place(device: Device, options: dict[str, Any]) -> Place:
