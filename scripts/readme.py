@@ -21,6 +21,7 @@ from bareconv.bench.results import read
 from bareconv.report import ladder_bars, markdown, png
 from bareconv.report.candidates import pretty
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
+from bareconv.report.ladder import executed, remarks
 from bareconv.report.verdict import verdict
 from bareconv.training import ENGINES
 
@@ -290,13 +291,16 @@ def ladder_table(name: str) -> str:
     for rung in problem["rungs"]:
         head = f"| {rung['name']} | {rung['change']} |"
         if rung["status"] == "measured":
+            done, of_peak = executed(problem, rung)
             lines.append(
                 f"{head} {rate(rung['images_per_second']).removesuffix('/s')} | "
-                f"{flops(rung['effective_flops_per_second'])} | {flops(rung['executed_flops_per_second'])} | "
-                f"{percent(rung['peak_share'], 1)} | {scientific(rung['error'])} |"
+                f"{flops(rung['effective_flops_per_second'])} | {flops(done)} | {percent(of_peak, 1)} | "
+                f"{scientific(rung['error'])} |"
             )
         else:
             lines.append(f"{head} {rung.get('reason', 'wrong')} | | | | |")
+    for remark in remarks(problem):
+        lines += ["", remark]
     return "\n".join(lines) + "\n"
 
 
