@@ -80,6 +80,8 @@ def headline(result: dict[str, Any]) -> Headline:
         checked = f"{len(checks)} gradient check{'s' if len(checks) > 1 else ''}"
         title = f"{failed} of {checked} failed" if failed else f"{checked} passed, none failed"
         lead = []
+    elif fastest := _ladder(result):
+        title, *lead = fastest
     elif is_of_benchmark(result) and is_empty(result):
         budget = result["settings"].get("budget")
         title = "Nothing could be measured" + (f" in {fmt.seconds(budget)}" if budget else "")
@@ -200,6 +202,24 @@ def _tested(run: Run) -> str:
     number = images_tested(run)
     split = run.get("test_split") or "test"
     return f"{fmt.count(number)} {split} images" if number else f"the {split} images"
+
+
+def _ladder(result: dict[str, Any]) -> list[str]:
+    """Of each problem of a ladder its fastest rung, beside the slowest; the first sentence is a title."""
+    said = []
+    for problem in result.get("ladder", {"problems": []})["problems"]:
+        rungs = [rung for rung in problem["rungs"] if rung["status"] == "measured"]
+        if rungs:
+            slow, fast = (pick(rungs, key=lambda rung: rung["images_per_second"]) for pick in (min, max))
+            work, times = (
+                problem["description"].partition(",")[0],
+                fast["images_per_second"] / slow["images_per_second"],
+            )
+            said.append(
+                f"{work[:1].upper()}{work[1:]}: {fmt.rate(fast['images_per_second'], 'images')} by {fast['name']}, "
+                f"{fmt.ratio(times)} as many as by {slow['name']}"
+            )
+    return [*said[:1], *(f"{sentence}." for sentence in said[1:])]
 
 
 def _parity(result: dict[str, Any]) -> list[str]:
