@@ -21,7 +21,7 @@ from bareconv.bench.results import read
 from bareconv.report import ladder_bars, markdown, png
 from bareconv.report.candidates import pretty
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
-from bareconv.report.ladder import executed, remarks
+from bareconv.report.rungs import executed, remarks
 from bareconv.report.verdict import verdict
 from bareconv.training import ENGINES
 

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from bareconv.report import ladder_bars
-from bareconv.report.ladder import executed, remarks
 from bareconv.report.canvas import NothingToShow, png
 from bareconv.report.palette import LIGHT
+from bareconv.report.rungs import executed, remarks
 
 
 def problem(*rungs: tuple[str, str, float | None]) -> dict[str, Any]:

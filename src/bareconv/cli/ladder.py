@@ -24,7 +24,7 @@ from bareconv.errors import UsageError
 from bareconv.files import check_writable, write_whole
 from bareconv.ops.windows import Window
 from bareconv.report.format import MISSING, flops, percent, rate, scientific, significant
-from bareconv.report.ladder import executed, remarks
+from bareconv.report.rungs import executed, remarks
 
 EPILOG = """\b
 Examples:
@@ -84,6 +84,7 @@ def ladder(screen: Screen, **options: Any) -> int:
     The defaults are the second convolution, and the training step, of basic. Exit code 1 if a rung is wrong.
     """
     host.keep_freed_memory()
+    screen.only_prints = options["output"] is None and options["plot"] is None
     parts = _parts(options)
     for path in (options["output"], options["plot"]):
         if path is not None:

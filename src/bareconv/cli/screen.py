@@ -38,11 +38,16 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Console(Console):
-    """A console whose reader may go (| head): then it falls silent, and the work goes on to its end."""
+    """A console whose reader may go (| head): then it falls silent, and tells ``gone``."""
+
+    def __init__(self, gone: Callable[[], None], **options: Any) -> None:
+        super().__init__(**options)
+        self.gone = gone
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
         _forget(self.file)
+        self.gone()
 
 
 def _forget(stream: IO[str]) -> None:
@@ -53,17 +58,25 @@ def _forget(stream: IO[str]) -> None:
 
 
 class Screen:
-    """Text for people: on standard output, or on standard error where standard output is for JSON."""
+    """Text for people: on standard output, or on standard error where standard output is for JSON.
+
+    Where its reader goes, the work goes on, with its files and its exit code; unless it ``only_prints``.
+    """
 
     def __init__(self, settings: dict[str, Any], as_json: bool) -> None:
         self.settings, self.as_json, self.finished = settings, as_json, False
+        self.only_prints = False
         # What is printed comes from users and the system: brackets are no markup in it, and ":x:" is no emoji.
-        self.console: Console = _Console(stderr=as_json, highlight=False, markup=False, emoji=False)
+        self.console: Console = _Console(self._reader_gone, stderr=as_json, highlight=False, markup=False, emoji=False)
         self.interactive = self.console.is_interactive
         if not self.console.is_terminal:  # in a file or a pipe nothing is folded
             self.console.width = 10_000
         # Before the work: the warnings among it look at how busy the machine is.
         self.environment = describe()
+
+    def _reader_gone(self) -> None:
+        if self.only_prints:
+            raise SystemExit(1)
 
     def say(self, text: str | Text = "") -> None:
         """A line, folded between words where the terminal is narrower."""

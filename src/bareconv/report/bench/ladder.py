@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bareconv.report import format as fmt
-from bareconv.report.ladder import executed, ladder_bars, remarks
+from bareconv.report.ladder import ladder_bars
+from bareconv.report.rungs import executed, remarks
 from bareconv.report.sections import Block, Cell, Chart, Column, Heading, Prose, Section, Table, Words, cells, figures
 
 Problem = Mapping[str, Any]
@@ -27,8 +28,8 @@ def ladder_section(result: dict[str, Any]) -> Section | None:
     ]
     blocks.append(
         Prose(
-            "Effective FLOP/s count the work of the direct method, whatever a rung does instead; executed are those that "
-            f"it does, and of peak is their share of the most that there is: {', '.join(peaks)}. The error is the "
+            "Effective FLOP/s count the work of the direct method, whatever a rung does instead; executed are those "
+            f"that it does, and of peak is their share of the most that there is: {', '.join(peaks)}. The error is the "
             "relative difference from the same in float64.",
             "aside",
         )
