@@ -265,7 +265,7 @@ def _notes(data: Dataset, devices: Sequence[Device], listener: Listener, runs: S
     if data.evaluation is None:
         notes.append("No accuracy: the data have neither a test nor a validation split.")
     elif data.evaluation[0] == "validation":
-        notes.append("Accuracy is that of the held-out validation split: the data have no labelled test images.")
+        notes.append("Accuracy is that of the held-out validation split, not of test images.")
     if listener.should_stop():
         notes.append("Stopped early by request: the runs are those that were done, the last one perhaps in part.")
     return notes

@@ -125,6 +125,7 @@ def _introduce(screen: Screen, job: Job, dataset: Dataset) -> None:
         f"Comparing {job.model}: {settings.epochs} epoch{'s' if settings.epochs > 1 else ''} of batches of "
         f"{min(settings.batch_size, len(dataset.train)):,} on {count(len(dataset.train))} images of {dataset.name}"
         + (f", tested on {count(len(held_out[1]))}" if held_out else "")
+        + (" that were held out" if held_out and held_out[0] == "validation" else "")
     )
 
 
@@ -178,7 +179,8 @@ class _Printer(Listener):
 
 
 def _job(ctx: click.Context, options: dict[str, Any]) -> tuple[Job, Dataset]:
-    dataset = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
+    every = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
+    dataset, _ = every.judged_while_trained()
     epochs, steps = options["epochs"], options["parity_steps"]
     if options["quick"]:
         if not given(ctx, "limit"):
