@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ def main_table(name: str) -> str:
         "| --- |" + " ---: |" * len(runs),
         *(f"| {label} | " + " | ".join(cell(run) for _, run in runs) + " |" for label, cell in rows),
         "| accuracy when trained for one epoch | " + " | ".join(one_epoch(*run) for run in runs) + " |",
+        "",
+        parts_text(runs),
         "",
         parity_text(found["basic-h200"], found["basic-reference-h200"]),
         "",
@@ -256,6 +258,24 @@ def step(run: dict[str, Any]) -> str:
     """The median step and its parts."""
     parts = ", ".join(seconds(run["phases"][phase]) for phase in ("forward", "backward", "update"))
     return f"{seconds(run['seconds_per_iteration'])} ({parts})"
+
+
+def parts_text(runs: Sequence[tuple[str, Any]]) -> str:
+    """Why the parts of a step do not add up to it, and whose are more than that."""
+    parts = ("forward", "backward", "update")
+    more = [
+        f"the {run['engine']} on the {name}"
+        for name, run in runs
+        if sum(run["phases"][part] for part in parts) > run["seconds_per_iteration"]
+    ]
+    said = (
+        "A step is the training time over the number of steps; its parts are medians of separate, profiled steps, "
+        "for the marks between operations cost a little themselves. What the parts lack of a step is the gathering of "
+        "the batch, and waiting."
+    )
+    if more:
+        said += f" Profiled, they add up to more than a step of the training took with: {', '.join(more)}."
+    return said
 
 
 def ladder_machine(name: str) -> str:
