@@ -52,6 +52,22 @@ def test_a_folder_means_the_result_in_it(run, files):
     assert "Only a CPU ran" in (files / "report.html").read_text(encoding="utf-8")
 
 
+def test_results_in_folders_go_by_their_folders(run, files):
+    """Where every file is a result.json: each by its path on the terminal, by its folder on the page."""
+    paths = []
+    for name in ("cpu", "gpu"):
+        path = files / "machines" / name / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text((files / f"{name}.json").read_text(encoding="utf-8"), encoding="utf-8")
+        paths.append(path.relative_to(files))
+    outcome = run("report", *paths)
+    assert outcome.code == 0
+    assert [line for line in outcome.out.splitlines() if line.endswith("json:")] == [f"{path}:" for path in paths]
+    page = (files / "report.html").read_text(encoding="utf-8")
+    assert 'download="gpu.json"' in page
+    assert "result.json" not in page
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes that break here")
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_a_reader_that_has_gone_is_no_error(files, as_json):

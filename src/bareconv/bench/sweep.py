@@ -208,7 +208,7 @@ class _Sweep:
         images = workload.train_images
         assert images is not None
         if self.file is None:
-            self.file = workload.image_file(self.folder)
+            self.file = workload.image_file(self.folder, self.folder.parent)
             if lies_in_memory(self.folder):
                 self.notes.append(f"{self.folder.parent} lies in memory: the images were read from there, not a disk.")
         done = 0

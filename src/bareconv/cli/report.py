@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from bareconv.bench import results
+from bareconv.cli.folder import RESULT, find_result
 from bareconv.cli.screen import Screen, on_screen
-from bareconv.errors import DataError, UsageError
+from bareconv.errors import UsageError
 from bareconv.files import check_writable, write_whole
 from bareconv.report.page import render, render_machines
 from bareconv.report.terminal import show_summary
@@ -47,9 +48,9 @@ def report(screen: Screen, **options: Any) -> int:
     found = [_read(path) for path in options["files"]]
     page = render(found[0][1], name=found[0][0]) if len(found) == 1 else render_machines(found)
     write_whole(output, page.encode("utf-8", "replace"))  # before anything is printed, which may fail
-    for name, result in found:
+    for path, (_, result) in zip(options["files"], found, strict=True):
         if len(found) > 1:
-            screen.say(f"{name}:")
+            screen.say(f"{path}:")
         show_summary(screen, result, brief=len(found) > 1)
     screen.say(f"\nWrote {output}")
     screen.finish(screen.result(notes=[f"Wrote {output}."]))
@@ -57,8 +58,7 @@ def report(screen: Screen, **options: Any) -> int:
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    """A result with its file's name; of a folder the result within it. DataError in one line."""
-    file = path / "result.json" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise DataError(f"{path}: a folder without a result.json; expected the file of a result")
-    return (f"{path.resolve().name}.json" if path.is_dir() else path.name), results.read(file)
+    """A result with its file's name, of a result.json its folder's: there are many of those. DataError in one line."""
+    file = find_result(path)
+    name = f"{file.resolve().parent.name}.json" if file.name == RESULT else file.name
+    return name, results.read(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def sweep(screen: Screen, **options: Any) -> int:
     values = axis.values if options["values"] is None else parse(axis, options["values"])
     if axis.name == "threads" and max(values) > host.allowed_cores():
         raise UsageError(f"--values {max(values):g}: this process may use {host.allowed_cores()} cores")
+    _check_folder(options["folder"])
     devices = _devices(options["devices"], axis)
     workload = Workload(
         model=options["model"],
@@ -165,6 +167,18 @@ class _Story(Story):
 
     def stage(self, text: str) -> None:
         self.bar.begin(text)
+
+
+def _check_folder(folder: Path | None) -> None:
+    """UsageError where nothing can be written there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        where = tempfile.gettempdir() if folder is None else folder
+        raise UsageError(
+            f"--folder {where}: cannot write there: {error.strerror}; give a folder that can be written to"
+        ) from None
 
 
 def _devices(asked: Sequence[str], axis: Axis) -> list[Device]:
