@@ -145,6 +145,12 @@ def test_too_little_time_to_measure_anything(run, here):
     assert not Path("out").exists()
 
 
+def test_batches_too_large_for_the_data_are_said(run, here):
+    outcome = run("bench", "layers", "--model", "mlp", "--batch-size", "40000", "--budget", "0.01", "--threads", "1")
+    said = "mlp, batch 40000: MNIST has too few images for two such batches: the images are drawn at random."
+    assert said in outcome.out
+
+
 def test_absent_peers_are_named(run, here, monkeypatch):
     absent = {"pytorch": "torch is not installed for python3", "dezero": "dezero is not installed for python3"}
     monkeypatch.setattr(peers_verb, "find", lambda *asked: Found({}, absent))

@@ -439,3 +439,11 @@ def test_a_comparison_on_held_out_images(run, here):
     (record,) = outcome.result()["runs"]
     assert (record["test_split"], record["test_images"]) == ("validation", 40)
     assert "tested on 40 that were held out" in outcome.err
+
+
+@pytest.mark.parametrize("verb", [("train", "--device", "cpu"), ("compare", "--device", "cpu", "--parity-steps", "0")])
+def test_a_batch_larger_than_the_data_is_said(verb, run, here):
+    outcome = run(*verb, "--model", "mlp", "--limit", "90", "--batch-size", "1000", "--engine", "reference")
+    assert outcome.code == 0
+    said = "Warning: --batch-size 1,000: there are only 90 training images, so every step takes all\n"
+    assert outcome.out.count(said) == 1

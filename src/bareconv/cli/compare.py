@@ -91,6 +91,7 @@ def compare(screen: Screen, **options: Any) -> int:
     attempts = Attempts()
     with result_folder(options["output"]) as folder:
         _introduce(screen, job, dataset)
+        screen.batch_size(job.settings.batch_size, len(dataset.train))
         for device in devices:
             screen.device(device, measured=True)
         reason = why_no_cuda()

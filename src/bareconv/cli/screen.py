@@ -132,6 +132,13 @@ class Screen:
         reason = f" ({training.why_no_plan(engine.device, engine.precision)})" if wanted == "plan" else ""
         self.warn(f"no {wanted} on {engine.device.name}{reason}: the engine is {engine.description}")
 
+    def batch_size(self, wanted: int, images: int) -> None:
+        """Warn where a batch cannot be as large as is ``wanted``."""
+        if wanted > images:
+            self.warn(
+                f"--batch-size {wanted:,}: there are only {counted(images, 'training image')}, so every step takes all"
+            )
+
     def result(self, **parts: Any) -> dict[str, Any]:
         """A result of this command, with ``parts`` of the schema (runs, evaluation, ...)."""
         words = click.get_current_context().find_root().obj

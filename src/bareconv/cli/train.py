@@ -176,6 +176,7 @@ def _introduce(screen: Screen, trainer: Trainer, test: Split | None) -> None:
         f"{trainer.engine.precision}, engine {trainer.engine.description}"
     )
     screen.engine(trainer.engine, settings.engine)
+    screen.batch_size(settings.batch_size, len(data.train))
     screen.say(
         f"Training: {settings.epochs} epoch{'s' if settings.epochs > 1 else ''} of batches of "
         f"{trainer.history.batch_size}, {trainer.optimizer!r}, {settings.schedule!r}, seed {settings.seed}"

@@ -10,7 +10,7 @@ from rich.text import Text
 from bareconv.bench.clocks import EPOCHS, measure_clocks
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.process import WorkerError
-from bareconv.cli.bench.common import Story, bench_options, chosen_device, conclude, introduce, workloads
+from bareconv.cli.bench.common import Story, bench_options, chosen_device, conclude, data_notes, introduce, workloads
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
 from bareconv.report.format import count, counted, percent, seconds
 
@@ -59,6 +59,7 @@ def clocks(screen: Screen, **options: Any) -> int:
     engines = list(dict.fromkeys(options["engines"]))
     jobs = [(job, engine) for job in workloads(options) for engine in engines]
     notes = introduce(screen, options, f"{device.name} ({device.description.partition(', ')[0]})")
+    notes += data_notes([job for job, _ in jobs])
     for note in notes:
         screen.say(note)
     found: list[dict[str, Any]] = []

@@ -181,6 +181,15 @@ def workloads(options: dict[str, Any]) -> Iterator[Workload]:
             )
 
 
+def data_notes(jobs: Sequence[Workload]) -> list[str]:
+    """Of each workload whose batches are too large for the data that it would have."""
+    return [
+        f"{job.title}: MNIST has too few images for two such batches: the images are drawn at random."
+        for job in jobs
+        if job.image_shape == (28, 28, 1) and job.exceeds_mnist
+    ]
+
+
 def threads(options: dict[str, Any]) -> int:
     """As the user says, or as many as there are cores."""
     return options["threads"] or host.allowed_cores()

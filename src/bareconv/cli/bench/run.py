@@ -19,6 +19,7 @@ from bareconv.cli.bench.common import (
     PYTHON,
     Story,
     bench_options,
+    data_notes,
     introduce,
     peer_option,
     several,
@@ -114,6 +115,7 @@ def run(screen: Screen, **options: Any) -> int:
     with result_folder(options["output"]) as folder:
         names = ", ".join(f"{device.name} ({device.description.partition(', ')[0]})" for device in devices)
         notes = introduce(screen, {**options, "output": None}, names)
+        notes += data_notes(jobs)
         reason = why_no_cuda()
         if options["device"] == "all" and reason is not None:
             notes.append(f"No GPU: {reason}.")
