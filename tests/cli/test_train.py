@@ -447,3 +447,12 @@ def test_a_batch_larger_than_the_data_is_said(verb, run, here):
     assert outcome.code == 0
     said = "Warning: --batch-size 1,000: there are only 90 training images, so every step takes all\n"
     assert outcome.out.count(said) == 1
+
+
+def test_one_is_no_plural(run, here):
+    outcome = run("train", "--model", "mlp", "--limit", "1", "--engine", "reference", "--device", "cpu")
+    assert outcome.code == 0
+    assert ", 1 training image, " in outcome.out
+    assert "Training: 1 epoch of " in outcome.out
+    assert re.search(r"^1 step in ", outcome.out, re.MULTILINE)
+    assert not re.search(r"\b1 \w+s\b", outcome.out.replace("1 µs", "").replace("1 ms", ""))

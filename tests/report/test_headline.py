@@ -82,3 +82,8 @@ def test_a_benchmark_without_a_figure_says_so() -> None:
     assert headline(empty).title == "Nothing could be measured"
     assert headline(empty | {"settings": {"budget": 1.0}}).title == "Nothing could be measured in 1.00 s"
     assert headline(empty | {"clocks": [{}]}).title == "A result of bareconv"
+
+
+def test_one_is_no_plural() -> None:
+    head = headline(samples.result([samples.run(iterations=1, batch_size=1)], gpu=False))
+    assert any(" for 1 step of 1 image, " in sentence for sentence in head.lead)

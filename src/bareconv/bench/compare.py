@@ -21,6 +21,7 @@ from bareconv.device import Array, CpuDevice, Device, why_no_cuda
 from bareconv.errors import NotFiniteError, UnwrittenError
 from bareconv.nn import Conv2d, MaxPool2d, ReLU, models
 from bareconv.nn.layer import Layer
+from bareconv.report.format import counted
 from bareconv.report.gallery import Gallery
 from bareconv.report.runs import pairs
 from bareconv.training import (
@@ -138,7 +139,7 @@ def compare(
         if not runs:
             gallery = make_gallery(trainer)
             unsaved = _try_to_save(checkpoint, trainer)
-        listener.stage(f"Profiling {job.profile_steps} steps on {device.description}")
+        listener.stage(f"Profiling {counted(job.profile_steps, 'step')} on {device.description}")
         record = run_record(trainer, peak_memory=peak, total_seconds=total, warm_up_seconds=warm_up)
         record["memory"] = memory(trainer, peak)
         record["compiled"] += compiled.kernels
@@ -239,7 +240,7 @@ def _proofs(job: Job, data: Dataset, devices: Sequence[Device], listener: Listen
         in_double = reference[1] == candidate[1] == "float64"
         trainers = [new_trainer(job if in_double else _gently(job), data, *side) for side in (reference, candidate)]
         names = side_names(trainers[0], trainers[1])
-        listener.stage(f"Parity proof: {names[0]} against {names[1]}, {job.parity_steps} steps in lockstep")
+        listener.stage(f"Parity proof: {names[0]} against {names[1]}, {counted(job.parity_steps, 'step')} in lockstep")
         for trainer in trainers:
             trainer.engine.prepare(listener.compiling)
         steps = min(job.parity_steps, trainers[0].total_steps)

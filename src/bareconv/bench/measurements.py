@@ -12,6 +12,7 @@ from typing import Any
 
 from bareconv.bench.estimates import Estimate, Noise, noise
 from bareconv.bench.process import THREADS
+from bareconv.report.format import counted
 
 THROUGHPUT, SWEEP, LADDER = "throughput", "sweep", "ladder"
 OWN_VERSION = "bareconv"  # the version that a comparison is about
@@ -42,7 +43,7 @@ class Key:
         """In a person's words: "basic, batch 64, float32, cpu, 2 threads: plan"."""
         words = [self.model, f"batch {self.batch_size}", self.precision, self.device]
         if self.threads is not None:
-            words.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+            words.append(counted(self.threads, "thread"))
         if self.axis is not None and self.axis != "batch_size":
             words.append(f"{self.axis.replace('_', ' ')} {self.value:g}")
         where = "" if self.part == THROUGHPUT else f"{self.part}: "

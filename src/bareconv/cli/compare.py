@@ -34,7 +34,7 @@ from bareconv.errors import UsageError
 from bareconv.files import Attempts
 from bareconv.host import keep_freed_memory
 from bareconv.report import write_report
-from bareconv.report.format import count, rate, seconds
+from bareconv.report.format import count, counted, rate, seconds
 from bareconv.training import EpochRecord, Progress, Settings, Trainer
 
 EPILOG = """\b
@@ -123,8 +123,8 @@ def compare(screen: Screen, **options: Any) -> int:
 def _introduce(screen: Screen, job: Job, dataset: Dataset) -> None:
     settings, held_out = job.settings, dataset.evaluation
     screen.say(
-        f"Comparing {job.model}: {settings.epochs} epoch{'s' if settings.epochs > 1 else ''} of batches of "
-        f"{min(settings.batch_size, len(dataset.train)):,} on {count(len(dataset.train))} images of {dataset.name}"
+        f"Comparing {job.model}: {counted(settings.epochs, 'epoch')} of batches of "
+        f"{min(settings.batch_size, len(dataset.train)):,} on {counted(len(dataset.train), 'image')} of {dataset.name}"
         + (f", tested on {count(len(held_out[1]))}" if held_out else "")
         + (" that were held out" if held_out and held_out[0] == "validation" else "")
     )

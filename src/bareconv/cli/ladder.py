@@ -23,7 +23,7 @@ from bareconv.device import get_device, why_no_cuda
 from bareconv.errors import UsageError
 from bareconv.files import check_writable, write_whole
 from bareconv.ops.windows import Window
-from bareconv.report.format import MISSING, flops, percent, rate, scientific, significant
+from bareconv.report.format import MISSING, counted, flops, percent, rate, scientific, significant
 from bareconv.report.rungs import executed, remarks
 
 EPILOG = """\b
@@ -105,7 +105,7 @@ def ladder(screen: Screen, **options: Any) -> int:
         peaks = measure_peaks(options["precision"], threads, gpu)
         climbed = [climb(problem, rungs, peaks, options["budget"] / len(parts), progress) for problem, rungs in parts]
     for peak in peaks:
-        also = f", {peak.threads} thread{'s' if peak.threads > 1 else ''}" if peak.device == "cpu" else ""
+        also = f", {counted(peak.threads, 'thread')}" if peak.device == "cpu" else ""
         screen.say(f"Peak of {peak.device}{also}: {flops(peak.flops_per_second)} ({peak.how})")
     for problem in climbed:
         _show(screen, problem)

@@ -239,7 +239,7 @@ class Bar:
 
     def compiling(self, done: int, total: int) -> None:
         """So many kernels are compiled."""
-        self.text, self.total = f"Compiling {done} of {total} kernels", total
+        self.text, self.total = f"Compiling {done} of {counted(total, 'kernel')}", total
         self.count(done)
 
     def training(self, now: training.Progress) -> None:

@@ -32,7 +32,7 @@ from bareconv.errors import BareconvError, UsageError
 from bareconv.files import check_writable
 from bareconv.host import keep_freed_memory
 from bareconv.nn import models
-from bareconv.report.format import count, percent, rate, seconds
+from bareconv.report.format import count, counted, percent, rate, seconds
 from bareconv.training import EpochRecord, Trainer
 from bareconv.training.checkpoint import load, save
 from bareconv.training.evaluation import evaluate
@@ -113,19 +113,19 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     total = time.perf_counter() - begun
     run = run_record(trainer, peak_memory=device.peak_memory(), total_seconds=total, checkpoint=str(path))
     screen.say(
-        f"{count(history.iterations)} steps in {seconds(history.train_seconds)}, "
+        f"{counted(history.iterations, 'step')} in {seconds(history.train_seconds)}, "
         f"{rate(history.images_per_second, 'images')}; saved {path}"
     )
     if compiled := compiled_line(run["compiled"], run["compile_seconds"]):
         screen.say(f"Before it, and in no other figure: {compiled}")
     if run["test_accuracy"] is not None:
         after = f" after epoch {history.epochs[-1].epoch}" if history.stopped else ""  # steps may have come since
-        images = f"{count(run['test_images'])} {run['test_split']} images"
+        images = counted(run["test_images"], f"{run['test_split']} image")
         screen.say(f"Accuracy{after} on the {images}: {percent(run['test_accuracy'])}")
     notes = []
     if test is not None and not history.stopped:
         tested = evaluate(trainer.engine, test)
-        notes.append(f"Accuracy on the {count(len(test))} test images: {percent(tested.accuracy)}")
+        notes.append(f"Accuracy on the {counted(len(test), 'test image')}: {percent(tested.accuracy)}")
         screen.say(notes[-1])
     if history.stopped:
         stopped, again = f"Stopped at step {trainer.step} of {trainer.total_steps}.", _resume_command(path, options)
@@ -156,7 +156,9 @@ def _resumed(screen: Screen, resume: Path, options: dict[str, Any], device: Devi
     screen.settings = {name: value for name, value in screen.settings.items() if f"--{name}" in FREE}
     kept = load(resume)
     if kept.history.iterations >= kept.history.steps_per_epoch * kept.settings.epochs:
-        raise UsageError(f"{resume}: this training is done ({kept.settings.epochs} epochs); nothing to resume")
+        raise UsageError(
+            f"{resume}: this training is done ({counted(kept.settings.epochs, 'epoch')}); nothing to resume"
+        )
     every = load_data(options["data_path"], options["validation"], options["limit"], kept.settings.seed)
     dataset, test = every.judged_while_trained()
     return kept.resume(dataset, device), test
@@ -167,9 +169,9 @@ def _introduce(screen: Screen, trainer: Trainer, test: Split | None) -> None:
     screen.device(trainer.device)
     held_out = data.evaluation
     screen.say(
-        f"Data: {data.name}, {count(len(data.train))} training images"
-        + (f", {count(len(held_out[1]))} {held_out[0]} images" if held_out else "")
-        + (f", {count(len(test))} test images for the end" if test else "")
+        f"Data: {data.name}, {counted(len(data.train), 'training image')}"
+        + (f", {counted(len(held_out[1]), f'{held_out[0]} image')}" if held_out else "")
+        + (f", {counted(len(test), 'test image')} for the end" if test else "")
     )
     screen.say(
         f"Model: {model.name}, {count(model.body.parameter_count())} parameters; "
@@ -178,7 +180,7 @@ def _introduce(screen: Screen, trainer: Trainer, test: Split | None) -> None:
     screen.engine(trainer.engine, settings.engine)
     screen.batch_size(settings.batch_size, len(data.train))
     screen.say(
-        f"Training: {settings.epochs} epoch{'s' if settings.epochs > 1 else ''} of batches of "
+        f"Training: {counted(settings.epochs, 'epoch')} of batches of "
         f"{trainer.history.batch_size}, {trainer.optimizer!r}, {settings.schedule!r}, seed {settings.seed}"
     )
     if trainer.step:

@@ -77,7 +77,7 @@ def headline(result: dict[str, Any]) -> Headline:
     elif result.get("gradient_checks"):
         checks = result["gradient_checks"]
         failed = sum(not check["passed"] for check in checks)
-        checked = f"{len(checks)} gradient check{'s' if len(checks) > 1 else ''}"
+        checked = fmt.counted(len(checks), "gradient check")
         title = f"{failed} of {checked} failed" if failed else f"{checked} passed, none failed"
         lead = []
     elif fastest := _ladder(result):
@@ -134,7 +134,7 @@ def _how(runs: list[Run], pair: Pair) -> str:
     if gpu["iterations"] == cpu["iterations"]:
         text = (
             f"{fmt.seconds(gpu['train_seconds'])} instead of {fmt.seconds(cpu['train_seconds'])} for "
-            f"{fmt.count(gpu['iterations'])} steps of {gpu['batch_size']} images"
+            f"{fmt.counted(gpu['iterations'], 'step')} of {fmt.counted(gpu['batch_size'], 'image')}"
         )
     else:
         rates = [fmt.rate(run["images_per_second"], "images") for run in (gpu, cpu)]
@@ -194,14 +194,14 @@ def _work(run: Run) -> list[str]:
     if not run["iterations"]:
         return []
     right = f"; {fmt.percent(run['test_accuracy'])} of {_tested(run)} right" if run["test_accuracy"] is not None else ""
-    steps = f"{fmt.count(run['iterations'])} steps of {run['batch_size']} images"
+    steps = f"{fmt.counted(run['iterations'], 'step')} of {fmt.counted(run['batch_size'], 'image')}"
     return [f"{fmt.seconds(run['train_seconds'])} for {steps}, in {run['precision']}{right}."]
 
 
 def _tested(run: Run) -> str:
     number = images_tested(run)
     split = run.get("test_split") or "test"
-    return f"{fmt.count(number)} {split} images" if number else f"the {split} images"
+    return fmt.counted(number, f"{split} image") if number else f"the {split} images"
 
 
 def _ladder(result: dict[str, Any]) -> list[str]:
@@ -229,7 +229,7 @@ def _parity(result: dict[str, Any]) -> list[str]:
         return []
     p = max(tested, key=lambda p: (not p["passed"], p["max_loss_difference"] / p["tolerance"]))
     text = (
-        f"in {fmt.count(p['steps'])} steps of lockstep the losses of {p['candidate']} and {p['reference']} "
+        f"in {fmt.counted(p['steps'], 'step')} of lockstep the losses of {p['candidate']} and {p['reference']} "
         f"differ by at most {fmt.scientific(p['max_loss_difference'])}, relatively"
     )
     if p["passed"]:

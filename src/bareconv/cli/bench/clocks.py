@@ -12,7 +12,7 @@ from bareconv.bench.deadline import Deadline
 from bareconv.bench.process import WorkerError
 from bareconv.cli.bench.common import Story, bench_options, chosen_device, conclude, data_notes, introduce, workloads
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
-from bareconv.report.format import count, counted, percent, seconds
+from bareconv.report.format import counted, percent, seconds
 
 EPILOG = """\b
 Examples:
@@ -106,8 +106,8 @@ def _show(screen: Screen, record: dict[str, Any]) -> None:
         table.add_row(Text(name, COLOURS[name]), *cells)
     table.add_row("whole", *(cell for one in seen for cell in (seconds(one["whole_seconds"]), "")))
     table.add_row("unexplained", *(cell for one in seen for cell in ("", percent(one["unexplained"], 1))))
-    images = f"{counted(record['epochs'], 'epoch')} of {count(record['train_images'])}"
-    screen.say(f"{record['engine']} on {record['device']}, {record['precision']}: {images} images")
+    images = f"{counted(record['epochs'], 'epoch')} of {counted(record['train_images'], 'image')}"
+    screen.say(f"{record['engine']} on {record['device']}, {record['precision']}: {images}")
     screen.show(table)
     accuracy = record["test_accuracy"]
     screen.say(
