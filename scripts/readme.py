@@ -21,6 +21,7 @@ from bareconv.bench.results import read
 from bareconv.report import ladder_bars, markdown, png
 from bareconv.report.candidates import pretty
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
+from bareconv.report.rungs import executed, remarks
 from bareconv.report.verdict import verdict
 from bareconv.training import ENGINES
 
@@ -71,6 +72,8 @@ def main_table(name: str) -> str:
         "| --- |" + " ---: |" * len(runs),
         *(f"| {label} | " + " | ".join(cell(run) for _, run in runs) + " |" for label, cell in rows),
         "| accuracy when trained for one epoch | " + " | ".join(one_epoch(*run) for run in runs) + " |",
+        "",
+        parts_text(runs),
         "",
         parity_text(found["basic-h200"], found["basic-reference-h200"]),
         "",
@@ -257,6 +260,24 @@ def step(run: dict[str, Any]) -> str:
     return f"{seconds(run['seconds_per_iteration'])} ({parts})"
 
 
+def parts_text(runs: Sequence[tuple[str, Any]]) -> str:
+    """Why the parts of a step do not add up to it, and whose are more than that."""
+    parts = ("forward", "backward", "update")
+    more = [
+        f"the {run['engine']} on the {name}"
+        for name, run in runs
+        if sum(run["phases"][part] for part in parts) > run["seconds_per_iteration"]
+    ]
+    said = (
+        "A step is the training time over the number of steps; its parts are medians of separate, profiled steps, "
+        "for the marks between operations cost a little themselves. What the parts lack of a step is the gathering of "
+        "the batch, and waiting."
+    )
+    if more:
+        said += f" Profiled, they add up to more than a step of the training took with: {', '.join(more)}."
+    return said
+
+
 def ladder_machine(name: str) -> str:
     """What the ladder was measured on, and what that could do at best."""
     result = read(RESULTS / "ladder-2-cores.json")
@@ -290,13 +311,16 @@ def ladder_table(name: str) -> str:
     for rung in problem["rungs"]:
         head = f"| {rung['name']} | {rung['change']} |"
         if rung["status"] == "measured":
+            done, of_peak = executed(problem, rung)
             lines.append(
                 f"{head} {rate(rung['images_per_second']).removesuffix('/s')} | "
-                f"{flops(rung['effective_flops_per_second'])} | {flops(rung['executed_flops_per_second'])} | "
-                f"{percent(rung['peak_share'], 1)} | {scientific(rung['error'])} |"
+                f"{flops(rung['effective_flops_per_second'])} | {flops(done)} | {percent(of_peak, 1)} | "
+                f"{scientific(rung['error'])} |"
             )
         else:
             lines.append(f"{head} {rung.get('reason', 'wrong')} | | | | |")
+    for remark in remarks(problem):
+        lines += ["", remark]
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,9 @@ The command line prints them as one line, without a traceback, and ends with ``e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 
 class BareconvError(Exception):
     """Something that a user is told in one line. ``exit_code`` is the process's: 1, the work failed."""
@@ -24,6 +27,20 @@ class DataError(UsageError):
 
 class ShapeError(UsageError):
     """Shapes that do not fit. The message names the layer and both shapes."""
+
+
+class UnwrittenError(BareconvError):
+    """Files that could not be written.
+
+    Attributes: ``reasons``, of each file by its path.
+    """
+
+    def __init__(self, reasons: Mapping[Path, str]) -> None:
+        self.reasons = dict(reasons)
+        files: dict[str, list[str]] = {}
+        for path, reason in self.reasons.items():
+            files.setdefault(reason, []).append(str(path))
+        super().__init__("; ".join(f"{', '.join(all_)}: could not be written: {why}" for why, all_ in files.items()))
 
 
 class NotFiniteError(BareconvError):

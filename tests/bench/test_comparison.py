@@ -386,7 +386,7 @@ def test_notes(few, cpu):
     validation = dataclasses.replace(few, validation=few.test, test=None)
     assert notes(validation) == [
         *gpu,
-        "Accuracy is that of the held-out validation split: the data have no labelled test images.",
+        "Accuracy is that of the held-out validation split, not of test images.",
     ]
     neither = "No accuracy: the data have neither a test nor a validation split."
     assert notes(dataclasses.replace(few, test=None)) == [*gpu, neither]

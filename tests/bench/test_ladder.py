@@ -141,6 +141,25 @@ def test_winograd_counts_fewer_operations_and_naive_a_share():
     assert found["naive loops"]["share"] == pytest.approx(1 / (4 * 7))  # one row of one image
 
 
+def test_what_a_step_executes_where_it_is_not_the_direct_method():
+    """The plan leaves out dead gradients, Winograd products: neither has executed what the effective rate counts."""
+    problem = StepProblem("basic", batch_size=2, threads=1)
+    rungs = [one for one in step_rungs() if one.name in ("reference engine", "Winograd", "plan engine")]
+    found = {entry["name"]: entry for entry in climb(problem, rungs, PEAKS, 0.01)["rungs"]}
+
+    def share(name):
+        return found[name]["executed_flops_per_second"] / found[name]["effective_flops_per_second"]
+
+    assert share("reference engine") == 1
+    assert "counted" not in found["reference engine"]
+    spared = 2 * (26 * 26 * 32 * 1 + 24 * 24 * 64 * 32) * (9 - 4)  # multiply-adds of two convolutions, 4 of 9 left
+    assert share("Winograd") == pytest.approx(1 - spared / problem.flops_per_image)
+    assert found["Winograd"]["counted"]
+    if found["plan engine"]["status"] == "measured":
+        assert 0.1 < share("plan engine") < 0.7
+        assert found["plan engine"]["counted"]
+
+
 def test_peak_is_a_plausible_number():
     peak = measured_peak(get_device("cpu"), "float32", 1, seconds=0.05)
     assert 1e8 < peak.flops_per_second < 1e13

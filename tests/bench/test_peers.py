@@ -100,8 +100,10 @@ def test_absent_and_unknown_peers():
             assert found.absent[name] == f"{package} is not installed for {sys.executable}"
     with pytest.raises(UsageError, match="peer 'abacus': expected one of pytorch, jax, tinygrad, dezero, numpy"):
         find(["abacus"], None)
-    with pytest.raises(UsageError, match="--python /nowhere: that is no Python"):
+    with pytest.raises(UsageError, match="--python /nowhere: there is no program of that name; expected a Python"):
         find(["pytorch"], "/nowhere")
+    with pytest.raises(UsageError, match="--python true: that program is no Python; expected one"):
+        find(["pytorch"], "true")  # which ends well, whatever it is asked
 
 
 def test_the_best_variant_and_the_default_are_measured(stand_ins, valid):

@@ -86,7 +86,7 @@ def test_too_little_room_is_one_line(tmp_path, monkeypatch):
         file.grow(10_000_000)
     said = str(raised.value)
     assert said.startswith("10,000,000 images take 7.30 GiB, of which 7.30 GiB are still to be written, and in ")
-    assert said.endswith("1.00 GiB are free: give a folder with more room (TMPDIR), or fewer images")
+    assert said.endswith("1.00 GiB are free: give a folder with more room (--folder), or fewer images")
     assert not list(tmp_path.iterdir())
 
 
@@ -101,7 +101,10 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
 
     write = synthetic._write
     monkeypatch.setattr(synthetic, "_write", full)
-    with pytest.raises(BareconvError, match=r"^5,000 images take 73.2 KiB: .*: No space left on device$"):
+    with pytest.raises(
+        BareconvError,
+        match=r"^5,000 images take 73.2 KiB, which could not be written in /.*: No space left on device: give another",
+    ):
         ImageFile(tmp_path, SHAPE, 10, seed=0).grow(5000)
 
 

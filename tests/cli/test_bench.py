@@ -135,6 +135,22 @@ def test_an_interruption_before_there_is_anything(run, here, monkeypatch):
     assert (outcome.code, outcome.result()["runs"], outcome.result()["notes"]) == (130, [], ["Interrupted."])
 
 
+def test_too_little_time_to_measure_anything(run, here):
+    """That is said, with what to do, and leaves no page without a figure."""
+    outcome = run("bench", "run", *ON_CPU, "--part", "sweep", *MLP, "--budget", "0.001", "--output", "out", "--json")
+    assert outcome.code == 1
+    said = "nothing could be measured in 1.00 ms: give more time, such as --budget 30, or measure less"
+    assert f"bareconv: {said}" in outcome.err
+    assert said in outcome.result()["notes"][0]
+    assert not Path("out").exists()
+
+
+def test_batches_too_large_for_the_data_are_said(run, here):
+    outcome = run("bench", "layers", "--model", "mlp", "--batch-size", "40000", "--budget", "0.01", "--threads", "1")
+    said = "mlp, batch 40000: MNIST has too few images for two such batches: the images are drawn at random."
+    assert said in outcome.out
+
+
 def test_absent_peers_are_named(run, here, monkeypatch):
     absent = {"pytorch": "torch is not installed for python3", "dezero": "dezero is not installed for python3"}
     monkeypatch.setattr(peers_verb, "find", lambda *asked: Found({}, absent))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu_stand_in
 import pytest
@@ -198,3 +201,22 @@ def test_peers_are_measured_where_they_are(run, here, both, monkeypatch):
 def test_devices_that_are_not_there_are_refused():
     with pytest.raises(UsageError, match="device tpu|device 'tpu'"):
         verb._devices(["tpu"], verb.AXES["batch_size"])
+
+
+def test_a_folder_that_cannot_be_written_to(run, here, monkeypatch):
+    def refused(**options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(verb.tempfile, "TemporaryFile", refused)
+    outcome = run(*MLP, "--axis", "images", "--values", "16,32", "--folder", ".")
+    assert outcome.code == 2
+    said = "--folder .: cannot write there: Read-only file system; give a folder that can be written to"
+    assert outcome.complaint() == said
+
+
+def test_a_folder_that_is_full(run, here, both, monkeypatch):
+    """It is named as the user named it, not by what was made within it."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    outcome = run(*MLP, "--axis", "images", "--values", "16,32", "--folder", ".")
+    assert outcome.code == 1
+    assert "and in . 0 B are free: give a folder with more room (--folder), or fewer images" in outcome.out

@@ -86,7 +86,7 @@ BAD_USAGE = [
     ),
     (["bench", "sweep", "--folder", "nowhere"], "'--folder'.*'nowhere' does not exist"),
     (["bench", "peers", "--peer", "abacus"], "'--peer'.*pytorch.*dezero"),
-    (["bench", "peers", "--python", "nowhere"], "--python nowhere: that is no Python"),
+    (["bench", "peers", "--python", "nowhere"], "--python nowhere: there is no program of that name"),
 ]
 
 

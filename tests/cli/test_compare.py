@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from bareconv import files
 from bareconv.bench import parity
 from bareconv.bench.compare import Comparison
 from bareconv.cli import tables
 from bareconv.cli.screen import Screen
 from bareconv.device import CpuDevice, get_device, why_no_cuda
-from bareconv.training import Trainer, make_engine, why_no_plan
+from bareconv.errors import UnwrittenError
+from bareconv.report import page
+from bareconv.training import Trainer, checkpoint, make_engine, why_no_plan
 
 compare = importlib.import_module("bareconv.cli.compare")
 PLAIN = ("compare", "--model", "mlp", "--limit", "128", "--epochs", "2", "--parity-steps", "3")
@@ -289,11 +292,38 @@ def test_a_full_disk(what, run, here, listing, monkeypatch):
     outcome = run(*QUICK)
     assert outcome.code == 1
     assert re.search(r"results/\S+: could not be written: No space left on device", outcome.complaint())
+    assert re.search(r"^training time +\d", outcome.out, re.MULTILINE)  # what was measured is told all the same
     kept = [path for path in listing() if path.endswith("result.json")]
     assert bool(kept) is (what != "os.fsync")
     assert not [path for path in listing() if "tmp" in path or "report.html" in path]
     if not kept:
         assert listing() == []
+
+
+def test_a_disk_that_is_full_for_large_files(run, here, listing, monkeypatch):
+    """Each file is tried, and those that could not be written are named: here the model and the page."""
+    small = files.write_whole
+
+    def full(path, content, **options):
+        if len(content) > 25_000:
+            raise UnwrittenError({path: "No space left on device"})
+        return small(path, content, **options)
+
+    for module in (checkpoint, page):
+        monkeypatch.setattr(module, "write_whole", full)
+    outcome = run(*QUICK, "--output", "out", "--json")
+    assert outcome.code == 1
+    assert len(outcome.result()["runs"]) == 1
+    complaint = outcome.err.splitlines()[-1]
+    assert re.fullmatch(
+        r"bareconv: out/model.safetensors, out/report.html, .*: could not be written: No space left on device",
+        complaint,
+    )
+    assert "out/result.json" in listing()
+    written = [path for path in listing() if path.endswith(".png")]
+    assert written
+    assert not [path for path in written if path in complaint]
+    assert "Wrote" not in outcome.err
 
 
 @pytest.mark.parametrize(

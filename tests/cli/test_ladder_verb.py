@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,19 @@ def test_result_plot_and_table(run, here, listing):
             assert rung["status"] == "measured" or f"Not run: {rung['name']}: {rung['reason']}" in outcome.out
     assert {peak["threads"] for peak in result["ladder"]["peaks"] if peak["device"] == "cpu"} == {1, 2}
     assert "naive loops: scaled up from" in outcome.out
+
+
+def test_the_page_of_its_result_shows_the_ladder(run, here):
+    run("ladder", *SHORT, "--output", "l.json")
+    outcome = run("report", "l.json", "--output", "l.html")
+    assert outcome.code == 0
+    assert re.search(r"^Conv2d forward: [\d,]+ images/s by .*, [\d.,]+× as many as by naive loops$", outcome.out, re.M)
+    page = Path("l.html").read_text(encoding="utf-8")
+    assert '<section id="ladder"' in page
+    for problem in json.loads(Path("l.json").read_text())["ladder"]["problems"]:
+        for rung in problem["rungs"]:
+            assert rung["name"] in page
+            assert html.escape(rung.get("reason", rung["change"])) in page
 
 
 def test_json(run, here, listing):

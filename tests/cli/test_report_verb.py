@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import bench_samples as bench
 import pytest
@@ -46,6 +50,36 @@ def test_a_folder_means_the_result_in_it(run, files):
     (folder / "result.json").write_text(json.dumps(samples.cpu_only()), encoding="utf-8")
     assert run("report", "results/now").code == 0
     assert "Only a CPU ran" in (files / "report.html").read_text(encoding="utf-8")
+
+
+def test_results_in_folders_go_by_their_folders(run, files):
+    """Where every file is a result.json: each by its path on the terminal, by its folder on the page."""
+    paths = []
+    for name in ("cpu", "gpu"):
+        path = files / "machines" / name / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text((files / f"{name}.json").read_text(encoding="utf-8"), encoding="utf-8")
+        paths.append(path.relative_to(files))
+    outcome = run("report", *paths)
+    assert outcome.code == 0
+    assert [line for line in outcome.out.splitlines() if line.endswith("json:")] == [f"{path}:" for path in paths]
+    page = (files / "report.html").read_text(encoding="utf-8")
+    assert 'download="gpu.json"' in page
+    assert "result.json" not in page
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes that break here")
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_reader_that_has_gone_is_no_error(files, as_json):
+    """What ``| head -1`` does: the page is written, and the exit code is that of the work."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "bareconv", "report", "cpu.json", *as_json]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert "Broken pipe" not in done.stderr
+    assert "<h1>" in (files / "report.html").read_text(encoding="utf-8")
 
 
 def test_json_is_a_result_and_nothing_else(run, files):

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from bareconv import host
 from bareconv.device import get_device
+from bareconv.report.format import percent
 from bareconv.training import Trainer, why_no_plan
 
 MLP = ("train", "--model", "mlp", "--limit", "200", "--device", "cpu")
@@ -141,7 +142,7 @@ def test_every_option_arrives(run, here):
     assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("AdamW", 0.002, 0.01)
     assert (schedule["type"], schedule["warmup"]) == ("Cosine", 0.2)
     assert (record["precision"], record["iterations"], record["train_images"]) == ("float64", 9, 90)
-    assert record["test_images"] == 10_000
+    assert (record["test_split"], record["test_images"]) == ("validation", 30_000)
     assert load_file("new/folder/x.safetensors")["model/dense1.weight"].dtype == np.float64
 
 
@@ -415,3 +416,43 @@ def test_a_full_disk_while_training(run, here, listing, train_csv, monkeypatch):
     assert outcome.out.count("held out") == 3
     assert Path("m").read_bytes() == before
     assert listing() == ["digits.csv", "m"]
+
+
+def test_images_held_out_beside_test_images(run, here):
+    """By epoch the accuracy is on the first, at the end also on the second."""
+    words = ("--limit", "300", "--validation", "40", "--epochs", "2", "--engine", "reference", "--device", "cpu")
+    outcome = run("train", "--model", "mlp", *words, "--json")
+    assert outcome.code == 0
+    result = outcome.result()
+    (record,) = result["runs"]
+    assert (record["test_split"], record["test_images"]) == ("validation", 40)
+    assert ", 300 training images, 40 validation images, 10,000 test images for the end\n" in outcome.err
+    assert re.search(r"^Accuracy on the 40 validation images: \d", outcome.err, re.MULTILINE)
+    found = run("evaluate", "mlp.safetensors", "--split", "test", "--device", "cpu", "--json").result()["evaluation"]
+    assert result["notes"] == [f"Accuracy on the 10,000 test images: {percent(found['accuracy'])}"]
+    assert result["notes"][0] in outcome.err
+
+
+def test_a_comparison_on_held_out_images(run, here):
+    words = ("--limit", "128", "--validation", "40", "--epochs", "1", "--parity-steps", "0", "--engine", "reference")
+    outcome = run("compare", "--model", "mlp", *words, "--device", "cpu", "--output", "out", "--json")
+    (record,) = outcome.result()["runs"]
+    assert (record["test_split"], record["test_images"]) == ("validation", 40)
+    assert "tested on 40 that were held out" in outcome.err
+
+
+@pytest.mark.parametrize("verb", [("train", "--device", "cpu"), ("compare", "--device", "cpu", "--parity-steps", "0")])
+def test_a_batch_larger_than_the_data_is_said(verb, run, here):
+    outcome = run(*verb, "--model", "mlp", "--limit", "90", "--batch-size", "1000", "--engine", "reference")
+    assert outcome.code == 0
+    said = "Warning: --batch-size 1,000: there are only 90 training images, so every step takes all\n"
+    assert outcome.out.count(said) == 1
+
+
+def test_one_is_no_plural(run, here):
+    outcome = run("train", "--model", "mlp", "--limit", "1", "--engine", "reference", "--device", "cpu")
+    assert outcome.code == 0
+    assert ", 1 training image, " in outcome.out
+    assert "Training: 1 epoch of " in outcome.out
+    assert re.search(r"^1 step in ", outcome.out, re.MULTILINE)
+    assert not re.search(r"\b1 \w+s\b", outcome.out.replace("1 µs", "").replace("1 ms", ""))

@@ -74,3 +74,16 @@ def test_results_without_runs_have_a_title_too() -> None:
 )
 def test_ratios_in_words(ratio: float, words: str) -> None:
     assert times_faster(ratio) == words
+
+
+def test_a_benchmark_without_a_figure_says_so() -> None:
+    point = {"value": 1, "error": "not measured: the time was up before it"}
+    empty = samples.result([]) | {"sweeps": [{"curves": [{"points": [point]}]}], "rooflines": [], "clocks": []}
+    assert headline(empty).title == "Nothing could be measured"
+    assert headline(empty | {"settings": {"budget": 1.0}}).title == "Nothing could be measured in 1.00 s"
+    assert headline(empty | {"clocks": [{}]}).title == "A result of bareconv"
+
+
+def test_one_is_no_plural() -> None:
+    head = headline(samples.result([samples.run(iterations=1, batch_size=1)], gpu=False))
+    assert any(" for 1 step of 1 image, " in sentence for sentence in head.lead)

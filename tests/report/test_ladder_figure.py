@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from bareconv.report import ladder_bars
 from bareconv.report.canvas import NothingToShow, png
 from bareconv.report.palette import LIGHT
+from bareconv.report.rungs import executed, remarks
 
 
 def problem(*rungs: tuple[str, str, float | None]) -> dict[str, Any]:
@@ -49,3 +50,20 @@ def test_nothing_to_show() -> None:
     for result in (nothing, {"ladder": {"problems": [problem(("broken", "cpu", None))]}}):
         with pytest.raises(NothingToShow):
             ladder_bars(result)
+
+
+def test_what_an_older_result_did_not_count_is_not_shown() -> None:
+    """Of a step's plan it has the direct method's work as executed, which is above the peak."""
+    plan: dict[str, Any] = {
+        "name": "plan engine",
+        "status": "measured",
+        "executed_flops_per_second": 3e9,
+        "peak_share": 1.5,
+    }
+    step: dict[str, Any] = {"name": "step", "rungs": [plan, {**plan, "name": "tuned engine"}]}
+    assert [executed(step, rung) for rung in step["rungs"]] == [(None, None), (3e9, 1.5)]
+    (said,) = remarks(step)
+    assert said.startswith("What plan engine executed was not counted")
+    newer = {**step, "rungs": [{**plan, "counted": "what its kernels multiply"}]}
+    assert executed(newer, newer["rungs"][0]) == (3e9, 1.5)
+    assert remarks(newer) == ["Executed, plan engine: what its kernels multiply."]

@@ -67,7 +67,8 @@ class Axis:
 
     def in_a_sentence(self, said: str) -> str:
         """ "a batch size of 64"."""
-        return self.place.format(said)
+        text = self.place.format(said)
+        return text.removesuffix("s") if said == "1" else text
 
     def formula(self, fit: Fit) -> str:
         """The seconds of a step in words: "41.0 µs + 0.350 µs an image"."""

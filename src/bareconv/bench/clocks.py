@@ -277,7 +277,9 @@ def _notes(record: Mapping[str, Any], epochs: int, images: int) -> list[str]:
                 "processes may have taken it."
             )
     if record["warm"]["compiled"]:
-        notes.append(f"The warm training compiled {count(record['warm']['compiled'])} kernels that the cold one had.")
+        notes.append(
+            f"The warm training compiled {counted(record['warm']['compiled'], 'kernel')} that the cold one had."
+        )
     return notes
 
 

@@ -18,9 +18,10 @@ from bareconv.bench.profile import memory, profile, remark
 from bareconv.bench.runs import run_record
 from bareconv.data import Dataset
 from bareconv.device import Array, CpuDevice, Device, why_no_cuda
-from bareconv.errors import NotFiniteError
+from bareconv.errors import NotFiniteError, UnwrittenError
 from bareconv.nn import Conv2d, MaxPool2d, ReLU, models
 from bareconv.nn.layer import Layer
+from bareconv.report.format import counted
 from bareconv.report.gallery import Gallery
 from bareconv.report.runs import pairs
 from bareconv.training import (
@@ -87,7 +88,8 @@ class Listener:
 class Comparison:
     """``runs``, ``parity`` and ``notes`` of a result file, and pictures of the first run's model.
 
-    ``failed``: a later run's loss turned out not to be finite; a note says where.
+    ``failed``: a later run's loss turned out not to be finite; a note says where. ``unsaved``: why there is no
+    checkpoint, where it could not be written.
     """
 
     runs: list[dict[str, Any]]
@@ -95,6 +97,7 @@ class Comparison:
     notes: list[str]
     gallery: Gallery | None
     failed: bool = False
+    unsaved: UnwrittenError | None = None
 
 
 def compare(
@@ -115,7 +118,8 @@ def compare(
     listener = listener or Listener()
     runs: list[dict[str, Any]] = []
     remarks: list[str | None] = []
-    gallery = None
+    gallery: Gallery | None = None
+    unsaved: UnwrittenError | None = None
     for device, precision in sides(job, devices):
         if listener.should_stop():
             break
@@ -130,13 +134,12 @@ def compare(
             if not runs:
                 raise
             notes = [*_notes(data, devices, listener, runs), f"{device.name} {precision}: {error}."]
-            return Comparison(runs, [], notes, gallery, failed=True)
+            return Comparison(runs, [], notes, gallery, failed=True, unsaved=unsaved)
         total, peak = time.perf_counter() - begun, device.peak_memory()
         if not runs:
             gallery = make_gallery(trainer)
-            if checkpoint is not None:
-                save(checkpoint, trainer)
-        listener.stage(f"Profiling {job.profile_steps} steps on {device.description}")
+            unsaved = _try_to_save(checkpoint, trainer)
+        listener.stage(f"Profiling {counted(job.profile_steps, 'step')} on {device.description}")
         record = run_record(trainer, peak_memory=peak, total_seconds=total, warm_up_seconds=warm_up)
         record["memory"] = memory(trainer, peak)
         record["compiled"] += compiled.kernels
@@ -149,7 +152,17 @@ def compare(
         gc.collect()  # a plan and what it has laid out know each other
     proofs = _proofs(job, data, devices, listener)
     notes = [*_notes(data, devices, listener, runs), *dict.fromkeys(filter(None, remarks))]
-    return Comparison(runs, proofs, notes, gallery)
+    return Comparison(runs, proofs, notes, gallery, unsaved=unsaved)
+
+
+def _try_to_save(path: Path | None, trainer: Trainer) -> UnwrittenError | None:
+    """A full disk must not end a comparison: its figures are still to come."""
+    try:
+        if path is not None:
+            save(path, trainer)
+    except UnwrittenError as error:
+        return error
+    return None
 
 
 def check_precisions(engine: str, precisions: Sequence[str], devices: Sequence[Device]) -> None:
@@ -227,7 +240,7 @@ def _proofs(job: Job, data: Dataset, devices: Sequence[Device], listener: Listen
         in_double = reference[1] == candidate[1] == "float64"
         trainers = [new_trainer(job if in_double else _gently(job), data, *side) for side in (reference, candidate)]
         names = side_names(trainers[0], trainers[1])
-        listener.stage(f"Parity proof: {names[0]} against {names[1]}, {job.parity_steps} steps in lockstep")
+        listener.stage(f"Parity proof: {names[0]} against {names[1]}, {counted(job.parity_steps, 'step')} in lockstep")
         for trainer in trainers:
             trainer.engine.prepare(listener.compiling)
         steps = min(job.parity_steps, trainers[0].total_steps)
@@ -253,7 +266,7 @@ def _notes(data: Dataset, devices: Sequence[Device], listener: Listener, runs: S
     if data.evaluation is None:
         notes.append("No accuracy: the data have neither a test nor a validation split.")
     elif data.evaluation[0] == "validation":
-        notes.append("Accuracy is that of the held-out validation split: the data have no labelled test images.")
+        notes.append("Accuracy is that of the held-out validation split, not of test images.")
     if listener.should_stop():
         notes.append("Stopped early by request: the runs are those that were done, the last one perhaps in part.")
     return notes

@@ -23,6 +23,7 @@ import numpy as np
 
 from bareconv import device, host
 from bareconv.bench.nvml import Gpu
+from bareconv.report.format import counted
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -307,12 +308,13 @@ def _warnings(environment: Mapping[str, Any], load: float) -> Iterator[str]:
         if threads is None or threads <= count:
             yield f"{name}={count} gives NumPy {count} of the {allowed} cores that it may use: unset {name}"
         else:
-            yield f"{name}={count} has no effect here: NumPy's matrix products run on {threads} threads"
+            yield f"{name}={count} has no effect here: NumPy's matrix products run on {counted(threads, 'thread')}"
     elif threads is not None and threads < allowed:
         yield f"NumPy's matrix products run on {threads} of the {allowed} cores that they may use"
     if threads is not None and threads > allowed:
         remedy = f"unset {asked[0]}" if asked is not None else f"set OMP_NUM_THREADS={allowed}"
-        yield f"NumPy's matrix products run {threads} threads on {allowed} cores, which slows them down: {remedy}"
+        cores = counted(allowed, "core")
+        yield f"NumPy's matrix products run {counted(threads, 'thread')} on {cores}, which slows them down: {remedy}"
 
     gpus = len(environment["gpus"])
     if gpus or environment["cuda_missing"] is None:
@@ -347,8 +349,9 @@ def _warnings(environment: Mapping[str, Any], load: float) -> Iterator[str]:
     cores = cpu["cores"]
     if load > 0.9 + cores / 10:  # a set-up that ended a moment ago still counts with up to 0.9
         yield (
-            f"this machine is busy: over the last minute, {load:.1f} processes ran at a time on its {cores} cores, so "
-            "that times come out longer: end other programs, or wait a minute, and measure again"
+            f"this machine is busy: over the last minute, {load:.1f} processes ran at a time on its "
+            f"{counted(cores, 'core')}, so that times come out longer: end other programs, or wait a minute, and "
+            "measure again"
         )
 
 

@@ -87,7 +87,12 @@ def noise(rates: Sequence[float]) -> Noise:
     low, high = np.quantile(values, [0.25, 0.75])
     spread = float(high - low) / middle if middle else 0.0
     if len(values) < FEW:
-        return Noise(False, spread, 0.0, [f"{len(values)} blocks are too few to judge by"])
+        return Noise(
+            False,
+            spread,
+            0.0,
+            [f"{len(values)} {'block is' if len(values) == 1 else 'blocks are'} too few to judge by"],
+        )
     remarks = []
     earlier, later = median(rates[:half]), median(rates[half:])
     drift = later.value / earlier.value - 1 if earlier.value else 0.0

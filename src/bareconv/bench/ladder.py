@@ -134,4 +134,5 @@ def _figures(problem: Problem, task: Task, samples: list[float], peak: float | N
         "effective_flops_per_second": direct / seconds,
         "executed_flops_per_second": executed,
         "peak_share": None if not peak else executed / peak,
+        **({"counted": task.counted} if task.counted else {}),
     }

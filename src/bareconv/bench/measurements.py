@@ -12,6 +12,7 @@ from typing import Any
 
 from bareconv.bench.estimates import Estimate, Noise, noise
 from bareconv.bench.process import THREADS
+from bareconv.report.format import counted
 
 THROUGHPUT, SWEEP, LADDER = "throughput", "sweep", "ladder"
 OWN_VERSION = "bareconv"  # the version that a comparison is about
@@ -47,7 +48,7 @@ class Key:
         words = [self.model, f"batch {self.batch_size}", precision, self.device]
         numbers = [number for number in dict.fromkeys(threads) if number is not None]
         if numbers:
-            words.append(f"{' against '.join(map(str, numbers))} thread{'s' if numbers[-1] > 1 else ''}")
+            words.append(" against ".join([*map(str, numbers[:-1]), counted(numbers[-1], "thread")]))
         if self.axis is not None and self.axis != "batch_size":
             words.append(f"{self.axis.replace('_', ' ')} {self.value:g}")
         where = "" if self.part == THROUGHPUT else f"{self.part}: "

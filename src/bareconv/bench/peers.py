@@ -192,17 +192,19 @@ def find(names: Sequence[str], python: str | None, device: str = "cpu", precisio
 
 def _interpreter(python: str) -> str:
     path = shutil.which(python)  # a link stays one: that is how a virtual environment knows itself
-    if path is None or not _has(path, "sys"):
-        raise UsageError(f"--python {python}: that is no Python that can be started")
+    if path is None:
+        raise UsageError(f"--python {python}: there is no program of that name; expected a Python, such as bin/python")
+    if not _has(path, "sys"):
+        raise UsageError(f"--python {python}: that program is no Python; expected one, such as bin/python")
     return os.path.abspath(path)
 
 
 def _has(python: str, package: str) -> bool:
-    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+    code = "import importlib.util, sys; print(importlib.util.find_spec(sys.argv[1]) is not None)"
     try:
-        return (
-            subprocess.run([python, "-c", code, package], capture_output=True, timeout=30, check=False).returncode == 0
-        )
+        # What it prints, for another program may end well whatever it is asked.
+        done = subprocess.run([python, "-c", code, package], capture_output=True, timeout=30, check=False)
+        return done.returncode == 0 and done.stdout.split() == [b"True"]
     except (OSError, subprocess.TimeoutExpired):
         return False
 

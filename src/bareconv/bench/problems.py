@@ -33,7 +33,8 @@ class Task:
 
     ``run`` does the work once, and is what is timed; ``result`` then gives, on the host, what came out. Where a rung is
     too slow for all of it, ``share`` is the share of the problem's work that it does, and ``part`` takes from the whole
-    result what that gives. ``flops``: executed in one run, where they are not the direct method's.
+    result what that gives. ``flops``: executed in one run, where they are not the direct method's; ``counted``: how,
+    where a reader should know.
     """
 
     run: Callable[[], object]
@@ -41,6 +42,7 @@ class Task:
     share: float = 1.0
     part: Callable[[Array], Array] = _whole
     flops: float | None = None
+    counted: str = ""
 
 
 class Problem(Protocol):

@@ -99,9 +99,14 @@ def fft(problem: ConvProblem) -> Task:
 def winograd(problem: ConvProblem) -> Task:
     """F(2x2, 3x3). Counted: the products, 16 for a tile of 2 x 2 outputs, not the additions of the transforms."""
     x, w, b = problem.arrays
-    P, Q, K = problem.out_shape
-    tiles = problem.batch_size * -(-P // 2) * -(-Q // 2)
-    return kept(lambda: ops.conv2d_winograd(x, w, b, problem.window), flops=32 * tiles * problem.in_shape[2] * K)
+    flops = problem.batch_size * winograd_flops(problem.in_shape[2], problem.out_shape)
+    return kept(lambda: ops.conv2d_winograd(x, w, b, problem.window), flops=flops)
+
+
+def winograd_flops(channels: int, out_shape: tuple[int, ...]) -> int:
+    """Of one image's products: 16 multiply-adds for a tile of 2 x 2 outputs, each channel and each filter."""
+    P, Q, K = out_shape
+    return 32 * -(-P // 2) * -(-Q // 2) * channels * K
 
 
 def why_no_winograd(problem: ConvProblem) -> str | None:

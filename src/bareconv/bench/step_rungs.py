@@ -8,13 +8,13 @@ from typing import TypeAlias
 
 from bareconv import ops
 from bareconv.bench.problems import StepProblem, Task, gradient_of_first_step
-from bareconv.bench.rungs import Rung, shifted_forward, why_no_gpu, why_no_numba, why_no_simd
+from bareconv.bench.rungs import Rung, shifted_forward, why_no_gpu, why_no_numba, why_no_simd, winograd_flops
 from bareconv.device import Array
 from bareconv.nn import Conv2d
-from bareconv.nn.layer import Watch
+from bareconv.nn.layer import Flops, Watch
 from bareconv.ops.conv import im2col
 from bareconv.ops.windows import Window
-from bareconv.training import ENGINES, Trainer
+from bareconv.training import ENGINES, PlanEngine, Trainer
 
 NAIVE_RATE = 2.5e6  # multiply-adds a second of plain Python, about
 
@@ -24,6 +24,12 @@ ENGINE_CHANGES = {
     "plan": "SIMD: the whole step planned, only live gradients, updates in registers",
 }
 
+# How the executed operations are counted, where they are not the direct method's.
+PLAN_COUNTED = (
+    "what its kernels multiply, of the gradients behind a max pool half, about as many as a relu lets through"
+)
+WINOGRAD_COUNTED = "the products of the transformed tiles forward, not the sums of the transforms"
+
 
 def engine_step(engine: str, device: str = "cpu") -> Callable[[StepProblem], Task]:
     """A training step as the engine of that name does it."""
@@ -32,6 +38,34 @@ def engine_step(engine: str, device: str = "cpu") -> Callable[[StepProblem], Tas
         return _of_trainer(problem.trainer(engine, device))
 
     return prepare
+
+
+def plan_step(problem: StepProblem) -> Task:
+    """A training step as the plan does it, with what its kernels execute."""
+    trainer = problem.trainer("plan")
+    task = _of_trainer(trainer)
+    return dataclasses.replace(task, flops=problem.batch_size * _plan_flops(trainer), counted=PLAN_COUNTED)
+
+
+def _plan_flops(trainer: Trainer) -> int:
+    """Executed by a plan for one image: what its kernels say, and of layers without one what the formula needs."""
+    assert isinstance(trainer.engine, PlanEngine)
+    leaves = {leaf.name: leaf.flops() for leaf in trainer.model.leaves()}
+    explained = trainer.engine.explain()
+    work = sum(row.flops for row in explained.rows)
+    for row in explained.fallbacks:
+        of_layer = leaves.get(row.node, Flops())
+        work += of_layer.forward if row.phase == "forward" else of_layer.dw + of_layer.dx
+    return work
+
+
+def winograd_step(problem: StepProblem) -> Task:
+    """The reference's step with Winograd's forward convolution, of which the products count."""
+    task = step_with(lambda problem: ops.conv2d_winograd)(problem)
+    convs = [leaf for leaf in problem.make_model().leaves() if type(leaf) is Conv2d]
+    spared = sum(leaf.flops().forward - winograd_flops(leaf.in_shape[-1], leaf.out_shape) for leaf in convs)
+    flops = problem.batch_size * (problem.flops_per_image - spared)
+    return dataclasses.replace(task, flops=flops, counted=WINOGRAD_COUNTED)
 
 
 def _of_trainer(trainer: Trainer) -> Task:
@@ -110,13 +144,14 @@ def step_rungs() -> list[Rung[StepProblem]]:
         return lambda dy, x, w, window, need_dx: loops.conv2d_backward(dy, x, w, window, need_dx, problem.threads)
 
     forward_only = "the reference with this forward convolution"
-    engines = {name: Rung(f"{name} engine", ENGINE_CHANGES[name], engine_step(name)) for name in ENGINES}
+    steps = {name: engine_step(name) for name in ENGINES} | {"plan": plan_step}
+    engines = {name: Rung(f"{name} engine", ENGINE_CHANGES[name], steps[name]) for name in ENGINES}
     return [
         Rung("naive loops", "the definition, in Python", engine_step("reference"), why_not_naive),
         engines["reference"],
         Rung("shifted", forward_only, step_with(lambda problem: shifted_forward)),
         Rung("FFT", forward_only, step_with(lambda problem: ops.conv2d_fft), why_not_fft),
-        Rung("Winograd", forward_only, step_with(lambda problem: ops.conv2d_winograd)),
+        Rung("Winograd", forward_only, winograd_step),
         engines["tuned"],
         Rung("Numba loops", "compiled loops, forward and back", step_with(loops_forward, loops_backward), why_no_numba),
         dataclasses.replace(engines["plan"], available=why_no_simd),

@@ -31,7 +31,7 @@ from bareconv.bench.process import StoppedError
 from bareconv.bench.synthetic import ImageFile, lies_in_memory
 from bareconv.bench.workload import Workload
 from bareconv.errors import BareconvError
-from bareconv.report.format import bytes_, count
+from bareconv.report.format import bytes_, count, counted
 
 POINT_SHARE = 3.0  # times its share of the time that is left, a point may take
 READY = 0.75  # of that, for getting ready
@@ -208,7 +208,7 @@ class _Sweep:
         images = workload.train_images
         assert images is not None
         if self.file is None:
-            self.file = workload.image_file(self.folder)
+            self.file = workload.image_file(self.folder, self.folder.parent)
             if lies_in_memory(self.folder):
                 self.notes.append(f"{self.folder.parent} lies in memory: the images were read from there, not a disk.")
         done = 0
@@ -219,7 +219,11 @@ class _Sweep:
             listener.stage(f"Writing image {count(now)} of {count(total)}")
 
         if not self.file.grow(images, tell, lambda: end.passed or listener.should_stop()):
-            return STOPPED if listener.should_stop() else f"{TIME_WAS_UP} when {count(done)} images were written"
+            return (
+                STOPPED
+                if listener.should_stop()
+                else f"{TIME_WAS_UP} when {counted(done, 'image')} {'was' if done == 1 else 'were'} written"
+            )
         size, memory = images * self.file.image_bytes, host.memory_bytes()
         if memory is not None and size > memory:
             self.notes.append(

@@ -29,11 +29,12 @@ MARGIN_BYTES = 1 << 26  # of free room that are left
 class ImageFile:
     """Images of ``image_shape`` (H, W, C) in a file in ``folder``, with their labels, of which there are ``classes``.
 
-    The first images are the same ones however many there are.
+    The first images are the same ones however many there are. ``place``: the folder that errors name, where that is a
+    temporary one within it.
     """
 
-    def __init__(self, folder: Path, image_shape: Shape, classes: int, seed: int) -> None:
-        self.path = folder / "drawn-images"
+    def __init__(self, folder: Path, image_shape: Shape, classes: int, seed: int, *, place: Path | None = None) -> None:
+        self.path, self.place = folder / "drawn-images", place or folder
         self.image_shape, self.classes, self.seed = image_shape, classes, seed
         self.image_bytes = math.prod(image_shape)
         self.piece = max(1, PIECE_BYTES // self.image_bytes // 8) * 8  # images; a whole number of eight bytes
@@ -68,7 +69,10 @@ class ImageFile:
                         os.fsync(file.fileno())
                     tell(min(self.pieces * self.piece, images), images)
         except OSError as error:
-            raise BareconvError(f"{self._wanted(images)}: {self.path.parent}: {error.strerror or error}") from None
+            raise BareconvError(
+                f"{self._wanted(images)}, which could not be written in {self.place}: {error.strerror or error}: "
+                "give another folder (--folder)"
+            ) from None
         return True
 
     def images(self, number: int) -> NDArray[np.uint8]:
@@ -86,8 +90,8 @@ class ImageFile:
         free = shutil.disk_usage(self.path.parent).free
         if needed + MARGIN_BYTES > free:
             raise BareconvError(
-                f"{self._wanted(images)}, of which {bytes_(needed)} are still to be written, and in {self.path.parent} "
-                f"{bytes_(free)} are free: give a folder with more room (TMPDIR), or fewer images"
+                f"{self._wanted(images)}, of which {bytes_(needed)} are still to be written, and in {self.place} "
+                f"{bytes_(free)} are free: give a folder with more room (--folder), or fewer images"
             )
 
     def _wanted(self, images: int) -> str:

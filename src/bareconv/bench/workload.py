@@ -71,7 +71,7 @@ class Workload:
         Not those of a workload with ``images``. Their number is a multiple of the batch size, so that all steps are
         alike, and at least two batches: a training on one batch of everything would gather none.
         """
-        if self.image_shape == (28, 28, 1) and 2 * self.batch_size <= len(_mnist().train):
+        if self.image_shape == (28, 28, 1) and not self.exceeds_mnist:
             whole = _mnist()
             return whole.take(len(whole.train) // self.batch_size * self.batch_size)  # with all test images
         count = max(2, SYNTHETIC_IMAGES // self.batch_size) * self.batch_size
@@ -82,13 +82,18 @@ class Workload:
         return Dataset("uniform random images and labels", split, None, None, CLASSES)
 
     @property
+    def exceeds_mnist(self) -> bool:
+        """Whether MNIST has too few training images for two such batches."""
+        return 2 * self.batch_size > len(_mnist().train)
+
+    @property
     def train_images(self) -> int | None:
         """Of ``images``, as many as are whole batches, two at least; None where ``dataset`` says how many."""
         return None if self.images is None else max(2, self.images // self.batch_size) * self.batch_size
 
-    def image_file(self, folder: Path) -> ImageFile:
+    def image_file(self, folder: Path, place: Path | None = None) -> ImageFile:
         """An empty file in ``folder`` for this workload's drawn images, and for those of more or fewer of them."""
-        return ImageFile(folder, self.image_shape, CLASSES, self.seed)
+        return ImageFile(folder, self.image_shape, CLASSES, self.seed, place=place)
 
     def write(self, folder: Path, file: ImageFile | None = None) -> Dataset:
         """Write all that ``workers.serving.Job`` reads into ``folder``; returns the data.

@@ -37,6 +37,7 @@ def check(screen: Screen, model: str, device: str, threads: int | None, seed: in
     few others on small images, in lockstep with the reference there, in every precision that it has: losses must agree,
     in float64 weights too. Exit code 1 if something is out of tolerance.
     """
+    screen.only_prints = True
     devices = all_devices() if device == "all" else [get_device(device)]
     table = screen.table("gradient of", "device", "derivatives", "largest error", "")
     checks: list[Check] = []

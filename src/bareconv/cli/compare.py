@@ -14,7 +14,7 @@ from bareconv.bench import results
 from bareconv.bench.compare import Comparison, Job, Listener, check_precisions
 from bareconv.bench.compare import compare as run_comparison
 from bareconv.cli import tables
-from bareconv.cli.folder import RESULT, result_folder
+from bareconv.cli.folder import PAGE, RESULT, result_folder, tell_where, writing
 from bareconv.cli.options import (
     OPTIMIZER,
     devices_option,
@@ -30,10 +30,11 @@ from bareconv.cli.options import (
 from bareconv.cli.screen import Bar, Interrupt, Screen, compiled_line, epoch_line, on_screen, stop_gently
 from bareconv.data import Dataset
 from bareconv.device import all_devices, get_device, why_no_cuda
-from bareconv.errors import BareconvError, UsageError
+from bareconv.errors import UsageError
+from bareconv.files import Attempts
 from bareconv.host import keep_freed_memory
 from bareconv.report import write_report
-from bareconv.report.format import count, rate, seconds
+from bareconv.report.format import count, counted, rate, seconds
 from bareconv.training import EpochRecord, Progress, Settings, Trainer
 
 EPILOG = """\b
@@ -87,8 +88,10 @@ def compare(screen: Screen, **options: Any) -> int:
     devices = all_devices() if options["device"] == "all" else [get_device(options["device"])]
     check_precisions(options["engine"], options["precisions"], devices)
     job, dataset = _preset_original(ctx, options) if options["preset"] else _job(ctx, options)
+    attempts = Attempts()
     with result_folder(options["output"]) as folder:
         _introduce(screen, job, dataset)
+        screen.batch_size(job.settings.batch_size, len(dataset.train))
         for device in devices:
             screen.device(device, measured=True)
         reason = why_no_cuda()
@@ -103,12 +106,15 @@ def compare(screen: Screen, **options: Any) -> int:
                 raise KeyboardInterrupt  # before the first step: there is nothing to report
             bar.begin("Drawing the page")
             result = screen.result(runs=comparison.runs, parity=comparison.parity, notes=comparison.notes)
-            results.write(result, folder / RESULT)
-            page = write_report(result, comparison.gallery, folder)
+            attempts.failed(comparison.unsaved)
+            with attempts.one():
+                results.write(result, folder / RESULT)
+            with attempts.one(), writing(folder / PAGE):
+                write_report(result, comparison.gallery, folder)
     _show(screen, comparison)
-    also = "" if options["output"] else _latest(screen, page)
-    screen.say(f"\nWrote {page}{also}")
+    tell_where(screen, folder, attempts, last=options["output"] is None)
     screen.finish(result)
+    attempts.conclude()
     if stopped:
         return 130
     return 0 if not comparison.failed and all(proof["passed"] for proof in comparison.parity) else 1
@@ -117,19 +123,11 @@ def compare(screen: Screen, **options: Any) -> int:
 def _introduce(screen: Screen, job: Job, dataset: Dataset) -> None:
     settings, held_out = job.settings, dataset.evaluation
     screen.say(
-        f"Comparing {job.model}: {settings.epochs} epoch{'s' if settings.epochs > 1 else ''} of batches of "
-        f"{min(settings.batch_size, len(dataset.train)):,} on {count(len(dataset.train))} images of {dataset.name}"
+        f"Comparing {job.model}: {counted(settings.epochs, 'epoch')} of batches of "
+        f"{min(settings.batch_size, len(dataset.train)):,} on {counted(len(dataset.train), 'image')} of {dataset.name}"
         + (f", tested on {count(len(held_out[1]))}" if held_out else "")
+        + (" that were held out" if held_out and held_out[0] == "validation" else "")
     )
-
-
-def _latest(screen: Screen, page: Path) -> str:
-    """Let results/latest mean this result. What stands in its way is no reason to fail: the result is there."""
-    try:
-        return f" (also {results.point_latest(page.parent) / page.name})"
-    except BareconvError as error:
-        screen.warn(str(error))
-        return ""
 
 
 class _Printer(Listener):
@@ -182,7 +180,8 @@ class _Printer(Listener):
 
 
 def _job(ctx: click.Context, options: dict[str, Any]) -> tuple[Job, Dataset]:
-    dataset = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
+    every = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
+    dataset, _ = every.judged_while_trained()
     epochs, steps = options["epochs"], options["parity_steps"]
     if options["quick"]:
         if not given(ctx, "limit"):

@@ -17,7 +17,7 @@ from bareconv.data import Dataset, Split
 from bareconv.device import get_device
 from bareconv.errors import UsageError
 from bareconv.host import keep_freed_memory
-from bareconv.report.format import count, percent, rate
+from bareconv.report.format import count, counted, percent, rate
 from bareconv.training import Evaluation, make_engine
 from bareconv.training import evaluate as run_evaluation
 from bareconv.training.checkpoint import load
@@ -121,9 +121,9 @@ def evaluate(screen: Screen, checkpoint: Path, **options: Any) -> int:
         results.write(result, folder / RESULT)
 
     mistakes = int((evaluation.predicted != evaluation.labels).sum())
-    screen.say(f"{checkpoint}: {kept.model.name} on {count(len(split))} {name} images of {dataset.name}")
+    screen.say(f"{checkpoint}: {kept.model.name} on {counted(len(split), f'{name} image')} of {dataset.name}")
     screen.say(
-        f"Accuracy {percent(evaluation.accuracy)} ({count(mistakes)} mistakes), loss {evaluation.loss:.4f}; "
+        f"Accuracy {percent(evaluation.accuracy)} ({counted(mistakes, 'mistake')}), loss {evaluation.loss:.4f}; "
         f"{rate(throughput, 'images')}\n"
     )
     _show(screen, evaluation)

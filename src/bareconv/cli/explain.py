@@ -26,7 +26,7 @@ from bareconv.host import keep_freed_memory
 from bareconv.nn import models
 from bareconv.nn.layer import Shape
 from bareconv.plan.explain import Explanation
-from bareconv.report.format import bytes_, count, flops, percent, seconds
+from bareconv.report.format import bytes_, count, counted, flops, percent, seconds
 from bareconv.training import (
     Batch,
     CudaPlanEngine,
@@ -147,7 +147,7 @@ def _show(screen: Screen, engine: PlanEngine | CudaPlanEngine, explained: Explan
     if timed:
         work = sum(row.flops for row in rows)
         screen.say(
-            f"{count(options['steps'])} steps, {seconds(total)} each; {count(work)} FLOPs an image, "
+            f"{counted(options['steps'], 'step')}, {seconds(total)} each; {count(work)} FLOPs an image, "
             f"{flops(work * batch / total)}"
         )
     screen.say(f"Memory of a step: {bytes_(explained.memory_bytes)}")

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bareconv.bench import results
-from bareconv.errors import BareconvError, DataError, UsageError
+from bareconv.cli.screen import Screen
+from bareconv.errors import BareconvError, DataError, UnwrittenError, UsageError
+from bareconv.files import Attempts
 
-RESULT = "result.json"
+RESULT, PAGE = "result.json", "report.html"
 
 
 def find_result(path: Path) -> Path:
@@ -27,7 +29,7 @@ def find_result(path: Path) -> Path:
 def result_folder(output: Path | None) -> Iterator[Path]:
     """``output``, or a new results/TIME; a folder that is made here goes again where there comes no result.
 
-    Raises UsageError where nothing can be written there, BareconvError where that turns out later: a full disk.
+    Raises UsageError where nothing can be written there, UnwrittenError where that turns out later: a full disk.
     """
     wanted = output or Path("results")
     missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
@@ -40,17 +42,18 @@ def result_folder(output: Path | None) -> Iterator[Path]:
         raise UsageError(str(error)) from None
     except OSError as error:
         raise UsageError(f"--output {wanted}: cannot write there: {error.strerror}") from None
+    made = output is None or output in missing
     try:
         with writing(folder):
             yield folder
     except BaseException:  # Ctrl-C among them
-        if not (folder / RESULT).exists():
-            if output is None or output in missing:
-                shutil.rmtree(folder, ignore_errors=True)
-            for path in missing:
-                with contextlib.suppress(OSError):  # not there any more, or not empty: somebody else's
-                    path.rmdir()
+        if not (folder / RESULT).exists() and made:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        for path in [folder, *missing] if made else missing:
+            with contextlib.suppress(OSError):  # not there any more, or not empty
+                path.rmdir()
 
 
 @contextlib.contextmanager
@@ -58,10 +61,20 @@ def writing(path: Path) -> Iterator[None]:
     """Within it, what the system refuses is an error that names ``path``: a full disk itself names none."""
     try:
         yield
-    except BrokenPipeError:  # standard output, not the file
-        raise
     except OSError as error:
-        raise BareconvError(f"{path}: could not be written: {error.strerror or error}") from error
+        raise UnwrittenError({path: error.strerror or str(error)}) from error
+
+
+def tell_where(screen: Screen, folder: Path, attempts: Attempts, *, last: bool) -> None:
+    """Say where the page is, where it could be written; ``last``: results/latest is to mean this result from now on."""
+    also = ""
+    if last:
+        try:
+            also = f" (also {results.point_latest(folder) / PAGE})"
+        except BareconvError as error:  # no reason to fail: the result is there
+            screen.warn(str(error))
+    if folder / PAGE not in attempts.reasons:
+        screen.say(f"\nWrote {folder / PAGE}{also}")
 
 
 def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:

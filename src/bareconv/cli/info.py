@@ -11,7 +11,7 @@ from bareconv import host
 from bareconv.bench import environment
 from bareconv.cli.screen import Screen, on_screen
 from bareconv.device import CpuDevice, Device, get_device
-from bareconv.report.format import bytes_
+from bareconv.report.format import bytes_, counted
 from bareconv.training import why_no_plan
 
 EPILOG = """\b
@@ -49,7 +49,7 @@ def info(screen: Screen) -> int:
 def _engine() -> str:
     """What trains on the CPU unless told otherwise, and why no plan where there is none."""
     count = host.blas_threads()
-    threads = f"{count} thread{'s' if count != 1 else ''}"
+    threads = counted(count, "thread")
     reason = why_no_plan()
     if reason is not None:
         return f"tuned (NumPy, {threads}); no plan: {reason}"
@@ -80,7 +80,7 @@ def _rows(here: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "BLAS",
             f"{library}, {blas.get('architecture') or 'unknown'} kernels, "
-            f"{threads or '?'} thread{'s' if threads != 1 else ''}",
+            + (counted(threads, "thread") if threads else "? threads"),
         ),
     ]
     for gpu in here["gpus"]:

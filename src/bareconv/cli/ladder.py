@@ -23,7 +23,8 @@ from bareconv.device import get_device, why_no_cuda
 from bareconv.errors import UsageError
 from bareconv.files import check_writable, write_whole
 from bareconv.ops.windows import Window
-from bareconv.report.format import flops, percent, rate, scientific, significant
+from bareconv.report.format import MISSING, counted, flops, percent, rate, scientific, significant
+from bareconv.report.rungs import executed, remarks
 
 EPILOG = """\b
 Examples:
@@ -77,12 +78,13 @@ def ladder(screen: Screen, **options: Any) -> int:
     """Do the same work by every rung of a ladder, from naive loops to the fastest kernel there is.
 
     Every rung is first checked against the readable path in float64; one that is wrong is said to be wrong, and not
-    timed. Then they take turns. GFLOP/s count the work of the direct method, whatever a rung does instead; "of peak"
-    is what it executed, as a share of what the processor does in multiply-adds and nothing else.
+    timed. Then they take turns. GFLOP/s count the work of the direct method, whatever a rung does instead; "executed"
+    are those that it does, and "of peak" is their share of what the processor does in multiply-adds and nothing else.
 
     The defaults are the second convolution, and the training step, of basic. Exit code 1 if a rung is wrong.
     """
     host.keep_freed_memory()
+    screen.only_prints = options["output"] is None and options["plot"] is None
     parts = _parts(options)
     for path in (options["output"], options["plot"]):
         if path is not None:
@@ -103,7 +105,7 @@ def ladder(screen: Screen, **options: Any) -> int:
         peaks = measure_peaks(options["precision"], threads, gpu)
         climbed = [climb(problem, rungs, peaks, options["budget"] / len(parts), progress) for problem, rungs in parts]
     for peak in peaks:
-        also = f", {peak.threads} thread{'s' if peak.threads > 1 else ''}" if peak.device == "cpu" else ""
+        also = f", {counted(peak.threads, 'thread')}" if peak.device == "cpu" else ""
         screen.say(f"Peak of {peak.device}{also}: {flops(peak.flops_per_second)} ({peak.how})")
     for problem in climbed:
         _show(screen, problem)
@@ -156,11 +158,13 @@ def _show(screen: Screen, problem: dict[str, Any]) -> None:
             screen.say(f"Not run: {rung['name']}: {rung['reason']}")
         elif rung["status"] == "measured" and rung["share"] < 1:
             screen.say(f"{rung['name']}: scaled up from {significant(100 * rung['share'], 2)}% of the batch's work")
+    for remark in remarks(problem):
+        screen.say(remark)
 
 
 def _table(screen: Screen, problem: dict[str, Any], *, changes: bool) -> Table:
     table = screen.table(
-        "rung", "images/s", "", "GFLOP/s", "of peak", "error", *(["what it changes"] if changes else [])
+        "rung", "images/s", "", "GFLOP/s", "executed", "of peak", "error", *(["what it changes"] if changes else [])
     )
     table.columns[2].justify = "left"
     if changes:
@@ -169,18 +173,20 @@ def _table(screen: Screen, problem: dict[str, Any], *, changes: bool) -> Table:
     for rung in problem["rungs"]:
         change = [rung["change"]] if changes else []
         if rung["status"] == "measured":
+            done, of_peak = executed(problem, rung)
             colour = "cyan" if rung["device"] == "cpu" else "yellow"
             table.add_row(
                 rung["name"],
                 rate(rung["images_per_second"]).removesuffix("/s"),
                 Text("━" * _bar(rung["images_per_second"], there), colour),
                 significant(rung["effective_flops_per_second"] / 1e9),
-                percent(rung["peak_share"], 1),
+                significant(done / 1e9) if done is not None else MISSING,
+                percent(of_peak, 1),
                 scientific(rung["error"]),
                 *change,
             )
         elif rung["status"] == "wrong":
-            table.add_row(rung["name"], Text("WRONG", "bold red"), "", "", "", scientific(rung["error"]), *change)
+            table.add_row(rung["name"], Text("WRONG", "bold red"), "", "", "", "", scientific(rung["error"]), *change)
     return table
 
 

@@ -95,8 +95,8 @@ def data_options(function: F) -> F:
         click.option(
             "--validation",
             metavar="N|SHARE",
-            help="Hold out N of the training images, or a share such as 0.1; 0: none. [default: 0.1 where there is no "
-            "test split, else none]",
+            help="Hold out N of the training images, or a share such as 0.1, and measure accuracy on them, in place of "
+            "the test images; 0: none. [default: 0.1 where there is no test split, else none]",
         ),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N training images."),
         click.option(

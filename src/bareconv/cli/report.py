@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from bareconv.bench import results
+from bareconv.cli.folder import RESULT, find_result
 from bareconv.cli.screen import Screen, on_screen
-from bareconv.errors import DataError, UsageError
+from bareconv.errors import UsageError
 from bareconv.files import check_writable, write_whole
 from bareconv.report.page import render, render_machines
 from bareconv.report.terminal import show_summary
@@ -45,24 +46,19 @@ def report(screen: Screen, **options: Any) -> int:
     if output.resolve() in {path.resolve() for path in options["files"]}:
         raise UsageError(f"--output {output}: that is one of the results; expected another file")
     found = [_read(path) for path in options["files"]]
-    if len(found) == 1:
-        name, result = found[0]
-        show_summary(screen, result)
-        page = render(result, name=name)
-    else:
-        for name, result in found:
-            screen.say(f"{name}:")
-            show_summary(screen, result, brief=True)
-        page = render_machines(found)
-    write_whole(output, page.encode("utf-8", "replace"))
+    page = render(found[0][1], name=found[0][0]) if len(found) == 1 else render_machines(found)
+    write_whole(output, page.encode("utf-8", "replace"))  # before anything is printed, which may fail
+    for path, (_, result) in zip(options["files"], found, strict=True):
+        if len(found) > 1:
+            screen.say(f"{path}:")
+        show_summary(screen, result, brief=len(found) > 1)
     screen.say(f"\nWrote {output}")
     screen.finish(screen.result(notes=[f"Wrote {output}."]))
     return 0
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    """A result with its file's name; of a folder the result within it. DataError in one line."""
-    file = path / "result.json" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise DataError(f"{path}: a folder without a result.json; expected the file of a result")
-    return (f"{path.resolve().name}.json" if path.is_dir() else path.name), results.read(file)
+    """A result with its file's name, of a result.json its folder's: there are many of those. DataError in one line."""
+    file = find_result(path)
+    name = f"{file.resolve().parent.name}.json" if file.name == RESULT else file.name
+    return name, results.read(file)

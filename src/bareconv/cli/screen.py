@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import shlex
 import signal
 import socket
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import click
 from rich.console import Console
@@ -36,18 +37,46 @@ _ONE_PRESS_SECONDS = 0.3  # a Ctrl-C may come twice: from the terminal, and from
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+class _Console(Console):
+    """A console whose reader may go (| head): then it falls silent, and tells ``gone``."""
+
+    def __init__(self, gone: Callable[[], None], **options: Any) -> None:
+        super().__init__(**options)
+        self.gone = gone
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _forget(self.file)
+        self.gone()
+
+
+def _forget(stream: IO[str]) -> None:
+    """Let what is still to be written to a stream that nobody reads any more go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class Screen:
-    """Text for people: on standard output, or on standard error where standard output is for JSON."""
+    """Text for people: on standard output, or on standard error where standard output is for JSON.
+
+    Where its reader goes, the work goes on, with its files and its exit code; unless it ``only_prints``.
+    """
 
     def __init__(self, settings: dict[str, Any], as_json: bool) -> None:
         self.settings, self.as_json, self.finished = settings, as_json, False
+        self.only_prints = False
         # What is printed comes from users and the system: brackets are no markup in it, and ":x:" is no emoji.
-        self.console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
+        self.console: Console = _Console(self._reader_gone, stderr=as_json, highlight=False, markup=False, emoji=False)
         self.interactive = self.console.is_interactive
         if not self.console.is_terminal:  # in a file or a pipe nothing is folded
             self.console.width = 10_000
         # Before the work: the warnings among it look at how busy the machine is.
         self.environment = describe()
+
+    def _reader_gone(self) -> None:
+        if self.only_prints:
+            raise SystemExit(1)
 
     def say(self, text: str | Text = "") -> None:
         """A line, folded between words where the terminal is narrower."""
@@ -103,6 +132,13 @@ class Screen:
         reason = f" ({training.why_no_plan(engine.device, engine.precision)})" if wanted == "plan" else ""
         self.warn(f"no {wanted} on {engine.device.name}{reason}: the engine is {engine.description}")
 
+    def batch_size(self, wanted: int, images: int) -> None:
+        """Warn where a batch cannot be as large as is ``wanted``."""
+        if wanted > images:
+            self.warn(
+                f"--batch-size {wanted:,}: there are only {counted(images, 'training image')}, so every step takes all"
+            )
+
     def result(self, **parts: Any) -> dict[str, Any]:
         """A result of this command, with ``parts`` of the schema (runs, evaluation, ...)."""
         words = click.get_current_context().find_root().obj
@@ -113,9 +149,15 @@ class Screen:
         results.validate(result)
         self.finished = True
         if self.as_json:
-            json.dump(result, sys.stdout, indent=2, allow_nan=False)
-            sys.stdout.write("\n")
+            self.hand_out(json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+    def hand_out(self, text: str) -> None:
+        """Text for programs on standard output, as it is."""
+        try:
+            sys.stdout.write(text)
             sys.stdout.flush()
+        except BrokenPipeError:
+            _forget(sys.stdout)
 
 
 def on_screen(function: Callable[..., int]) -> Callable[..., int]:
@@ -132,8 +174,6 @@ def on_screen(function: Callable[..., int]) -> Callable[..., int]:
         try:
             try:
                 return function(screen, **options)
-            except BrokenPipeError:
-                raise
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
                 raise BareconvError(where + (error.strerror or str(error))) from error
@@ -199,7 +239,7 @@ class Bar:
 
     def compiling(self, done: int, total: int) -> None:
         """So many kernels are compiled."""
-        self.text, self.total = f"Compiling {done} of {total} kernels", total
+        self.text, self.total = f"Compiling {done} of {counted(total, 'kernel')}", total
         self.count(done)
 
     def training(self, now: training.Progress) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bareconv.cli.screen import Screen
-from bareconv.report.format import bytes_, percent, rate, ratio, scientific, seconds
+from bareconv.report.format import bytes_, counted, percent, rate, ratio, scientific, seconds
 from bareconv.report.runs import Run, engines_differ, is_gpu, over, pairs, phase
 from bareconv.report.runs import operations as by_name
 
@@ -85,7 +85,7 @@ def speedups(runs: list[Run]) -> list[Text]:
 def verdict(proof: dict[str, Any]) -> Text:
     """A parity proof in a sentence."""
     text = Text(
-        f"Parity of {proof['candidate']} with {proof['reference']} over {proof['steps']} steps: losses differ by at "
+        f"Parity of {proof['candidate']} with {proof['reference']} over {counted(proof['steps'], 'step')}: losses differ by at "
         f"most {scientific(proof['max_loss_difference'])}, the final weights by "
         f"{scientific(proof['final_weight_difference'])}; tolerance {scientific(proof['tolerance'])}: "
     )

@@ -26,14 +26,16 @@ from bareconv.cli.options import (
     training_settings,
 )
 from bareconv.cli.screen import Bar, Screen, compiled_line, epoch_line, on_screen, stop_gently
+from bareconv.data import Split
 from bareconv.device import Device, get_device
 from bareconv.errors import BareconvError, UsageError
 from bareconv.files import check_writable
 from bareconv.host import keep_freed_memory
 from bareconv.nn import models
-from bareconv.report.format import count, percent, rate, seconds
+from bareconv.report.format import count, counted, percent, rate, seconds
 from bareconv.training import EpochRecord, Trainer
 from bareconv.training.checkpoint import load, save
+from bareconv.training.evaluation import evaluate
 
 FREE = ("--resume", "--checkpoint", "--device", "--data", "--validation", "--limit", "--json")  # with --resume
 SAVE_SECONDS = 5.0  # epochs may be shorter than it takes to write a checkpoint
@@ -75,7 +77,8 @@ Examples:
 def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     """Train a model and save it as a checkpoint.
 
-    Ctrl-C finishes the step at hand, saves, and says how to go on from there.
+    Where images are held out (--validation) the accuracy by epoch is on those, and that on the test images, if there
+    are any, comes once, at the end. Ctrl-C finishes the step at hand, saves, and says how to go on from there.
     """
     keep_freed_memory()
     path: Path = options["checkpoint"] or resume or Path(f"{options['model']}.safetensors")
@@ -83,9 +86,9 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     device = get_device(options["device"])
     begun = time.perf_counter()
     device.reset_peak_memory()
-    trainer = _new(options, device) if resume is None else _resumed(screen, resume, options, device)
+    trainer, test = _new(options, device) if resume is None else _resumed(screen, resume, options, device)
     check_writable(path, "checkpoint")
-    _introduce(screen, trainer)
+    _introduce(screen, trainer, test)
     epochs = trainer.settings.epochs
 
     unsaved: BareconvError | None = None
@@ -110,16 +113,20 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     total = time.perf_counter() - begun
     run = run_record(trainer, peak_memory=device.peak_memory(), total_seconds=total, checkpoint=str(path))
     screen.say(
-        f"{count(history.iterations)} steps in {seconds(history.train_seconds)}, "
+        f"{counted(history.iterations, 'step')} in {seconds(history.train_seconds)}, "
         f"{rate(history.images_per_second, 'images')}; saved {path}"
     )
     if compiled := compiled_line(run["compiled"], run["compile_seconds"]):
         screen.say(f"Before it, and in no other figure: {compiled}")
     if run["test_accuracy"] is not None:
         after = f" after epoch {history.epochs[-1].epoch}" if history.stopped else ""  # steps may have come since
-        images = f"{count(run['test_images'])} {run['test_split']} images"
+        images = counted(run["test_images"], f"{run['test_split']} image")
         screen.say(f"Accuracy{after} on the {images}: {percent(run['test_accuracy'])}")
     notes = []
+    if test is not None and not history.stopped:
+        tested = evaluate(trainer.engine, test)
+        notes.append(f"Accuracy on the {counted(len(test), 'test image')}: {percent(tested.accuracy)}")
+        screen.say(notes[-1])
     if history.stopped:
         stopped, again = f"Stopped at step {trainer.step} of {trainer.total_steps}.", _resume_command(path, options)
         screen.say(f"{stopped} To go on:")
@@ -129,16 +136,18 @@ def train(screen: Screen, resume: Path | None, **options: Any) -> int:
     return 130 if history.stopped else 0
 
 
-def _new(options: dict[str, Any], device: Device) -> Trainer:
+def _new(options: dict[str, Any], device: Device) -> tuple[Trainer, Split | None]:
+    """A new training, and the test images that it leaves for its end, where others are held out to judge it by."""
     # What is quickly found wrong comes before the data are read.
     optimizer = optim.from_config(optimizer_config(**{name: options[name] for name in OPTIMIZER}))
     settings = training_settings(options)
-    dataset = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
+    every = load_data(options["data_path"], options["validation"], options["limit"], options["seed"])
+    dataset, test = every.judged_while_trained()
     model = models.by_name(options["model"], dataset.image_shape, dataset.classes, options["seed"])
-    return Trainer(model, dataset, optimizer, settings, device)
+    return Trainer(model, dataset, optimizer, settings, device), test
 
 
-def _resumed(screen: Screen, resume: Path, options: dict[str, Any], device: Device) -> Trainer:
+def _resumed(screen: Screen, resume: Path, options: dict[str, Any], device: Device) -> tuple[Trainer, Split | None]:
     """Settings come from the checkpoint: others would be ignored, so to give them is an error."""
     ctx = click.get_current_context()
     for name in ctx.params:
@@ -147,26 +156,31 @@ def _resumed(screen: Screen, resume: Path, options: dict[str, Any], device: Devi
     screen.settings = {name: value for name, value in screen.settings.items() if f"--{name}" in FREE}
     kept = load(resume)
     if kept.history.iterations >= kept.history.steps_per_epoch * kept.settings.epochs:
-        raise UsageError(f"{resume}: this training is done ({kept.settings.epochs} epochs); nothing to resume")
-    dataset = load_data(options["data_path"], options["validation"], options["limit"], kept.settings.seed)
-    return kept.resume(dataset, device)
+        raise UsageError(
+            f"{resume}: this training is done ({counted(kept.settings.epochs, 'epoch')}); nothing to resume"
+        )
+    every = load_data(options["data_path"], options["validation"], options["limit"], kept.settings.seed)
+    dataset, test = every.judged_while_trained()
+    return kept.resume(dataset, device), test
 
 
-def _introduce(screen: Screen, trainer: Trainer) -> None:
+def _introduce(screen: Screen, trainer: Trainer, test: Split | None) -> None:
     data, settings, model = trainer.data, trainer.settings, trainer.model
     screen.device(trainer.device)
     held_out = data.evaluation
     screen.say(
-        f"Data: {data.name}, {count(len(data.train))} training images"
-        + (f", {count(len(held_out[1]))} {held_out[0]} images" if held_out else "")
+        f"Data: {data.name}, {counted(len(data.train), 'training image')}"
+        + (f", {counted(len(held_out[1]), f'{held_out[0]} image')}" if held_out else "")
+        + (f", {counted(len(test), 'test image')} for the end" if test else "")
     )
     screen.say(
         f"Model: {model.name}, {count(model.body.parameter_count())} parameters; "
         f"{trainer.engine.precision}, engine {trainer.engine.description}"
     )
     screen.engine(trainer.engine, settings.engine)
+    screen.batch_size(settings.batch_size, len(data.train))
     screen.say(
-        f"Training: {settings.epochs} epoch{'s' if settings.epochs > 1 else ''} of batches of "
+        f"Training: {counted(settings.epochs, 'epoch')} of batches of "
         f"{trainer.history.batch_size}, {trainer.optimizer!r}, {settings.schedule!r}, seed {settings.seed}"
     )
     if trainer.step:

@@ -110,6 +110,10 @@ class Dataset:
         held, kept = np.sort(order[:count]), np.sort(order[count:])
         return replace(self, train=self.train.part(kept), validation=self.train.part(held))
 
+    def judged_while_trained(self) -> tuple[Dataset, Split | None]:
+        """Without its test part, where there is a validation part to judge by meanwhile; and that, left for the end."""
+        return (self, None) if self.validation is None else (replace(self, test=None), self.test)
+
     def take(self, train: int | None, held_out: int | None = None) -> Dataset:
         """The first so many images of train, and of validation and test each; None, or more than there are: all.
 

@@ -34,7 +34,7 @@ def convergence(result: dict[str, Any]) -> Words:
         if loss:
             last = float(np.mean(loss[-max(1, len(loss) // 50) :]))
             said.append(
-                f"{name} from {fmt.significant(loss[0])} to {fmt.significant(last)} in {fmt.count(len(loss))} steps"
+                f"{name} from {fmt.significant(loss[0])} to {fmt.significant(last)} in {fmt.counted(len(loss), 'step')}"
             )
     alt = f"Line charts. Training loss: {'; '.join(said)}."
     if len(said) > 1:
@@ -142,7 +142,7 @@ def confusion_of(result: dict[str, Any]) -> Confusion | None:
             if len(theirs) != len(mine):
                 continue
             moved = int(np.abs(np.array(theirs) - np.array(mine)).sum()) // 2
-            differs = f"{fmt.count(errors(theirs))} errors, at least {fmt.count(moved)} images read otherwise"
+            differs = f"{fmt.counted(errors(theirs), 'error')}, at least {fmt.counted(moved, 'image')} read otherwise"
             remarks.append(f"{names[i]}: {differs if moved else 'the same matrix'}")
         remark = f"Compared with it, {'; '.join(remarks)}." if remarks else ""
         return Confusion(mine, names[first], remark)
@@ -160,7 +160,7 @@ def errors(counts: list[list[int]]) -> int:
 def confusion(shown: Confusion) -> Words:
     """How many errors, and which is the most frequent."""
     total, wrong = sum(map(sum, shown.counts)), errors(shown.counts)
-    text = f"{shown.whose}: {fmt.count(wrong)} of {fmt.count(total)} images misread."
+    text = f"{shown.whose}: {fmt.count(wrong)} of {fmt.counted(total, 'image')} misread."
     if wrong:
         size = range(len(shown.counts))
         i, j = max(((i, j) for i in size for j in size if i != j), key=lambda at: shown.counts[at[0]][at[1]])
@@ -177,7 +177,7 @@ def filters(gallery: Gallery) -> Words:
     assert gallery.filters is not None
     R, S, C, K = gallery.filters.shape
     what = (
-        f"{K} filters of {R} × {S}"
+        f"{fmt.counted(K, 'filter')} of {R} × {S}"
         + (f" × {C} channels" if C > 1 else "")
         + (", averaged over these" if C not in (1, 3) else "")
     )
@@ -206,8 +206,10 @@ def examples(gallery: Gallery, *, right: bool) -> Words:
     correct = gallery.labels == gallery.predicted
     number = int((correct if right else ~correct).sum())
     if right:
-        return Words(f"Examples of {number} rightly read images.", "Read rightly, with the model's confidence.")
+        return Words(
+            f"Examples of {fmt.counted(number, 'rightly read image')}.", "Read rightly, with the model's confidence."
+        )
     return Words(
-        f"Examples of {number} misread images.",
+        f"Examples of {fmt.counted(number, 'misread image')}.",
         "Misread: true class → predicted class, with the model's confidence; the most confident first.",
     )

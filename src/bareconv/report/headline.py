@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bareconv.report import format as fmt
+from bareconv.report.measured import is_empty, is_of_benchmark
 from bareconv.report.runs import (
     Pair,
     Run,
@@ -78,9 +79,15 @@ def headline(result: dict[str, Any]) -> Headline:
     elif result.get("gradient_checks"):
         checks = result["gradient_checks"]
         failed = sum(not check["passed"] for check in checks)
-        checked = f"{len(checks)} gradient check{'s' if len(checks) > 1 else ''}"
+        checked = fmt.counted(len(checks), "gradient check")
         title = f"{failed} of {checked} failed" if failed else f"{checked} passed, none failed"
         lead = []
+    elif fastest := _ladder(result):
+        title, *lead = fastest
+    elif is_of_benchmark(result) and is_empty(result):
+        budget = result["settings"].get("budget")
+        title = "Nothing could be measured" + (f" in {fmt.seconds(budget)}" if budget else "")
+        lead = ["With more time (--budget) there are figures."] if budget else []
     else:
         title, lead = NOTHING_SAID, _parity(result)
     return Headline(title, [sentence for sentence in lead if sentence], measure, bars)
@@ -129,7 +136,7 @@ def _how(runs: list[Run], pair: Pair) -> str:
     if gpu["iterations"] == cpu["iterations"]:
         text = (
             f"{fmt.seconds(gpu['train_seconds'])} instead of {fmt.seconds(cpu['train_seconds'])} for "
-            f"{fmt.count(gpu['iterations'])} steps of {gpu['batch_size']} images"
+            f"{fmt.counted(gpu['iterations'], 'step')} of {fmt.counted(gpu['batch_size'], 'image')}"
         )
     else:
         rates = [fmt.rate(run["images_per_second"], "images") for run in (gpu, cpu)]
@@ -189,14 +196,32 @@ def _work(run: Run) -> list[str]:
     if not run["iterations"]:
         return []
     right = f"; {fmt.percent(run['test_accuracy'])} of {_tested(run)} right" if run["test_accuracy"] is not None else ""
-    steps = f"{fmt.count(run['iterations'])} steps of {run['batch_size']} images"
+    steps = f"{fmt.counted(run['iterations'], 'step')} of {fmt.counted(run['batch_size'], 'image')}"
     return [f"{fmt.seconds(run['train_seconds'])} for {steps}, in {run['precision']}{right}."]
 
 
 def _tested(run: Run) -> str:
     number = images_tested(run)
     split = run.get("test_split") or "test"
-    return f"{fmt.count(number)} {split} images" if number else f"the {split} images"
+    return fmt.counted(number, f"{split} image") if number else f"the {split} images"
+
+
+def _ladder(result: dict[str, Any]) -> list[str]:
+    """Of each problem of a ladder its fastest rung, beside the slowest; the first sentence is a title."""
+    said = []
+    for problem in result.get("ladder", {"problems": []})["problems"]:
+        rungs = [rung for rung in problem["rungs"] if rung["status"] == "measured"]
+        if rungs:
+            slow, fast = (pick(rungs, key=lambda rung: rung["images_per_second"]) for pick in (min, max))
+            work, times = (
+                problem["description"].partition(",")[0],
+                fast["images_per_second"] / slow["images_per_second"],
+            )
+            said.append(
+                f"{work[:1].upper()}{work[1:]}: {fmt.rate(fast['images_per_second'], 'images')} by {fast['name']}, "
+                f"{fmt.ratio(times)} as many as by {slow['name']}"
+            )
+    return [*said[:1], *(f"{sentence}." for sentence in said[1:])]
 
 
 def _parity(result: dict[str, Any]) -> list[str]:
@@ -206,7 +231,7 @@ def _parity(result: dict[str, Any]) -> list[str]:
         return []
     p = max(tested, key=lambda p: (not p["passed"], p["max_loss_difference"] / p["tolerance"]))
     text = (
-        f"in {fmt.count(p['steps'])} steps of lockstep the losses of {p['candidate']} and {p['reference']} "
+        f"in {fmt.counted(p['steps'], 'step')} of lockstep the losses of {p['candidate']} and {p['reference']} "
         f"differ by at most {fmt.scientific(p['max_loss_difference'])}, relatively"
     )
     if p["passed"]:

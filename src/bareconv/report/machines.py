@@ -399,7 +399,7 @@ def _energy(result: Result) -> str:
 
 def _unstable(result: Result) -> str:
     number, whole = figures_of(result)
-    return f"{fmt.count(number)} of {fmt.count(whole)} figures" if whole else ""
+    return f"{fmt.count(number)} of {fmt.counted(whole, 'figure')}" if whole else ""
 
 
 def _differences(results: Sequence[Named]) -> list[Block]:

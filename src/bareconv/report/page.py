@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bareconv.files import write_whole
+from bareconv.files import Attempts, write_whole
 from bareconv.report import captions, table
 from bareconv.report import format as fmt
 from bareconv.report.gallery import Gallery
@@ -59,17 +59,24 @@ def write_report(
     """Write ``report.html`` into ``folder``, beside it every figure as PNG; returns the page's path.
 
     ``result`` has passed ``bench/result.schema.json``; ``name`` is its file's. What it, or the gallery, does not have
-    is left out. The same result and gallery give the same bytes.
+    is left out. The same result and gallery give the same bytes. UnwrittenError where a file could not be written; the
+    page, and then every figure, has been tried.
     """
     folder = Path(folder)
+    figures: dict[str, bytes] = {}
 
     def keep(figure_name: str, figure: Figure) -> None:
         from bareconv.report.canvas import png
 
-        write_whole(folder / f"{figure_name}.png", png(figure))
+        figures[f"{figure_name}.png"] = png(figure)
 
     page = render(result, gallery, name=name, keep=keep)
-    return write_whole(folder / "report.html", page.encode("utf-8", "replace"))
+    attempts = Attempts()
+    for file, content in {"report.html": page.encode("utf-8", "replace"), **figures}.items():
+        with attempts.one():
+            write_whole(folder / file, content)
+    attempts.conclude()
+    return folder / "report.html"
 
 
 def render(

@@ -130,7 +130,7 @@ def feature_maps(gallery: Gallery, *, width: float = WIDE) -> Figure:
         values = np.nan_to_num(np.asarray(maps, np.float64))
         active = np.sort(np.argsort(-np.abs(values).max(axis=(0, 1)), kind="stable")[:columns])
         values = values[:, :, active]
-        channels = f"the {columns} most active of {K} channels" if columns < K else f"{K} channel{'s' if K > 1 else ''}"
+        channels = f"the {columns} most active of {K} channels" if columns < K else fmt.counted(K, "channel")
         _text(axes, x0, top + 7, label(name, 16 if narrow else 26), LIGHT["ink"], 9, ha="left", weight="bold")
         _text(axes, whole, top + 7, f"{channels}, {P} × {Q}", LIGHT["muted"], 8.5, ha="right")
         # One scale a layer. Its few strongest answers may saturate, or all the others would look alike.

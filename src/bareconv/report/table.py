@@ -182,7 +182,7 @@ def _split(runs: list[Run]) -> str:
     numbers = {images_tested(run) for run in runs if run["test_accuracy"] is not None}
     if len(splits) != 1 or len(numbers) != 1 or None in splits | numbers:
         return ""
-    return f"of {fmt.count(numbers.pop())} {splits.pop()} images"
+    return f"of {fmt.counted(numbers.pop() or 0, f'{splits.pop()} image')}"
 
 
 def _flops(run: Run) -> float | None:
@@ -243,7 +243,7 @@ def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
         ("CPU", f"{cpu['model']}, {cores}"),
         ("SIMD", ", ".join(cpu.get("simd", ()))),
         ("Memory", fmt.bytes_(cpu["memory_bytes"]) if cpu.get("memory_bytes") else ""),
-        ("BLAS", f"{library}, {threads} thread{'s' if threads != 1 else ''}" if threads else library),
+        ("BLAS", f"{library}, {fmt.counted(threads, 'thread')}" if threads else library),
     ]
     for gpu in environment["gpus"]:
         facts = [gpu["name"]]

@@ -42,6 +42,7 @@ from bareconv.kernels.cuda.limits import Limits
 from bareconv.plan.cuda.plan import WINDOW, CudaPlan
 from bareconv.plan.cuda.record import BRANCH, Recorded
 from bareconv.plan.cuda.runtime import TIMED_ROWS, Runtime
+from bareconv.report.format import counted
 
 CACHE = "cache"
 REPEATS = 50  # of a launch in a row
@@ -89,7 +90,7 @@ def _unit(runtime: Runtime, unit: Any, effort: Effort) -> Ceiling:
         "right": values[rows * terms :].copy(),
         "sums": xp.zeros(kernel.grid[0] * rows * (columns + 8), xp.float32),
     }
-    how = f"{kernel.grid[0]} blocks of {kernel.threads} threads, operands in registers"
+    how = f"{counted(kernel.grid[0], 'block')} of {kernel.threads} threads, operands in registers"
     return Ceiling(peak.UNITS[unit], kernel.flops / _warm(runtime, kernel, places, effort), "FLOP", how)
 
 
@@ -102,7 +103,8 @@ def _group_unit(runtime: Runtime, effort: Effort) -> Ceiling:
         "right": values[2 * 2048 :].copy(),
         "sums": xp.zeros(kernel.grid[0] * kernel.threads, xp.float32),
     }
-    how = f"{kernel.grid[0]} blocks of {kernel.threads} threads, one operand in registers, one in shared memory"
+    blocks = counted(kernel.grid[0], "block")
+    how = f"{blocks} of {kernel.threads} threads, one operand in registers, one in shared memory"
     return Ceiling(peak.GROUP_UNIT, kernel.flops / _warm(runtime, kernel, places, effort), "FLOP", how)
 
 

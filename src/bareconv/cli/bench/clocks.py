@@ -10,9 +10,9 @@ from rich.text import Text
 from bareconv.bench.clocks import EPOCHS, measure_clocks
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.process import WorkerError
-from bareconv.cli.bench.common import Story, bench_options, chosen_device, conclude, introduce, workloads
+from bareconv.cli.bench.common import Story, bench_options, chosen_device, conclude, data_notes, introduce, workloads
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
-from bareconv.report.format import count, counted, percent, seconds
+from bareconv.report.format import counted, percent, seconds
 
 EPILOG = """\b
 Examples:
@@ -59,6 +59,7 @@ def clocks(screen: Screen, **options: Any) -> int:
     engines = list(dict.fromkeys(options["engines"]))
     jobs = [(job, engine) for job in workloads(options) for engine in engines]
     notes = introduce(screen, options, f"{device.name} ({device.description.partition(', ')[0]})")
+    notes += data_notes([job for job, _ in jobs])
     for note in notes:
         screen.say(note)
     found: list[dict[str, Any]] = []
@@ -105,8 +106,8 @@ def _show(screen: Screen, record: dict[str, Any]) -> None:
         table.add_row(Text(name, COLOURS[name]), *cells)
     table.add_row("whole", *(cell for one in seen for cell in (seconds(one["whole_seconds"]), "")))
     table.add_row("unexplained", *(cell for one in seen for cell in ("", percent(one["unexplained"], 1))))
-    images = f"{counted(record['epochs'], 'epoch')} of {count(record['train_images'])}"
-    screen.say(f"{record['engine']} on {record['device']}, {record['precision']}: {images} images")
+    images = f"{counted(record['epochs'], 'epoch')} of {counted(record['train_images'], 'image')}"
+    screen.say(f"{record['engine']} on {record['device']}, {record['precision']}: {images}")
     screen.show(table)
     accuracy = record["test_accuracy"]
     screen.say(

@@ -23,7 +23,7 @@ from bareconv.errors import UsageError
 from bareconv.files import check_writable
 from bareconv.nn.layer import Shape
 from bareconv.nn.models import ZOO
-from bareconv.report.format import rate, seconds, significant
+from bareconv.report.format import counted, rate, seconds, significant
 from bareconv.training import ENGINES, PRECISIONS, Settings
 from bareconv.training.precision import ON_GPU_ONLY
 
@@ -181,6 +181,15 @@ def workloads(options: dict[str, Any]) -> Iterator[Workload]:
             )
 
 
+def data_notes(jobs: Sequence[Workload]) -> list[str]:
+    """Of each workload whose batches are too large for the data that it would have."""
+    return [
+        f"{job.title}: MNIST has too few images for two such batches: the images are drawn at random."
+        for job in jobs
+        if job.image_shape == (28, 28, 1) and job.exceeds_mnist
+    ]
+
+
 def threads(options: dict[str, Any]) -> int:
     """As the user says, or as many as there are cores."""
     return options["threads"] or host.allowed_cores()
@@ -191,7 +200,7 @@ def introduce(screen: Screen, options: dict[str, Any], device: str) -> list[str]
     check = options["output"]
     if check is not None:
         check_writable(check, "--output")
-    screen.say(f"Device: {device}, {threads(options)} thread{'s' if threads(options) > 1 else ''} for each candidate")
+    screen.say(f"Device: {device}, {counted(threads(options), 'thread')} for each candidate")
     for warning in screen.environment["warnings"]:
         # What is measured has its own threads, and not the variables that are taken away.
         if not any(name in warning for name in (*REMOVED, *THREADS, "matrix products run")):

@@ -60,7 +60,7 @@ def export(screen: Screen, file: Path, form: str, output: Path | None, raw: bool
             raise UsageError(f"--output {output}: that is the result; expected another file")
     text = FORMATS[form](results.read(path), raw)
     if output is None:
-        click.echo(text, nl=False)
+        screen.hand_out(text)
         screen.finished = True
         return 0
     write_whole(output, text.encode("utf-8", "replace"))

@@ -13,7 +13,16 @@ from rich.text import Text
 from bareconv.bench.deadline import Deadline
 from bareconv.bench.depth import measure_depth
 from bareconv.bench.roofline import Operation, by_operation, in_words, remarks, step_title
-from bareconv.cli.bench.common import Story, bench_options, chosen_device, conclude, introduce, threads, workloads
+from bareconv.cli.bench.common import (
+    Story,
+    bench_options,
+    chosen_device,
+    conclude,
+    data_notes,
+    introduce,
+    threads,
+    workloads,
+)
 from bareconv.cli.screen import Bar, Screen, on_screen, stop_gently
 from bareconv.report.format import MISSING, bytes_, flops, metric, percent, seconds, significant
 from bareconv.report.terminal import bar as drawn
@@ -50,6 +59,7 @@ def layers(screen: Screen, **options: Any) -> int:
     jobs = list(workloads(options))
     engines = list(dict.fromkeys(options["engines"]))
     notes = introduce(screen, options, f"{device.name} ({device.description.partition(', ')[0]})")
+    notes += data_notes(jobs)
     with stop_gently(screen, "reporting what there is") as interrupt, Bar(screen) as bar:
         story = Story(screen, bar, interrupt, 1)
         story.begins("Layers")

@@ -16,6 +16,7 @@ from bareconv.cli.bench.common import (
     bench_options,
     chosen_device,
     conclude,
+    data_notes,
     doubts,
     interval,
     introduce,
@@ -60,6 +61,7 @@ def peers(screen: Screen, **options: Any) -> int:
         list(dict.fromkeys(options["peers"])) or list(PEERS), options["python"], device.name, options["precision"]
     )
     notes = introduce(screen, options, f"{device.name} ({device.description.partition(', ')[0]})")
+    notes += data_notes(jobs)
     notes += [f"{name} is absent: {reason}." for name, reason in found.absent.items()]
     for note in notes:
         screen.say(note)

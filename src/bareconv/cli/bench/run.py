@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,21 @@ from bareconv.cli.bench.common import (
     PYTHON,
     Story,
     bench_options,
+    data_notes,
     introduce,
     peer_option,
     several,
     workloads,
 )
-from bareconv.cli.folder import RESULT, result_folder
+from bareconv.cli.folder import PAGE, RESULT, result_folder, tell_where, writing
 from bareconv.cli.screen import Bar, Interrupt, Screen, on_screen, stop_gently
 from bareconv.device import CpuDevice, Device, all_devices, get_device, why_no_cuda
-from bareconv.errors import BareconvError, UsageError
+from bareconv.errors import BareconvError, UnwrittenError, UsageError
+from bareconv.files import Attempts
 from bareconv.report import write_report
+from bareconv.report.consumption import unknown
 from bareconv.report.format import seconds
+from bareconv.report.measured import is_empty
 from bareconv.report.terminal import show_summary
 from bareconv.training import PRECISIONS
 from bareconv.training.precision import ON_GPU_ONLY
@@ -43,6 +48,7 @@ Examples:
 """
 
 ON_CPU, ON_GPU = ("float32",), ("float32", "bfloat16")  # precisions, unless told otherwise
+ENOUGH_SECONDS = 30.0  # for the first figures of the default workload on two cores
 PAGE_SHARE, PAGE_SECONDS = 0.12, 20.0  # of the budget, and at most: for drawing the page
 
 TITLES = {
@@ -99,15 +105,17 @@ def run(screen: Screen, **options: Any) -> int:
 
     All of it ends within the budget, with the best that could be measured: a larger one gives narrower intervals. Each
     candidate is a process of its own. Ctrl-C ends the block at hand and reports what there is. Exit code 1 if
-    something failed.
+    something failed, or nothing could be measured.
     """
     devices = all_devices() if options["device"] == "all" else [get_device(options["device"])]
     jobs = list(workloads({**options, "precision": "float32"}))
     places = [_place(device, options) for device in devices]
     _check_precisions(options["precisions"], places)
+    attempts = Attempts()
     with result_folder(options["output"]) as folder:
         names = ", ".join(f"{device.name} ({device.description.partition(', ')[0]})" for device in devices)
         notes = introduce(screen, {**options, "output": None}, names)
+        notes += data_notes(jobs)
         reason = why_no_cuda()
         if options["device"] == "all" and reason is not None:
             notes.append(f"No GPU: {reason}.")
@@ -132,34 +140,40 @@ def run(screen: Screen, **options: Any) -> int:
             with Watcher(devices) as watcher:
 
                 def keep(made: dict[str, Any]) -> None:
-                    if any(made.values()):
-                        results.write(screen.result(**made, notes=suite.notes), folder / RESULT)
+                    if not is_empty(made):
+                        with contextlib.suppress(UnwrittenError):  # the last one says so
+                            results.write(screen.result(**made, notes=suite.notes), folder / RESULT)
 
                 made = suite.run(deadline, story, keep)
             stopped = interrupt.requested
-            if not any(made.values()):
+            if is_empty(made):
                 if stopped:
                     raise KeyboardInterrupt
-                raise BareconvError(f"nothing could be measured: {' '.join(suite.notes)}")
+                raise BareconvError(_why_nothing(suite, made, budget))
             if stopped:
                 suite.notes.append("Stopped early by request: the figures are of what was done by then.")
             bar.begin("Drawing the page")
             result = screen.result(**made, notes=suite.notes, conditions=watcher.record())
-            results.write(result, folder / RESULT)
-            page = write_report(result, None, folder)
+            with attempts.one():
+                results.write(result, folder / RESULT)
+            with attempts.one(), writing(folder / PAGE):
+                write_report(result, None, folder)
     show_summary(screen, result)
-    screen.say(f"\nWrote {page}{'' if options['output'] else latest(screen, page)}")
+    tell_where(screen, folder, attempts, last=options["output"] is None)
     screen.finish(result)
+    attempts.conclude()
     return 130 if stopped else 1 if suite.failed else 0
 
 
-def latest(screen: Screen, page: Path) -> str:
-    """Let results/latest mean this result; what stands in its way is no reason to fail."""
-    try:
-        return f" (also {results.point_latest(page.parent) / page.name})"
-    except BareconvError as error:
-        screen.warn(str(error))
-        return ""
+def _why_nothing(suite: Suite, made: dict[str, Any], budget: float) -> str:
+    """Why there is not one figure, and what to do: mostly the time was too short to get anything ready."""
+    reasons = suite.notes if suite.failed else unknown(made.get("energy", ())) if suite.parts == ("energy",) else []
+    if reasons:
+        return f"nothing could be measured: {' '.join(reasons)}"
+    return (
+        f"nothing could be measured in {seconds(budget)}: give more time, such as --budget "
+        f"{max(ENOUGH_SECONDS, 2 * budget):g}, or measure less, such as --part throughput"
+    )
 
 
 def _place(device: Device, options: dict[str, Any]) -> Place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from bareconv.cli.options import image_shape_option, model_option, number, preci
 from bareconv.cli.screen import Bar, Interrupt, Screen, on_screen, stop_gently
 from bareconv.device import CpuDevice, Device, all_devices, get_device, why_no_cuda
 from bareconv.errors import UsageError
-from bareconv.report.format import MISSING, percent, rate, ratio
+from bareconv.report.format import MISSING, counted, percent, rate, ratio
 from bareconv.training import ENGINES, Settings
 from bareconv.training.precision import ON_GPU_ONLY
 
@@ -107,7 +108,8 @@ def sweep(screen: Screen, **options: Any) -> int:
     axis = AXES[AXIS_OPTIONS[options["axis"]]]
     values = axis.values if options["values"] is None else parse(axis, options["values"])
     if axis.name == "threads" and max(values) > host.allowed_cores():
-        raise UsageError(f"--values {max(values):g}: this process may use {host.allowed_cores()} cores")
+        raise UsageError(f"--values {max(values):g}: this process may use {counted(host.allowed_cores(), 'core')}")
+    _check_folder(options["folder"])
     devices = _devices(options["devices"], axis)
     workload = Workload(
         model=options["model"],
@@ -132,7 +134,7 @@ def sweep(screen: Screen, **options: Any) -> int:
         Bar(screen) as bar,
     ):
         story = _Story(screen, bar, interrupt)
-        story.begins(f"{workload.model} over the {axis.noun}, {len(values)} points")
+        story.begins(f"{workload.model} over the {axis.noun}, {counted(len(values), 'point')}")
         measured = measure_sweep(
             axis.name,
             values,
@@ -165,6 +167,18 @@ class _Story(Story):
 
     def stage(self, text: str) -> None:
         self.bar.begin(text)
+
+
+def _check_folder(folder: Path | None) -> None:
+    """UsageError where nothing can be written there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        where = tempfile.gettempdir() if folder is None else folder
+        raise UsageError(
+            f"--folder {where}: cannot write there: {error.strerror}; give a folder that can be written to"
+        ) from None
 
 
 def _devices(asked: Sequence[str], axis: Axis) -> list[Device]:

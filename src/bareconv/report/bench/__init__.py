@@ -8,6 +8,7 @@ from typing import Any
 from bareconv.report.bench.clocks import clocks_section
 from bareconv.report.bench.conditions import conditions_section
 from bareconv.report.bench.energy import energy_section
+from bareconv.report.bench.ladder import ladder_section
 from bareconv.report.bench.layers import layers_section
 from bareconv.report.bench.learning import learning_section
 from bareconv.report.bench.memory import memory_section
@@ -27,10 +28,11 @@ def is_benchmark(result: Mapping[str, Any]) -> bool:
     return any(result.get(part) for part in _PARTS) or any("throughput" in run for run in result["runs"])
 
 
-def sections(result: Mapping[str, Any], name: str = "result.json") -> list[Section]:
+def sections(result: dict[str, Any], name: str = "result.json") -> list[Section]:
     """All there is to show of a benchmark, in the order a reader asks; ``name`` of the result's file."""
+    ladder = ladder_section(result)
     if not is_benchmark(result):
-        return []
+        return [] if ladder is None else [ladder]
     by_batch = [s for s in sweep_sections(result) if _axis(result, s) == "batch_size"]
     other = [s for s in sweep_sections(result) if _axis(result, s) != "batch_size"]
     every = [
@@ -42,6 +44,7 @@ def sections(result: Mapping[str, Any], name: str = "result.json") -> list[Secti
         roofline_section(result),
         clocks_section(result),
         *other,
+        ladder,
         memory_section(result),
         energy_section(result),
         noise_section(result),

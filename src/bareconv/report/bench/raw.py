@@ -88,11 +88,12 @@ def raw_section(result: Mapping[str, Any], name: str) -> Section:
     if found:
         blocks.append(Download(f"{stem}-blocks.csv", "text/csv", csv_of(found), "Every block of steps, CSV"))
     blocks.append(Prose("Both are within this page: nothing is fetched from anywhere.", "aside"))
-    for part, title in (("runs", "runs"), ("peers", "candidates"), ("sweeps", "points of sweeps")):
+    for part, title in (("runs", "run"), ("peers", "candidate"), ("sweeps", "point")):
         some = [one for one in found if one.part == part]
         if some:
             number = sum(len(one.samples["seconds"]) for one in some)
-            summary = f"All {fmt.count(number)} blocks of {fmt.count(len(some))} {title}"
+            of_sweeps = " of sweeps" if part == "sweeps" else ""
+            summary = f"All {fmt.counted(number, 'block')} of {fmt.counted(len(some), title)}{of_sweeps}"
             blocks.append(Fold(summary, [blocks_table(some, summary)], raw=True))
     for entries in workloads(result.get("learning", ())):
         blocks.append(Fold(f"Every accuracy of {entries[0]['model']}", [accuracies_table(entries)], raw=True))
