@@ -85,8 +85,8 @@ def speedups(runs: list[Run]) -> list[Text]:
 def verdict(proof: dict[str, Any]) -> Text:
     """A parity proof in a sentence."""
     text = Text(
-        f"Parity of {proof['candidate']} with {proof['reference']} over {counted(proof['steps'], 'step')}: losses differ by at "
-        f"most {scientific(proof['max_loss_difference'])}, the final weights by "
+        f"Parity of {proof['candidate']} with {proof['reference']} over {counted(proof['steps'], 'step')}: "
+        f"losses differ by at most {scientific(proof['max_loss_difference'])}, the final weights by "
         f"{scientific(proof['final_weight_difference'])}; tolerance {scientific(proof['tolerance'])}: "
     )
     return text.append("passed", "green") if proof["passed"] else text.append("FAILED", "bold red")

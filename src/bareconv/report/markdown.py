@@ -162,11 +162,9 @@ def _energy(result: Result, images: str) -> list[str]:
 def _trust(result: Result, images: str) -> list[str]:
     """How many of the figures are stable, and what disturbed them."""
     number, whole = steadiness.figures(result)
-    stable = (
-        f"{fmt.count(whole - number)} of {fmt.counted(whole, 'figure')} {'is' if whole - number == 1 else 'are'} stable."
-        if whole
-        else ""
-    )
+    steady = whole - number
+    verb = "is" if steady == 1 else "are"
+    stable = f"{fmt.count(steady)} of {fmt.counted(whole, 'figure')} {verb} stable." if whole else ""
     lines = ["### How far to trust it", "", stable or "Whether the figures are stable was not judged."]
     remarks = result.get("conditions", {}).get("remarks", ())
     return [*lines, "", *(f"- {remark}" for remark in [*remarks, *notes(result)]), ""]

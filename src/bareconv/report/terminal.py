@@ -209,7 +209,8 @@ def _trust(screen: Screen, result: Result) -> None:
     number, whole = steadiness.figures(result)
     if number:
         screen.warn(
-            f"{number} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} unstable: their blocks differ too much"
+            f"{number} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} unstable: "
+            "their blocks differ too much"
         )
     for remark in result.get("conditions", {}).get("remarks", ()):
         screen.warn(remark)

@@ -152,7 +152,8 @@ class CpuPlan:
     def explain(self) -> Explanation:
         """A row for every call of a step: what it is for, its kernel, its work, and the time it has taken so far."""
         bound = self._prepared()
-        title = f"{self.model.name}: {self.target.name}, {self.target.dtype}, {self.workers.count} thread{'s' if self.workers.count > 1 else ''}"
+        title = f"{self.model.name}: {self.target.name}, {self.target.dtype}, {self.workers.count} thread"
+        title += "s" if self.workers.count > 1 else ""
         title += f", batches of up to {self.batch_size}"
         return Explanation(title, tuple(bound.rows()), bound.waiting_seconds(), sum(self.kept_bytes().values()))
 

@@ -22,8 +22,8 @@ def ladder_section(result: dict[str, Any]) -> Section | None:
     for problem in problems:
         blocks += [Heading(title(problem)), rungs_table(problem), *(Prose(said, "aside") for said in remarks(problem))]
     peaks = [
-        f"{fmt.flops(peak['flops_per_second'])} of {peak['device']}"
-        + (f" on {fmt.counted(peak['threads'], 'thread')}" if peak["device"] == "cpu" else "")
+        f"{fmt.flops(peak['flops_per_second'])} on "
+        + (fmt.counted(peak["threads"], "thread") if peak["device"] == "cpu" else "the GPU")
         for peak in result["ladder"]["peaks"]
     ]
     blocks.append(
@@ -48,7 +48,7 @@ def rungs_table(problem: Problem) -> Table:
     columns = [
         Column("rung"),
         *figures("images/s", "FLOP/s, effective", "executed", "of peak", "error"),
-        Column("what it changes", quiet=True, long=True),
+        Column("what it changes", long=True),
     ]
     return Table(f"The rungs: {problem['description']}", columns, [_row(problem, rung) for rung in problem["rungs"]])
 

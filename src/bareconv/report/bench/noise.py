@@ -37,8 +37,8 @@ def noise_section(result: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = []
     number, whole = steadiness.figures(result)
     if number:
-        text = f"{fmt.count(number)} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} unstable: their blocks "
-        text += "differ too much for the median to be trusted. They are marked wherever they stand."
+        text = f"{fmt.count(number)} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} unstable: "
+        text += "their blocks differ too much for the median to be trusted. They are marked wherever they stand."
         blocks.append(Prose(text, "note"))
     elif whole:
         blocks.append(Prose(f"{fmt.counted(whole, 'figure')}, all stable: the blocks agree.", "good"))
