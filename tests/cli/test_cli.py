@@ -208,7 +208,7 @@ def test_a_pipe_that_closes_early(words, here):
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     assert done.stdout.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The figure of a ladder: a bar for each rung."""
+"""The figure of a ladder: a bar for each rung, or a disc where the fastest is many times as fast as the slowest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ladder_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
         names, room = [rung["name"] for rung in rungs], room_for_values(width - 1.2)
         if max(rates) / min(rates) > _LOG_FROM:
             low = min(rates) / 2
-            bar_rows(axes, names, series, fmt.rate, base=low)
+            bar_rows(axes, names, series, fmt.rate, dots=True)
             set_log(axes, "x", low, max(rates) * (max(rates) / low) ** (room / (1 - room)), _tick)
             titles(axes, problem["description"], "images a second, logarithmic")
         else:

@@ -189,11 +189,13 @@ def bar_rows(
     names: bool = True,
     base: float = 0.0,
     left: str | None = None,
+    dots: bool = False,
 ) -> None:
     """Horizontal bars: a group for each row, in it a bar for each series that has a number there, its value beside it.
 
     ``names``: whether the rows' names stand at the left. ``base``: where bars begin. ``left``: the colour of those that
-    go to the left of it, where it is not the series' own.
+    go to the left of it, where it is not the series' own. ``dots``: a disc at the end instead of the bar, for an axis
+    on which lengths mean nothing.
     """
     many = fullest(series)
     thick = 0.8 / many
@@ -202,11 +204,14 @@ def bar_rows(
         for place, (look, value) in enumerate(there):
             y = r + (place - (len(there) - 1) / 2) * thick
             colour = left if left and value < base else look.colour
-            axes.barh(y, value - base, left=base, height=thick * 0.86, color=colour, alpha=look.alpha, linewidth=0)
+            if dots:
+                axes.plot([value], [y], "o", color=colour, alpha=look.alpha, markersize=6, clip_on=False)
+            else:
+                axes.barh(y, value - base, left=base, height=thick * 0.86, color=colour, alpha=look.alpha, linewidth=0)
             axes.annotate(
                 text(value),
                 (max(value, base), y),
-                xytext=(3, 0),
+                xytext=(6 if dots else 3, 0),
                 textcoords="offset points",
                 va="center_baseline",
                 fontsize=8.5 if many < 4 else 7.5,
