@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -32,7 +33,7 @@ def test_a_disc_for_each_rung_that_was_measured() -> None:
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.texts] == ["0.100/s", "2,345/s"]
     assert not axes.patches  # a bar's length would mean nothing on this axis
-    assert [line.get_xdata()[0] for line in axes.lines] == [0.1, 2345]
+    assert [float(np.asarray(line.get_xdata())[0]) for line in axes.lines] == [0.1, 2345]
     assert [line.get_color() for line in axes.lines] == [LIGHT["cpu"], LIGHT["gpu"]]
     assert png(drawn).startswith(b"\x89PNG")
 
