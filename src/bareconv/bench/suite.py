@@ -26,6 +26,7 @@ from bareconv.bench.sweep import measure_sweep
 from bareconv.bench.workload import Workload
 from bareconv.device import CpuDevice, Device
 from bareconv.errors import BareconvError
+from bareconv.report.ratios import rate_of
 from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it. Energy and learning come right after the
@@ -206,7 +207,14 @@ class Suite:
         jobs = [(workload, place) for workload in self.workloads for place in self.places]
         for (workload, place), part in self._each(deadline, jobs):
             chosen = dataclasses.replace(workload, precision=place.precisions[0])
-            rate = _rate_of(made["runs"], chosen, place, self.engines[0])
+            rate = rate_of(
+                made["runs"],
+                device=place.device.name,
+                engine=self.engines[0],
+                model=chosen.model,
+                batch_size=chosen.batch_size,
+                precision=chosen.precision,
+            )
             clocks = measure_clocks(chosen, place.device, self.engines[0], part, listener, rate=rate)
             if clocks is not None:
                 self.notes += clocks.pop("notes", [])
@@ -256,15 +264,6 @@ def _label(side: Side) -> str:
     options = side.candidate.options
     where = [str(options[key]) for key in ("device", "precision") if key in options]
     return " ".join([side.candidate.label, *where]) if side.candidate.ours else side.candidate.label
-
-
-def _rate_of(runs: Sequence[Record], workload: Workload, place: Place, engine: str) -> float | None:
-    """Images a second, where this suite has measured them."""
-    wanted = (place.device.name, workload.model, workload.batch_size, workload.precision, engine)
-    for run in runs:
-        if (run["device"], run["model"], run["batch_size"], run["precision"], run["engine"]) == wanted:
-            return float(run["images_per_second"])
-    return None
 
 
 def _fastest(compared: Compared) -> list[Side]:

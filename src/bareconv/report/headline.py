@@ -7,6 +7,7 @@ from typing import Any
 
 from bareconv.report import format as fmt
 from bareconv.report.measured import is_empty, is_of_benchmark
+from bareconv.report.rungs import slowest_and_fastest
 from bareconv.report.runs import (
     Pair,
     Run,
@@ -210,13 +211,10 @@ def _ladder(result: dict[str, Any]) -> list[str]:
     """Of each problem of a ladder its fastest rung, beside the slowest; the first sentence is a title."""
     said = []
     for problem in result.get("ladder", {"problems": []})["problems"]:
-        rungs = [rung for rung in problem["rungs"] if rung["status"] == "measured"]
-        if rungs:
-            slow, fast = (pick(rungs, key=lambda rung: rung["images_per_second"]) for pick in (min, max))
-            work, times = (
-                problem["description"].partition(",")[0],
-                fast["images_per_second"] / slow["images_per_second"],
-            )
+        if ends := slowest_and_fastest(problem):
+            slow, fast = ends
+            work = problem["description"].partition(",")[0]
+            times = fast["images_per_second"] / slow["images_per_second"]
             said.append(
                 f"{work[:1].upper()}{work[1:]}: {fmt.rate(fast['images_per_second'], 'images')} by {fast['name']}, "
                 f"{fmt.ratio(times)} as many as by {slow['name']}"

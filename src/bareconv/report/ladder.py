@@ -11,6 +11,7 @@ from bareconv.report import format as fmt
 from bareconv.report.canvas import WIDE, NothingToShow, new_figure, styled
 from bareconv.report.marks import Look, bar_rows, legend, room_for_values, set_linear, set_log, swatches, titles
 from bareconv.report.palette import LIGHT
+from bareconv.report.rungs import measured
 
 _LOG_FROM = 20.0  # where the fastest is this many times the slowest, the axis is logarithmic
 
@@ -18,10 +19,7 @@ _LOG_FROM = 20.0  # where the fastest is this many times the slowest, the axis i
 @styled
 def ladder_bars(result: dict[str, Any], *, width: float = WIDE) -> Figure:
     """Images a second of every rung that was measured, a panel for each problem."""
-    problems = [
-        (problem, [rung for rung in problem["rungs"] if rung["status"] == "measured"])
-        for problem in result.get("ladder", {"problems": []})["problems"]
-    ]
+    problems = [(problem, measured(problem)) for problem in result.get("ladder", {"problems": []})["problems"]]
     problems = [(problem, rungs) for problem, rungs in problems if rungs]
     if not problems:
         raise NothingToShow("no rung was measured")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,17 @@ def measured(figure: Mapping[str, Any]) -> Measured | None:
         return Measured(rate["value"], rate["low"], rate["high"], rates, figure.get("stable", True))
     interval = figure["interval"]
     return Measured(rate, interval["low"], interval["high"], rates, figure.get("noise", {}).get("stable", True))
+
+
+def rate_of(
+    runs: Iterable[Mapping[str, Any]], *, device: str, engine: str, model: str, batch_size: int, precision: str
+) -> float | None:
+    """Images a second, at the steady state, of the run that is all of this; None where it is not among them."""
+    wanted = {"device": device, "engine": engine, "model": model, "batch_size": batch_size, "precision": precision}
+    for run in runs:
+        if "throughput" in run and all(run.get(name) == value for name, value in wanted.items()):
+            return float(run["throughput"]["images_per_second"])
+    return None
 
 
 def block_rates(samples: Mapping[str, Any] | None) -> list[float]:

@@ -1,4 +1,4 @@
-"""The ladder of a result: for each problem a table of its rungs, and all of them as bars."""
+"""The ladder of a result: for each problem a table of its rungs, and a chart of them all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from bareconv.report import format as fmt
 from bareconv.report.ladder import ladder_bars
-from bareconv.report.rungs import executed, remarks
+from bareconv.report.rungs import executed, remarks, slowest_and_fastest
 from bareconv.report.sections import Block, Cell, Chart, Column, Heading, Prose, Section, Table, Words, cells, figures
 
 Problem = Mapping[str, Any]
@@ -77,11 +77,7 @@ def ladder_words(problems: list[dict[str, Any]]) -> Words:
     """The figure's texts: the slowest and the fastest rung of each problem."""
     said = []
     for problem in problems:
-        measured = [rung for rung in problem["rungs"] if rung["status"] == "measured"]
-        if measured:
-            slow, fast = (pick(measured, key=lambda rung: rung["images_per_second"]) for pick in (min, max))
-            said.append(
-                f"{problem['description']}: from {fmt.rate(slow['images_per_second'], 'images')} ({slow['name']}) to "
-                f"{fmt.rate(fast['images_per_second'], 'images')} ({fast['name']})"
-            )
-    return Words(f"Bar chart of images a second by rung. {'; '.join(said)}.", "Images a second of every rung.")
+        if ends := slowest_and_fastest(problem):
+            slow, fast = (f"{fmt.rate(rung['images_per_second'], 'images')} ({rung['name']})" for rung in ends)
+            said.append(f"{problem['description']}: from {slow} to {fast}")
+    return Words(f"Chart of images a second by rung. {'; '.join(said)}.", "Images a second of every rung.")

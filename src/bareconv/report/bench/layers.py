@@ -17,6 +17,7 @@ from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, new_figur
 from bareconv.report.marks import legend, room_for_values, set_linear, tick_seconds, titles
 from bareconv.report.nodes import OPERATIONS, by_node, operation
 from bareconv.report.palette import LIGHT
+from bareconv.report.ratios import rate_of
 from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Prose, Section, Table, Words, figures
 
 MOST_GROUPS = 4  # workloads with a chart
@@ -173,21 +174,19 @@ def doubts(group: Sequence[tuple[Rooflines, Step]], result: Mapping[str, Any]) -
 
 def _elsewhere(found: Rooflines, step: Step, result: Mapping[str, Any]) -> str:
     """Where the step is also among the candidates that took turns, and took another time there."""
-    for run in result["runs"]:
-        same = run.get("engine"), run["device"], run["model"], run["batch_size"], run["precision"]
-        if "throughput" not in run or same != (
-            *(step.get("engine", "plan"), found["device"], step["model"], step["batch_size"]),
-            step["precision"],
-        ):
-            continue
-        seconds = run["batch_size"] / run["throughput"]["images_per_second"]
-        change = seconds / step["step_seconds"] - 1
-        if abs(change) > APART:
-            text = f" By turns with others it takes {fmt.seconds(seconds)}, {fmt.percent(abs(change), 0)} "
-            text += f"{'more' if change > 0 else 'less'}: that was another process, at another time"
-            learns = found["device"] == "cpu" and step.get("engine", "plan") == "plan"
-            return text + (", and a network that had learned more or less." if learns else ".")
-    return ""
+    same = {name: step[name] for name in ("model", "batch_size", "precision")}
+    engine = step.get("engine", "plan")
+    rate = rate_of(result["runs"], device=found["device"], engine=engine, **same)
+    if rate is None:
+        return ""
+    seconds = step["batch_size"] / rate
+    change = seconds / step["step_seconds"] - 1
+    if abs(change) <= APART:
+        return ""
+    text = f" By turns with others it takes {fmt.seconds(seconds)}, {fmt.percent(abs(change), 0)} "
+    text += f"{'more' if change > 0 else 'less'}: that was another process, at another time"
+    learns = found["device"] == "cpu" and engine == "plan"  # which then visits only the gradients that are alive
+    return text + (", and a network that had learned more or less." if learns else ".")
 
 
 def nodes_table(group: Sequence[tuple[Rooflines, Step]]) -> Table:

@@ -303,13 +303,13 @@ def ceiling_remarks(rooflines: Sequence[Rooflines]) -> list[str]:
             if "threads" in ceiling and ceiling["unit"] != "launch":
                 by_name.setdefault(ceiling["name"], {})[ceiling["threads"]] = ceiling["per_second"]
         device = device_word(found["device"])
+        most = max((threads for rates in by_name.values() for threads in rates), default=0)
         less = []
         for name, rates in by_name.items():
-            most, best = max(rates), max(rates, key=lambda threads: rates[threads])
-            if rates[most] < (1 - _ODD) * rates[best]:
+            best = max(rates, key=lambda threads: rates[threads])
+            if rates.get(most, math.inf) < (1 - _ODD) * rates[best]:
                 less.append(f"{name} {fmt.percent(rates[most] / rates[best], 0)} of what {best} reach")
         if less:
-            most = max(threads for rates in by_name.values() for threads in rates)
             said.append(
                 f"{device}: {most} threads reach less than fewer of them ({fmt.listed(less)}). Perhaps the machine "
                 "does not give each of them a core of its own, or not all the time."
