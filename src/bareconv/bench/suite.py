@@ -31,8 +31,9 @@ from bareconv.training.precision import stored
 
 # Of the time that is left when a part begins, beside the parts after it. Energy and learning come right after the
 # peers: they go on in the processes that these have left ready. The layers come when all is compiled, which takes
-# longer than they have. Clocks need enough for two whole starts on each device.
-SHARES = {"throughput": 3.0, "peers": 12.0, "energy": 5.0, "learning": 3.4, "layers": 2.0, "sweep": 5.0, "clocks": 2.5}
+# longer than they have. Clocks need enough for two whole starts on each device; sweeps are the last, because they can
+# do with any time, and so have all that is left over.
+SHARES = {"throughput": 3.0, "peers": 12.0, "energy": 5.0, "learning": 3.4, "layers": 2.0, "clocks": 2.5, "sweep": 5.0}
 LAST_WITH_SIDES = "learning"
 OF_A_GPU = 1.5  # times as much of a part's time as the CPU has: libraries have more to get ready there
 PARTS = tuple(SHARES)
@@ -190,18 +191,6 @@ class Suite:
             if side.candidate.ours and (run := run_record(measured, side)) is not None:
                 made["runs"].append(run)
 
-    def _sweep(self, deadline: Deadline, listener: Watching, made: Record) -> None:
-        made["sweeps"] = []
-        models = {workload.model: workload for workload in self.workloads}.values()
-        jobs = [(workload, AXES[axis]) for workload in models for axis in self.sweeps]
-        for place, (workload, axis) in enumerate(jobs):
-            if listener.should_stop():
-                break
-            points = [len(one.values) for _, one in jobs[place:]]
-            part = deadline.part(points[0] / sum(points))
-            candidates = self._candidates(workload, self.engines[:1])
-            made["sweeps"].append(measure_sweep(axis.name, axis.values, workload, candidates, part, listener))
-
     def _clocks(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["clocks"] = []
         jobs = [(workload, place) for workload in self.workloads for place in self.places]
@@ -219,6 +208,18 @@ class Suite:
             if clocks is not None:
                 self.notes += clocks.pop("notes", [])
                 made["clocks"].append(clocks)
+
+    def _sweep(self, deadline: Deadline, listener: Watching, made: Record) -> None:
+        made["sweeps"] = []
+        models = {workload.model: workload for workload in self.workloads}.values()
+        jobs = [(workload, AXES[axis]) for workload in models for axis in self.sweeps]
+        for place, (workload, axis) in enumerate(jobs):
+            if listener.should_stop():
+                break
+            points = [len(one.values) for _, one in jobs[place:]]
+            part = deadline.part(points[0] / sum(points))
+            candidates = self._candidates(workload, self.engines[:1])
+            made["sweeps"].append(measure_sweep(axis.name, axis.values, workload, candidates, part, listener))
 
     def _learning(self, deadline: Deadline, listener: Watching, made: Record) -> None:
         made["learning"] = []
