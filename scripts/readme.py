@@ -1,26 +1,36 @@
 """Write the figures of the README and of docs/ from the committed results, between their markers.
 
-``--check`` only compares.
+The head of a page is drawn by Chromium; where there is none, that picture stays as it is. ``--check`` only compares.
 
 .venv/bin/python scripts/readme.py
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 import re
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from bareconv.bench import roofline
 from bareconv.bench.results import read
 from bareconv.report import ladder_bars, markdown, png
 from bareconv.report.candidates import pretty
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
+from bareconv.report.headline import headline
+from bareconv.report.page import render
 from bareconv.report.rungs import executed, remarks
 from bareconv.report.verdict import verdict
 from bareconv.training import ENGINES
@@ -799,6 +809,38 @@ def bench_pictures() -> Iterator[tuple[Path, bytes]]:
             yield ROOT / "docs" / "images" / f"{file}-{name}.png", picture
 
 
+HEAD = ROOT / "docs" / "images" / "report.png"  # of the page of this result:
+HEAD_OF = RESULTS / f"bench-{GPU}.json"
+HEAD_SIZE = (1120, 870)  # of the window
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def head_mark() -> str:
+    """What the picture of the head carries, to tell what it says."""
+    return hashlib.sha256(repr(headline(read(HEAD_OF))).encode()).hexdigest()
+
+
+def draw_head() -> None:
+    """The picture of the page's head; as it is, where it says this already or there is no browser."""
+    if HEAD.exists() and Image.open(HEAD).info.get("says") == head_mark():
+        return
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print(f"{HEAD.name} is out of date: there is no Chromium to draw it anew with.", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        page, shot = folder / "report.html", folder / "shot.png"
+        page.write_text(render(read(HEAD_OF), name=HEAD_OF.name), encoding="utf-8")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        options += ["--window-size={},{}".format(*HEAD_SIZE), f"--screenshot={shot}"]
+        subprocess.run([browser, *options, page.as_uri()], check=True, capture_output=True, timeout=60)
+        picture = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
+    mark = PngInfo()
+    mark.add_text("says", head_mark())
+    picture.save(HEAD, optimize=True, pnginfo=mark)
+
+
 def verdicts(name: str) -> str:
     """What the benchmark says of each machine in a few sentences."""
     lines = []
@@ -851,6 +893,7 @@ def main() -> int:
     (ROOT / "docs/images/ladder.png").write_bytes(png(ladder_bars(read(RESULTS / "ladder-2-cores.json"))))
     for path, picture in bench_pictures():
         path.write_bytes(picture)
+    draw_head()
     return 0
 
 

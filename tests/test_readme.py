@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bareconv.bench.results import new, read, write
 
@@ -35,6 +36,14 @@ def test_figures_are_those_of_the_results(name):
     script, text = readme_script(), PAGES[name]
     assert all(f"<!-- begin {block} -->" in text for block in script.PAGES[name])
     assert script.filled(text, script.PAGES[name]) == text
+
+
+def test_the_picture_of_a_page_says_what_the_page_does():
+    """Run scripts/readme.py where there is a Chromium."""
+    script = readme_script()
+    with Image.open(script.HEAD) as picture:
+        assert picture.info["says"] == script.head_mark()
+        assert picture.size == script.HEAD_SIZE
 
 
 def test_there_are_results():

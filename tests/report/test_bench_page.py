@@ -16,6 +16,7 @@ import pytest
 import report_samples as samples
 from test_page import Page
 
+from bareconv.bench.estimates import FEW
 from bareconv.report import format as fmt
 from bareconv.report import write_report
 from bareconv.report.bench import is_benchmark, sections
@@ -28,6 +29,7 @@ from bareconv.report.bench.sweeps import fit_table, points_table, throughput_wor
 from bareconv.report.consumption import energy_lines
 from bareconv.report.lessons import learning_table
 from bareconv.report.page import render
+from bareconv.report.ratios import mark
 from bareconv.report.sections import Download, Fold, Prose, Section, Table
 
 
@@ -159,6 +161,19 @@ def test_a_block_without_a_wall_clock_is_a_row_too() -> None:
 
 def table_texts(table: Table) -> list[list[str]]:
     return [[cell.text for cell in row] for row in table.rows]
+
+
+def test_few_blocks_are_not_called_unstable() -> None:
+    sweep = bench.batch_sweep(bench.CPU_KEYS, unstable=(1, 8))
+    marked = next(p for p in sweep["curves"][1]["points"] if p["value"] == 8)
+    assert mark(marked) == "unstable"
+    marked["samples"] = {name: values[: FEW - 1] for name, values in marked["samples"].items()}
+    assert mark(marked) == "only 5 blocks"
+    assert points_table(sweep).rows[3][2].mark == "only 5 blocks"
+    steady = marked | {"images_per_second": 1.0, "noise": {"stable": False}, "stable": True}
+    assert mark(steady) == "only 5 blocks"
+    assert mark(steady | {"noise": {"stable": True}}) == ""
+    assert mark({"images_per_second": 1.0}) == ""
 
 
 def test_tables_say_what_the_result_says() -> None:

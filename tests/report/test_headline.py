@@ -60,6 +60,18 @@ def test_a_failed_parity_is_at_the_top() -> None:
     assert any("GPU tf32: 71× faster than CPU float32" in sentence for sentence in head.lead)
 
 
+def test_the_parity_of_two_devices_is_said_before_that_of_two_engines() -> None:
+    """Though the latter came closer to its tolerance; not before one that failed."""
+    engines = samples.parity() | {"candidate": "cuda:0 float32 plan", "reference": "cuda:0 float32 reference"}
+    devices = samples.parity() | {"max_loss_difference": 1e-9, "tolerance": 1.0}
+    said = " ".join(headline(samples.both() | {"parity": [engines, devices, engines]}).lead)
+    assert "the losses of cuda:0 float32 and cpu float32 differ by at most 10⁻⁹" in said
+    failed = engines | {"passed": False}
+    said = " ".join(headline(samples.both() | {"parity": [engines, devices, failed]}).lead)
+    assert "The parity test failed" in said
+    assert "cuda:0 float32 plan and cuda:0 float32 reference" in said
+
+
 def test_results_without_runs_have_a_title_too() -> None:
     checks = [{"name": "conv", "device": "cpu", "error": 1e-8, "tolerance": 1e-5, "passed": True}]
     assert headline(samples.result([], gradient_checks=checks)).title == "1 gradient check passed, none failed"

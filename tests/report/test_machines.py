@@ -107,7 +107,7 @@ def test_tables_have_a_column_for_each() -> None:
     assert all(len(row) == 3 for row in table.rows)
     rows = {row[0].text: [cell.text for cell in row[1:]] for row in machines_table(results).rows}
     assert rows["GPU"] == ["NVIDIA T4", "none"]
-    assert rows["Unstable"] == ["1 of 84 figures", "2 of 52 figures"]
+    assert rows["Unstable, or of few blocks"] == ["1 of 84 figures", "2 of 52 figures"]
     assert rows["Energy for 1,000 images"] == ["GPU float32 3.10 J", "–"]
 
 

@@ -11,7 +11,7 @@ from bareconv.report import ratios
 from bareconv.report.candidates import pretty
 from bareconv.report.headline import Headline
 from bareconv.report.ratios import Ratio, along, over, times
-from bareconv.report.verdict import UNSTABLE, verdict
+from bareconv.report.verdict import DOUBTS, verdict
 
 
 def curve(
@@ -90,10 +90,10 @@ def test_a_slower_gpu_is_said_to_be_slower() -> None:
 def test_unstable_figures_make_it_rough() -> None:
     found = swept(curve("cpu", CPU), curve("cuda:0", dict.fromkeys(CPU, 2000.0), stable=False))
     assert "roughly 20 times as fast as" in found.title
-    assert UNSTABLE in found.lead
+    assert DOUBTS in found.lead
     steady = swept(curve("cpu", CPU), curve("cuda:0", dict.fromkeys(CPU, 2000.0)))
     assert "roughly" not in steady.title
-    assert UNSTABLE not in steady.lead
+    assert DOUBTS not in steady.lead
 
 
 def test_like_is_compared_with_like_and_other_precisions_follow() -> None:
@@ -165,7 +165,7 @@ def test_ours_alone_and_unstable() -> None:
     found = verdict(bench.result(gpu=False, runs=[run]))
     assert found is not None
     assert "bareconv trains `basic` at roughly " in found.title
-    assert UNSTABLE in found.lead
+    assert DOUBTS in found.lead
 
 
 def test_no_figure_no_sentence() -> None:

@@ -223,11 +223,14 @@ def _ladder(result: dict[str, Any]) -> list[str]:
 
 
 def _parity(result: dict[str, Any]) -> list[str]:
-    """What the lockstep test that came closest to its tolerance, or failed it, says in one sentence."""
+    """In one sentence the lockstep test that matters most: of those that failed, if any, then of two devices.
+
+    Among such, that which came closest to its tolerance.
+    """
     tested = result.get("parity", [])
     if not tested:
         return []
-    p = max(tested, key=lambda p: (not p["passed"], p["max_loss_difference"] / p["tolerance"]))
+    p = max(tested, key=lambda p: (not p["passed"], _is_of_two(p), p["max_loss_difference"] / p["tolerance"]))
     text = (
         f"in {fmt.counted(p['steps'], 'step')} of lockstep the losses of {p['candidate']} and {p['reference']} "
         f"differ by at most {fmt.scientific(p['max_loss_difference'])}, relatively"
@@ -238,6 +241,11 @@ def _parity(result: dict[str, Any]) -> list[str]:
         f"The parity test failed: {text}, and not the {fmt.scientific(p['tolerance'])} allowed. "
         f"Until that is explained, do not take the two for the same computation."
     ]
+
+
+def _is_of_two(parity: dict[str, Any]) -> bool:
+    """Whether its sides computed on two devices: "cuda:0 float32 plan", "cpu float32 plan"."""
+    return parity["candidate"].split()[0] != parity["reference"].split()[0]
 
 
 def _bars(runs: list[Run]) -> tuple[str, list[Bar]]:

@@ -23,7 +23,7 @@ from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styl
 from bareconv.report.headline import NOTHING_SAID, Bar, Basis, Headline
 from bareconv.report.headline import headline as headline_of
 from bareconv.report.marks import set_log, titles
-from bareconv.report.ratios import Measured, Ratio, measured, times
+from bareconv.report.ratios import Measured, Ratio, measured, times, with_mark
 from bareconv.report.sections import (
     Block,
     Cell,
@@ -40,7 +40,7 @@ from bareconv.report.sections import (
     figures,
 )
 from bareconv.report.steadiness import figures as figures_of
-from bareconv.report.sweep import UNSTABLE, points
+from bareconv.report.sweep import points
 from bareconv.report.table import environment_rows, setting_rows
 from bareconv.report.verdict import batch_sweeps, verdict
 from bareconv.training.precision import PRECISIONS
@@ -177,15 +177,16 @@ def headline(results: Sequence[Named]) -> Headline:
         for ratio, side in zip(ratios[1:], others[1:], strict=True)
     ]
     if not all(ratio.stable for ratio in ratios):
-        lead.append("Some of these figures are unstable: their blocks differ too much to be trusted.")
+        lead.append("Some of these figures are marked: their blocks are too few, or differ too much, to be trusted.")
     bars = [
         Bar(
             called(side),
             side.one.gpu,
             fmt.rate(side.rate.value),
             side.rate.value / first.rate.value,
-            fmt.between(side.rate.low, side.rate.high, lambda x: fmt.rate(x).removesuffix("/s"))
-            + ("" if side.rate.stable else ", unstable"),
+            with_mark(
+                fmt.between(side.rate.low, side.rate.high, lambda x: fmt.rate(x).removesuffix("/s")), side.rate.mark
+            ),
         )
         for side in (first, *others)
     ]
@@ -355,7 +356,7 @@ def _rate_cell(side: Side | None, mixed: bool) -> Cell:
         fmt.rate(rate.value),
         note=", ".join([interval, *([side.one.precision] if mixed else []), *([engine] if engine != "plan" else [])]),
         device=colour(side.one),
-        mark="" if rate.stable else UNSTABLE,
+        mark=rate.mark,
     )
 
 
@@ -373,7 +374,7 @@ def machines_table(results: Sequence[Named]) -> Table:
         row("GPU", [", ".join(gpu["name"] for gpu in e["gpus"]) or "none" for e in environments]),
         row("Whole training, warm", [_clocks(result) for result in every]),
         row("Energy for 1,000 images", [_energy(result) for result in every]),
-        row("Unstable", [_unstable(result) for result in every]),
+        row("Unstable, or of few blocks", [_unstable(result) for result in every]),
         row("Disturbed by", ["; ".join(r.get("conditions", {}).get("remarks", ())) for r in every]),
         row("Measured", [result["created"] for result in every]),
         row("bareconv", [f"{r['bareconv']} {str(r.get('commit') or '')[:10]}".strip() for r in every]),

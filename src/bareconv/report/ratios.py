@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bareconv.bench.estimates import FEW
 from bareconv.bench.estimates import ratio as paired
 from bareconv.report import format as fmt
 
+UNSTABLE = "unstable"  # what is seen beside a figure that is not to be trusted
 _STEADY = 0.9  # of the largest ratio: as long as the others reach it, the advantage does not change
 
 
@@ -50,7 +52,25 @@ class Measured:
     low: float
     high: float
     rates: Sequence[float] = ()
-    stable: bool = True
+    mark: str = ""
+
+    @property
+    def stable(self) -> bool:
+        """Whether it is to be trusted."""
+        return not self.mark
+
+
+def mark(figure: Mapping[str, Any]) -> str:
+    """What must be seen beside a sweep's point or a ``throughput``: "unstable", "only 3 blocks", or nothing."""
+    if figure.get("noise", figure).get("stable", True):
+        return ""
+    blocks = len(block_rates(figure.get("samples")))
+    return f"only {fmt.counted(blocks, 'block')}" if 0 < blocks < FEW else UNSTABLE
+
+
+def with_mark(text: str, word: str) -> str:
+    """ "28,508 to 29,991, unstable"; the text alone where there is no such word."""
+    return f"{text}, {word}" if word else text
 
 
 def measured(figure: Mapping[str, Any]) -> Measured | None:
@@ -60,9 +80,9 @@ def measured(figure: Mapping[str, Any]) -> Measured | None:
         return None
     rates = block_rates(figure.get("samples"))
     if isinstance(rate, Mapping):
-        return Measured(rate["value"], rate["low"], rate["high"], rates, figure.get("stable", True))
+        return Measured(rate["value"], rate["low"], rate["high"], rates, mark(figure))
     interval = figure["interval"]
-    return Measured(rate, interval["low"], interval["high"], rates, figure.get("noise", {}).get("stable", True))
+    return Measured(rate, interval["low"], interval["high"], rates, mark(figure))
 
 
 def rate_of(

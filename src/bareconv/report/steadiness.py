@@ -1,4 +1,4 @@
-"""Which figures of a result are to be trusted: every throughput with its judgement, the points that are unstable."""
+"""Which figures of a result are to be trusted: every throughput with its judgement, the points that are not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from bareconv.report import format as fmt
 from bareconv.report.candidates import Who, names, who, who_ran
+from bareconv.report.ratios import mark
 from bareconv.report.sweep import points
 
 
@@ -22,7 +23,12 @@ class Measurement:
 
     @property
     def stable(self) -> bool:
-        return bool(self.steady.get("noise", {}).get("stable", True))
+        return not self.mark
+
+    @property
+    def mark(self) -> str:
+        """What must be seen beside it."""
+        return mark(self.steady)
 
 
 def measurements(result: Mapping[str, Any]) -> list[Measurement]:
@@ -49,21 +55,21 @@ def _workload(entry: Mapping[str, Any]) -> str:
 
 
 def unsteady_points(result: Mapping[str, Any]) -> list[str]:
-    """The points of sweeps that are unstable, in words."""
+    """The points of sweeps that are not to be trusted, in words."""
     said = []
     for sweep in result.get("sweeps", ()):
         called = names([who(curve) for curve in sweep["curves"]])
         for name, curve in zip(called, sweep["curves"], strict=True):
             said += [
-                f"{name}, {sweep['axis'].replace('_', ' ')} {fmt.count(p['value'])}"
+                f"{name}, {sweep['axis'].replace('_', ' ')} {fmt.count(p['value'])} ({word})"
                 for p in points(curve)
-                if not p.get("stable", True)
+                if (word := mark(p))
             ]
     return said
 
 
 def figures(result: Mapping[str, Any]) -> tuple[int, int]:
-    """How many figures are unstable, and how many were judged at all."""
+    """How many figures are not to be trusted, and how many were judged at all."""
     judged = [m for m in measurements(result) if "noise" in m.steady]
     swept = [p for sweep in result.get("sweeps", ()) for c in sweep["curves"] for p in points(c) if "stable" in p]
     unstable = sum(not m.stable for m in judged) + sum(not p["stable"] for p in swept)

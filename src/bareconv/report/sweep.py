@@ -12,7 +12,6 @@ from bareconv.report.verdict import best_pair
 Sweep = Mapping[str, Any]
 Curve = Mapping[str, Any]
 
-UNSTABLE = "unstable"
 
 AXES = {  # the section's title, its name among the contents, what stands below the chart, of a point
     "batch_size": ("Throughput by batch size", "Batch size", "images in a batch", "batch"),

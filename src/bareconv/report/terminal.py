@@ -25,7 +25,8 @@ from bareconv.report.consumption import energy_lines
 from bareconv.report.headline import headline
 from bareconv.report.lessons import candidates, learning_table, workloads
 from bareconv.report.nodes import by_node
-from bareconv.report.sweep import AXES, UNSTABLE, Sweep, crossover_sentences, curve_names, points
+from bareconv.report.ratios import mark
+from bareconv.report.sweep import AXES, Sweep, crossover_sentences, curve_names, points
 from bareconv.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _sweep(screen: Screen, sweep: Sweep) -> None:
 def _rate(point: Mapping[str, Any] | None) -> str:
     if point is None:
         return fmt.MISSING
-    return fmt.rate(point["images_per_second"]["value"]) + ("" if point.get("stable", True) else f" {UNSTABLE}")
+    return f"{fmt.rate(point['images_per_second']['value'])} {mark(point)}".rstrip()
 
 
 def _peers(screen: Screen, group: Mapping[str, Any]) -> None:
@@ -129,10 +130,9 @@ def _peers(screen: Screen, group: Mapping[str, Any]) -> None:
             table.add_row(name, status_word(candidate))
             continue
         interval = steady["interval"]
-        stable = steady.get("noise", {}).get("stable", True)
         table.add_row(
             name,
-            fmt.rate(steady["images_per_second"]).removesuffix("/s") + ("" if stable else f" {UNSTABLE}"),
+            f"{fmt.rate(steady['images_per_second']).removesuffix('/s')} {mark(steady)}".rstrip(),
             fmt.between(interval["low"], interval["high"], lambda x: fmt.rate(x).removesuffix("/s")),
             f"{fmt.ratio(ratio['value'])} ({fmt.between(ratio['low'], ratio['high'], fmt.significant)})"
             if ratio
@@ -205,12 +205,12 @@ def _energy(screen: Screen, result: Result) -> None:
 
 
 def _trust(screen: Screen, result: Result) -> None:
-    """What is unstable, and what disturbed the measurement."""
+    """What is not to be trusted, and what disturbed the measurement."""
     number, whole = steadiness.figures(result)
     if number:
         screen.warn(
-            f"{number} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} unstable: "
-            "their blocks differ too much"
+            f"{number} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} marked: "
+            "their blocks are too few, or differ too much"
         )
     for remark in result.get("conditions", {}).get("remarks", ()):
         screen.warn(remark)

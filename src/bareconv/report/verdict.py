@@ -16,9 +16,9 @@ from bareconv.report import format as fmt
 from bareconv.report.candidates import Who, everyone, names, pretty, who, who_ran
 from bareconv.report.headline import Bar, Basis, Headline
 from bareconv.report.lessons import goal, seconds_to, workloads
-from bareconv.report.ratios import Along, Measured, Ratio, along, measured, over, times
+from bareconv.report.ratios import Along, Measured, Ratio, along, mark, measured, over, times, with_mark
 
-UNSTABLE = "Some of the blocks that it rests on differ too much to be trusted: they are marked unstable below."
+DOUBTS = "Some of the blocks that it rests on are too few, or differ too much, to be trusted: they are marked below."
 
 # What a library's variants in the mode "compile" are made by, which there is not always time for.
 COMPILERS = {"pytorch": "torch.compile", "tinygrad": "a search"}
@@ -90,7 +90,7 @@ def _devices(result: Mapping[str, Any]) -> Headline | None:
         more = [
             _uncertainty(ratio, crossing),
             _sides(result, who(gpu), who(cpu)),
-            *([UNSTABLE] if not all(r.stable for r in ratio.ratios) else []),
+            *([DOUBTS] if not all(r.stable for r in ratio.ratios) else []),
         ]
         at = ratio.values[-1]
         bars = [
@@ -244,7 +244,7 @@ def _devices_at_once(result: Mapping[str, Any]) -> Headline | None:
         [
             f"{ratio.last} times, with a 95% interval.",
             _sides(result, here, there),
-            *([UNSTABLE] if not ratio.last.stable else []),
+            *([DOUBTS] if not ratio.last.stable else []),
         ],
         f"Images a second, batches of {fmt.count(gpu['batch_size'])}",
         _bars([(there, slow), (here, fast)]),
@@ -271,7 +271,7 @@ def _ours(group: Part) -> Part | None:
 
 
 def _stable(candidate: Part | None) -> bool:
-    return candidate is None or bool(candidate["throughput"].get("noise", {}).get("stable", True))
+    return candidate is None or not mark(candidate["throughput"])
 
 
 def _peers(result: Mapping[str, Any]) -> Headline | None:
@@ -291,7 +291,7 @@ def _peers(result: Mapping[str, Any]) -> Headline | None:
             at + f"{fmt.rate(mine.value, 'images')} ({fmt.between(mine.low, mine.high, _plain)}), beside "
             f"{fmt.rate(peer['throughput']['images_per_second'], 'images')}; in brackets 95% intervals.",
             *([f"{missing}."] if missing else []),
-            *([UNSTABLE] if not ratio.stable else []),
+            *([DOUBTS] if not ratio.stable else []),
         ]
         blocks = sum(len(m.rates) for _, m in sides)
         basis = Basis(f"{len(sides)} candidates, {fmt.count(blocks)} blocks by turns", f"peers-{place}")
@@ -378,7 +378,7 @@ def _alone(result: Mapping[str, Any]) -> Headline | None:
             [
                 f"{fmt.between(fastest.low, fastest.high, _plain)} images/s with a 95% interval; batches of "
                 f"{fmt.count(run['batch_size'])}, {run['precision']}.",
-                *([] if fastest.stable else [UNSTABLE]),
+                *([] if fastest.stable else [DOUBTS]),
             ],
             basis=[Basis(f"{len(fastest.rates)} blocks", "throughput")],
         )
@@ -396,7 +396,7 @@ def _alone(result: Mapping[str, Any]) -> Headline | None:
             at += f"{sweep['axis'].replace('_', ' ')} {fmt.count(point['value'])}, {one.precision}."
             return Headline(
                 f"{_here(result, one)} bareconv trains `{sweep['model']}` at {_roughly(fastest)}",
-                [at, *([] if fastest.stable else [UNSTABLE])],
+                [at, *([] if fastest.stable else [DOUBTS])],
                 basis=[Basis(f"the sweep over {sweep['axis'].replace('_', ' ')}", f"sweep-{place}")],
             )
     return None
@@ -435,7 +435,7 @@ def _bars(sides: list[tuple[Who, Measured]]) -> list[Bar]:
             one.gpu,
             fmt.rate(found.value),
             found.value / most,
-            f"{fmt.between(found.low, found.high, _plain)}" + ("" if found.stable else ", unstable"),
+            with_mark(fmt.between(found.low, found.high, _plain), found.mark),
         )
         for name, (one, found) in zip(called, sides, strict=True)
     ]

@@ -220,7 +220,7 @@ def conclude(screen: Screen, options: dict[str, Any], result: dict[str, Any]) ->
 def doubts(title: str, sides: Sequence[Side]) -> list[str]:
     """A note for each side whose blocks are too few, or differ too much, for their median to be trusted."""
     return [
-        f"{title}, {side.candidate.label}: unstable: {'; '.join(judged.remarks)}."
+        f"{title}, {side.candidate.label}: {'; '.join(judged.remarks)}."
         for side in sides
         if side.rate is not None and not (judged := noise(side.samples.rates)).stable
     ]

@@ -18,7 +18,6 @@ from bareconv.report.palette import LIGHT
 from bareconv.report.ratios import block_rates
 from bareconv.report.sections import Block, Cell, Chart, Column, Prose, Section, Table, Words, figures
 from bareconv.report.steadiness import Measurement, measurements, unsteady_points
-from bareconv.report.sweep import UNSTABLE
 
 _MOST_ROWS = 24
 _STOPPED = {
@@ -37,8 +36,8 @@ def noise_section(result: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = []
     number, whole = steadiness.figures(result)
     if number:
-        text = f"{fmt.count(number)} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} unstable: "
-        text += "their blocks differ too much for the median to be trusted. They are marked wherever they stand."
+        text = f"{fmt.count(number)} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} marked, "
+        text += "wherever they stand: their blocks are too few, or differ too much, for the median to be trusted."
         blocks.append(Prose(text, "note"))
     elif whole:
         blocks.append(Prose(f"{fmt.counted(whole, 'figure')}, all stable: the blocks agree.", "good"))
@@ -48,7 +47,7 @@ def noise_section(result: Mapping[str, Any]) -> Section | None:
         blocks.append(Chart("noise", lambda w: noise_chart(found, width=w), lambda: noise_words(found)))
         blocks.append(noise_table(found))
     if unsteady:
-        blocks.append(Prose(f"Unstable points of sweeps: {'; '.join(unsteady)}.", "aside"))
+        blocks.append(Prose(f"Marked points of sweeps: {'; '.join(unsteady)}.", "aside"))
     return Section("noise", "How steady it was", "Noise", blocks)
 
 
@@ -105,13 +104,13 @@ def noise_chart(found: Sequence[Measurement], *, width: float = WIDE) -> Figure:
 
 def noise_words(found: Sequence[Measurement]) -> Words:
     """What is seen in it."""
-    said = [f"{m.name}, {m.workload}: {'stable' if m.stable else 'unstable'}" for m in found]
+    said = [f"{m.name}, {m.workload}: {m.mark or 'stable'}" for m in found]
     caption = (
         "A dot for each block, from top to bottom in the order they were taken: a slant is a drift. The bar behind "
     )
     caption += "them is the median's 95% interval."
     if any(not m.stable for m in found):
-        caption += " Hollow: unstable."
+        caption += " Hollow: too few, or too different."
     return Words(f"Dots of the relative rates of all blocks. {'; '.join(said)}.", caption)
 
 
@@ -128,7 +127,7 @@ def noise_table(found: Sequence[Measurement]) -> Table:
         rows.append(
             [
                 Cell(m.name, device=colour(m.one), note=m.workload),
-                Cell(fmt.rate(median), mark="" if m.stable else UNSTABLE),
+                Cell(fmt.rate(median), mark=m.mark),
                 Cell(fmt.percent(width, 1)),
                 Cell(fmt.percent(noise.get("spread"), 1)),
                 Cell(fmt.percent(noise.get("drift"), 1)),

@@ -26,8 +26,8 @@ from bareconv.report.candidates import (
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, label, new_figure, styled
 from bareconv.report.marks import room_for_values, set_linear, titles
 from bareconv.report.palette import LIGHT
+from bareconv.report.ratios import mark, with_mark
 from bareconv.report.sections import Block, Cell, Chart, Column, Fold, Heading, Prose, Section, Table, Words, figures
-from bareconv.report.sweep import UNSTABLE
 from bareconv.report.table import in_words
 
 _ROW = 0.3  # inches of a bar
@@ -84,13 +84,13 @@ def _bars(axes: Axes, found: Sequence[tuple[Who, str, Candidate]], width: float,
     for y, ((one, _, candidate), look) in enumerate(zip(found, looks, strict=True)):
         steady = candidate["throughput"]
         rate, interval = steady["images_per_second"], steady["interval"]
-        stable = steady.get("noise", {}).get("stable", True)
-        edge: dict[str, Any] = {"linewidth": 0} if stable else {"edgecolor": look.colour, "linewidth": 1.4}
-        face = look.colour if stable else "none"
-        axes.barh(y, rate, height=0.66, color=face, alpha=look.alpha if stable else 1.0, **edge)
+        word = mark(steady)
+        edge: dict[str, Any] = {"linewidth": 0} if not word else {"edgecolor": look.colour, "linewidth": 1.4}
+        face = "none" if word else look.colour
+        axes.barh(y, rate, height=0.66, color=face, alpha=1.0 if word else look.alpha, **edge)
         whiskers(axes, y, interval["low"], interval["high"], 0.26)
         axes.annotate(
-            fmt.rate(rate) + ("" if stable else ", unstable"),
+            with_mark(fmt.rate(rate), word),
             (max(rate, interval["high"]), y),
             xytext=(5, 0),
             textcoords="offset points",
@@ -116,8 +116,8 @@ def peers_words(groups: Sequence[Group]) -> Words:
     ]
     caption = "Full: ours; pale: other libraries. The line at a bar's end is its 95% interval."
     everything = [c for group in groups for c in group["candidates"] if "throughput" in c]
-    if any(not c["throughput"].get("noise", {}).get("stable", True) for c in everything):
-        caption += " A hollow bar is unstable: its blocks differ too much to be trusted."
+    if any(mark(c["throughput"]) for c in everything):
+        caption += " Hollow: the blocks of that bar are too few, or differ too much, to be trusted."
     return Words(f"Bar chart of images a second. {'. '.join(said)}.", caption)
 
 
@@ -132,11 +132,10 @@ def rates_table(group: Group) -> Table:
             continue
         ratio = candidate.get("ratio")
         interval = steady["interval"]
-        stable = steady.get("noise", {}).get("stable", True)
         rows.append(
             [
                 head,
-                Cell(fmt.rate(steady["images_per_second"]), strong=one.ours, mark="" if stable else UNSTABLE),
+                Cell(fmt.rate(steady["images_per_second"]), strong=one.ours, mark=mark(steady)),
                 Cell(fmt.between(interval["low"], interval["high"], _bare)),
                 Cell(fmt.ratio(ratio["value"]) if ratio else ""),
                 Cell(fmt.between(ratio["low"], ratio["high"], lambda x: fmt.significant(x)) if ratio else ""),

@@ -16,6 +16,7 @@ from bareconv.report.candidates import Who, colour, variants_in_full, who
 from bareconv.report.canvas import NARROW, WIDE, NothingToShow, new_figure, styled
 from bareconv.report.marks import Look, set_log, short, titles
 from bareconv.report.palette import LIGHT
+from bareconv.report.ratios import mark, with_mark
 from bareconv.report.sections import (
     Block,
     Cell,
@@ -31,7 +32,6 @@ from bareconv.report.sections import (
 )
 from bareconv.report.sweep import (
     AXES,
-    UNSTABLE,
     Curve,
     Sweep,
     crossover_sentences,
@@ -241,8 +241,8 @@ def throughput_words(sweep: Sweep) -> Words:
     caption += "line."
     if any(len(points(curve)) == 1 for curve in sweep["curves"]):
         caption += " Of one point alone it is a bar."
-    if any(not p.get("stable", True) for curve in sweep["curves"] for p in points(curve)):
-        caption += " Hollow: the blocks of that point differ too much to be trusted."
+    if any(mark(p) for curve in sweep["curves"] for p in points(curve)):
+        caption += " Hollow: the blocks of that point are too few, or differ too much, to be trusted."
     caption = f"{caption} {variants_in_full([who(curve) for curve in sweep['curves']], curve_names(sweep))}".strip()
     return Words(f"Line chart of images a second by {AXES[sweep['axis']][2]}. {'; '.join(said)}.", caption)
 
@@ -253,8 +253,7 @@ def single_points(sweep: Sweep) -> str:
     for name, curve in zip(curve_names(sweep), sweep["curves"], strict=True):
         for point in points(curve):
             figure = fmt.within(point["images_per_second"], lambda x: fmt.rate(x).removesuffix("/s"))
-            mark = "" if point.get("stable", True) else f", {UNSTABLE}"
-            said.append(f"{name} {figure} images/s at {unit} {fmt.count(point['value'])}{mark}")
+            said.append(with_mark(f"{name} {figure} images/s at {unit} {fmt.count(point['value'])}", mark(point)))
     full = variants_in_full([who(curve) for curve in sweep["curves"]], curve_names(sweep))
     each = " of each" if len(said) > 1 else ""
     return f"One point was measured{each}, which makes no curve: {'; '.join(said)}. {full}".strip()
@@ -298,7 +297,7 @@ def _point_cell(point: Mapping[str, Any] | None) -> Cell:
     if not rate:
         return Cell(fmt.MISSING, note=point["error"] or "")
     text = fmt.between(rate["low"], rate["high"], lambda x: fmt.rate(x).removesuffix("/s"))
-    return Cell(fmt.rate(rate["value"]), note=text, mark="" if point.get("stable", True) else UNSTABLE)
+    return Cell(fmt.rate(rate["value"]), note=text, mark=mark(point))
 
 
 def fit_table(sweep: Sweep) -> Table:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bareconv.bench.estimates import FEW
 from bareconv.report import format as fmt
 from bareconv.report.candidates import colour, names, who_ran
+from bareconv.report.ratios import mark
 from bareconv.report.sections import Cell, Column, Prose, Section, Table, figures
-from bareconv.report.sweep import UNSTABLE
 
 
 def throughput_section(result: Mapping[str, Any]) -> Section | None:
@@ -22,7 +23,6 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for run, name in zip(runs, names([who_ran(run) for run in runs]), strict=True):
         steady = run["throughput"]
-        stable = steady.get("noise", {}).get("stable", True)
         interval = steady["interval"]
         rows.append(
             [
@@ -30,7 +30,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
                 Cell(run["model"]),
                 Cell(fmt.count(run["batch_size"])),
                 Cell(run["precision"]),
-                Cell(fmt.rate(steady["images_per_second"]), strong=True, mark="" if stable else UNSTABLE),
+                Cell(fmt.rate(steady["images_per_second"]), strong=True, mark=mark(steady)),
                 Cell(fmt.between(interval["low"], interval["high"], lambda x: fmt.rate(x).removesuffix("/s"))),
                 Cell(fmt.seconds(run.get("seconds_per_iteration"))),
                 Cell(fmt.seconds(steady["compile_seconds"])),
@@ -69,8 +69,9 @@ def method_section() -> Section:
             ),
             Prose(
                 "A figure is called unstable where the blocks differ too much, or drift, for their median to be "
-                "trusted. Where an interval holds 1, one side is not called faster. Other libraries train our model "
-                "from our weights on our batches, and must have our first losses, or their time is not shown."
+                f"trusted; of fewer than {FEW} it says that they are few. Where an interval holds 1, one side is not "
+                "called faster. Other libraries train our model from our weights on our batches, and must have our "
+                "first losses, or their time is not shown."
             ),
         ],
     )
