@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bareconv.report.bench.sweeps import points_table
-from bareconv.report.sweep import notes, without_time
+from bareconv.report.sweep import crossover_sentences, notes, without_time
 
 UP = "not measured: the time was up before it"
 
@@ -33,6 +33,20 @@ def test_values_without_time_are_named_and_left_out_of_the_table() -> None:
     rows = points_table(sweep).rows
     assert [row[0].text for row in rows] == ["1", "4", "8"]
     assert rows[2][1].note == "out of memory"
+
+
+def test_a_gpu_that_is_ahead_everywhere_is_said_to_be() -> None:
+    def said(gpu: float) -> list[str]:
+        curves = [curve("cpu", {1: None, 2: None}), curve("cuda:0", {1: None, 2: None})]
+        for point in curves[1]["points"]:
+            point["images_per_second"] = {"value": gpu * point["value"], "low": gpu, "high": gpu * point["value"]}
+        return crossover_sentences({"axis": "threads", "curves": curves, "crossovers": []})
+
+    (sentence,) = said(50.0)
+    assert sentence == "GPU is 5.0 to 10 times as fast as CPU at every number of threads that was measured."
+    (sentence,) = said(2.0)
+    assert sentence == "CPU is 2.5 to 5.0 times as fast as GPU at every number of threads that was measured."
+    assert said(10.0) == []
 
 
 def test_nothing_is_said_where_all_were_measured() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import bench_samples as bench
@@ -15,7 +16,12 @@ from bareconv.report.verdict import DOUBTS, verdict
 
 
 def curve(
-    device: str, rates: dict[int, float], *, precision: str = "float32", wide: float = 0.01, stable: bool = True
+    device: str,
+    rates: Mapping[int, float] | Mapping[float, float],
+    *,
+    precision: str = "float32",
+    wide: float = 0.01,
+    stable: bool = True,
 ) -> dict[str, Any]:
     """Ours, with these rates, each with an interval of so much to both sides."""
     points = [
@@ -104,6 +110,55 @@ def test_like_is_compared_with_like_and_other_precisions_follow() -> None:
     only = swept(curve("cpu", {512: 100.0}), quick)
     assert "the GPU in bfloat16 trains `basic` 90 times as fast" in only.title
     assert "in bfloat16 and float32" in only.lead[1]
+
+
+def along_another(
+    axis: str, gpu: Mapping[int, float] | Mapping[float, float], crossover: dict[str, Any] | None = None, **parts: Any
+) -> Headline:
+    """The verdict where a GPU has these rates along an axis, on which the CPU has 100 everywhere."""
+    curves = [curve("cpu", dict.fromkeys(gpu, 100.0)), curve("cuda:0", gpu)]
+    sweep = {"axis": axis, "model": "basic", "batch_size": 64, "curves": curves}
+    sweep["crossovers"] = [crossover] if crossover else []
+    found = verdict(bench.result(gpu=True, sweeps=[*parts.pop("before", []), sweep], **parts))
+    assert found is not None
+    return found
+
+
+def test_a_sweep_along_another_axis_alone() -> None:
+    found = along_another("image_size", {12: 700.0, 28: 2000.0, 96: 3200.0})
+    assert found.title == (
+        "On this machine the GPU trains `basic` 7.0 to 32 times as fast as two tuned CPU cores, at an image size of 12 "
+        "to 96"
+    )
+    assert found.lead[0].startswith("At an image size of 96 the GPU is 32.0 (31.4 to 32.6) times as fast, at an image")
+    assert found.lead[0].endswith("The GPU is ahead at every image size that was measured.")
+    assert found.measure == "Images a second, at an image size of 96"
+    assert [bar.length for bar in found.bars] == [100 / 3200, 1.0]
+    assert found.basis[0].text.startswith("the sweep over the image size of `basic`: 2 curves, 6 points")
+    assert along_another("threads", {1: 500.0, 2: 500.0}).title.endswith(
+        "5.0 times as fast as the CPU, at 1 to 2 threads"
+    )
+
+
+def test_a_gpu_that_is_behind_along_another_axis() -> None:
+    found = along_another("width", {0.25: 10.0, 1: 50.0})
+    assert found.title == (
+        "On this machine two tuned CPU cores train `basic` 2.0 to 10 times as fast as the GPU, at a width of 0.25 to 1"
+    )
+    crossing = {"ahead_below": 0, "ahead_above": 1, "value": 0.62, "low": 0.6, "high": 0.64}
+    found = along_another("width", {0.25: 50.0, 1: 200.0}, crossing)
+    assert "the GPU trains `basic` 0.50 to 2.0 times as fast as two tuned CPU cores" in found.title
+    assert "The two are as fast as each other at a width of 0.62 (0.600 to 0.640)" in found.lead[0]
+
+
+def test_other_axes_are_beside_the_batch_size() -> None:
+    curves = [curve("cpu", CPU), curve("cuda:0", dict.fromkeys(CPU, 2000.0))]
+    batches = {"axis": "batch_size", "model": "basic", "batch_size": 1, "curves": curves, "crossovers": []}
+    found = along_another("width", {0.25: 500.0, 4: 2400.0}, before=[batches])
+    assert found.title.endswith("20 times as fast as two tuned CPU cores at every batch size from 1 to 512")
+    assert found.also == ["At a width of 0.25 to 4 the GPU is 5.0 to 24 times as fast as the CPU (`basic`, float32)."]
+    found = along_another("width", {0.25: 10.0, 4: 50.0}, before=[batches])
+    assert found.also[0].startswith("At a width of 0.25 to 4 the CPU is 2.0 to 10 times as fast as the GPU")
 
 
 def test_without_a_sweep_the_runs_are_compared() -> None:

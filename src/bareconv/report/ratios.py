@@ -124,6 +124,16 @@ def times(r: Ratio) -> str:
     return f"{roughly}{_of(r)} times as fast as"
 
 
+def amount(ratios: Sequence[Ratio]) -> str:
+    """From the least to the largest of them: "24 to 26 times as fast as"; "roughly" where one is not to be trusted."""
+    low, high = min(ratios, key=lambda r: r.value), max(ratios, key=lambda r: r.value)
+    stable = all(r.stable for r in ratios)
+    least, most = (fmt.significant(r.value, 2) for r in (low, high))
+    if least == most:
+        return times(Ratio(high.value, high.low, high.high, stable))
+    return f"{'' if stable else 'roughly '}{least} to {most} times as fast as"
+
+
 def _of(r: Ratio) -> str:
     """Two digits, or three where they matter, near 1 or in a narrow interval: "61", "3.3", "1.07"."""
     short = fmt.significant(r.value, 2)
@@ -141,6 +151,16 @@ class Along:
     @property
     def last(self) -> Ratio:
         return self.ratios[-1]
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the first one is, for sure, at every value."""
+        return all(r.ahead > 0 for r in self.ratios)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the second one is ahead, for sure, at every value."""
+        return all(r.ahead < 0 for r in self.ratios)
 
     def settled(self) -> tuple[float, list[Ratio]]:
         """From which value on the ratio stays near what it is at most; and the ratios from there on.

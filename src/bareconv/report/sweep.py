@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bareconv.bench import axes
 from bareconv.report import format as fmt
 from bareconv.report.candidates import names, who
+from bareconv.report.ratios import amount
 from bareconv.report.verdict import best_pair
 
 Sweep = Mapping[str, Any]
@@ -42,7 +44,7 @@ def main_crossover(sweep: Sweep) -> Mapping[str, Any] | None:
 
 
 def crossover_sentences(sweep: Sweep) -> list[str]:
-    """Each crossover of two curves in words: the main one first."""
+    """Each crossover of two curves in words, the main one first; else by how much the GPU is ahead, or behind."""
     called = curve_names(sweep)
     unit = AXES[sweep["axis"]][3]
     main = main_crossover(sweep)
@@ -57,7 +59,20 @@ def crossover_sentences(sweep: Sweep) -> list[str]:
             else ""
         )
         said.append(f"{above} overtakes {below} at {unit} {fmt.significant(one['value'])}{interval}")
-    return [f"{'; '.join(said)}. In brackets: 95% intervals."] if said else []
+    sentences = [f"{'; '.join(said)}. In brackets: 95% intervals."] if said else []
+    return [*sentences, *(_apart(sweep) if main is None else [])]
+
+
+def _apart(sweep: Sweep) -> list[str]:
+    """How many times as fast the GPU is along a sweep on which the CPU is at no value as fast, or the other way."""
+    pair = best_pair(sweep)
+    if pair is None or not (pair[2].is_ahead or pair[2].is_behind):
+        return []
+    called, (gpu, cpu, ratio) = curve_names(sweep), pair
+    ahead, behind, ratios = called[gpu], called[cpu], ratio.ratios
+    if ratio.is_behind:
+        ahead, behind, ratios = behind, ahead, [r.inverted() for r in ratios]
+    return [f"{ahead} is {amount(ratios)} {behind} at every {axes.AXES[sweep['axis']].noun} that was measured."]
 
 
 def without_time(sweep: Sweep) -> list[float]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bareconv.bench.axes import AXES, Axis
 from bareconv.report import format as fmt
 from bareconv.report.candidates import Who, everyone, names, pretty, who, who_ran
 from bareconv.report.headline import Bar, Basis, Headline
 from bareconv.report.lessons import goal, seconds_to, workloads
-from bareconv.report.ratios import Along, Measured, Ratio, along, mark, measured, over, times, with_mark
+from bareconv.report.ratios import Along, Measured, Ratio, along, amount, mark, measured, over, times, with_mark
 
 DOUBTS = "Some of the blocks that it rests on are too few, or differ too much, to be trusted: they are marked below."
 
@@ -32,11 +33,14 @@ def verdict(result: Mapping[str, Any]) -> Headline | None:
     The first sentences of its ``lead`` say how uncertain the title is, and of what it was measured.
     """
     found = _devices(result) or _devices_at_once(result)
-    peers = _peers(result)
-    if found is None:
-        found = peers or _alone(result)
-        return _with(_without_gpu(result, found), _other_peers(result)[1:], _learning(result)) if found else None
-    return _with(found, _other_peers(result), _learning(result))
+    if found is not None:
+        return _with(found, _other_peers(result), _learning(result), _other_axes(result))
+    if (found := _peers(result)) is not None:
+        return _with(_without_gpu(result, found), _other_peers(result)[1:], _learning(result), _other_axes(result))
+    if (found := _devices_along(result)) is not None:
+        return _with(found, _learning(result), _other_axes(result)[1:])
+    found = _alone(result)
+    return _with(_without_gpu(result, found), _learning(result)) if found else None
 
 
 def _with(found: Headline, *others: list[str]) -> Headline:
@@ -88,7 +92,7 @@ def _devices(result: Mapping[str, Any]) -> Headline | None:
         gpu, cpu = sweep["curves"][g], sweep["curves"][c]
         crossing = _crossing(sweep, g, c)
         more = [
-            _uncertainty(ratio, crossing),
+            _uncertainty(ratio, crossing, lambda x: f"batch {fmt.count(x)}", "batch size"),
             _sides(result, who(gpu), who(cpu)),
             *([DOUBTS] if not all(r.stable for r in ratio.ratios) else []),
         ]
@@ -103,7 +107,7 @@ def _devices(result: Mapping[str, Any]) -> Headline | None:
             more,
             f"Images a second, batches of {fmt.count(at)}",
             _bars([(who(one), found) for one, found in bars]),
-            _other_precisions(sweep, g, c),
+            _other_precisions(sweep, g, c, lambda x: f"batch {fmt.count(x)}"),
             [Basis(_sweep_text(sweep), f"sweep-{place}")],
         )
     return None
@@ -113,7 +117,7 @@ def _devices_sentence(
     result: Mapping[str, Any], model: str, gpu: Who, cpu: Who, ratio: Along, crossing: Part | None
 ) -> str:
     begin, settled = ratio.settled()
-    low, high = min(settled, key=lambda r: r.value), max(settled, key=lambda r: r.value)
+    high = max(settled, key=lambda r: r.value)
     cores = _cores(result, cpu)
     named = f"the GPU{_in(gpu, cpu)}"
     if high.ahead <= 0:  # nowhere faster for sure: said of where it is nearest to it
@@ -121,20 +125,16 @@ def _devices_sentence(
         if r.ahead < 0:
             return f"On this machine {cores} train `{model}` {times(r.inverted())} {named}{where}"
         return f"On this machine {named} trains `{model}` {times(r)} {cores}{where}"
-    stable = all(r.stable for r in settled)
-    least, most = (fmt.significant(r.value, 2) for r in (low, high))
-    amount = times(Ratio(high.value, high.low, high.high, stable))
-    if least != most:
-        amount = f"{'' if stable else 'roughly '}{least} to {most} times as fast as"
+    much = amount(settled)
     if begin == ratio.values[-1]:
         where = f", at batch {fmt.count(begin)}"
     elif ratio.falls:
-        amount, where = f"up to {amount}", f", at batch {fmt.count(begin)}"
+        much, where = f"up to {much}", f", at batch {fmt.count(begin)}"
     elif begin == ratio.values[0]:
         where = f" at every batch size from {fmt.count(begin)} to {fmt.count(ratio.values[-1])}"
     else:
         where = f" from batch {fmt.count(begin)} on"
-    sentence = f"On this machine {named} trains `{model}` {amount} {cores}{where}"
+    sentence = f"On this machine {named} trains `{model}` {much} {cores}{where}"
     behind = [x for x, r in zip(ratio.values, ratio.ratios, strict=True) if r.ahead < 0]
     if not behind:
         return sentence
@@ -151,17 +151,23 @@ def _in(gpu: Who, cpu: Who) -> str:
     return f" in {gpu.precision}" if gpu.precision != cpu.precision else ""
 
 
-def _uncertainty(ratio: Along, crossing: Part | None) -> str:
-    text = f"At batch {fmt.count(ratio.values[-1])} {_who_is_ahead(ratio.last)}"
+def _uncertainty(ratio: Along, crossing: Part | None, at: Callable[[float], str], noun: str) -> str:
+    """``at``: a value in words, "batch 64"; ``noun``: what a value is, "batch size"."""
+    text = f"At {at(ratio.values[-1])} {_who_is_ahead(ratio.last)}"
     if len(ratio.values) > 1:
-        text += f", at batch {fmt.count(ratio.values[0])} {_who_is_ahead(ratio.ratios[0])}"
+        text += f", at {at(ratio.values[0])} {_who_is_ahead(ratio.ratios[0])}"
     text += "; in brackets 95% intervals."
     if crossing is not None and crossing["value"] is not None:
-        low, high = (fmt.significant(crossing[end]) for end in ("low", "high") if crossing[end] is not None)
-        text += f" The two are as fast as each other at batch {fmt.significant(crossing['value'])} ({low} to {high})."
-    elif len(ratio.values) > 1 and all(r.ahead > 0 for r in ratio.ratios):
-        text += " The GPU is ahead at every batch size that was measured."
+        place = at(crossing["value"]) if noun != "batch size" else f"batch {fmt.significant(crossing['value'])}"
+        text += f" The two are {_even(crossing, place)}."
+    elif len(ratio.values) > 1 and ratio.is_ahead:
+        text += f" The GPU is ahead at every {noun} that was measured."
     return text
+
+
+def _even(crossing: Part, place: str) -> str:
+    low, high = (fmt.significant(crossing[end]) for end in ("low", "high"))
+    return f"as fast as each other at {place} ({low} to {high})"
 
 
 def _who_is_ahead(r: Ratio) -> str:
@@ -196,8 +202,8 @@ def _cores(result: Mapping[str, Any], cpu: Who, of: str = "") -> str:
     return f"{fmt.number_word(number)} {tuned}CPU core{'s' if number != 1 else ''}"
 
 
-def _other_precisions(sweep: Part, g: int, c: int) -> list[str]:
-    """The same of our other curves on a GPU, at the largest batch."""
+def _other_precisions(sweep: Part, g: int, c: int, at: Callable[[float], str]) -> list[str]:
+    """The same of our other curves on a GPU, at the largest value, which is ``at(value)`` in words."""
     said = []
     for i, curve in enumerate(sweep["curves"]):
         if i == g or not curve["ours"] or curve["device"] == "cpu":
@@ -205,7 +211,7 @@ def _other_precisions(sweep: Part, g: int, c: int) -> list[str]:
         ratio = along(curve, sweep["curves"][c])
         if ratio is not None:
             name = " ".join(filter(None, (curve["precision"], curve["name"] if curve["name"] != "plan" else "")))
-            said.append(f"In {name} the GPU is {ratio.last} times as fast, at batch {fmt.count(ratio.values[-1])}.")
+            said.append(f"In {name} the GPU is {ratio.last} times as fast, at {at(ratio.values[-1])}.")
     return said
 
 
@@ -213,9 +219,77 @@ def _sweep_text(sweep: Part) -> str:
     points = [point for curve in sweep["curves"] for point in curve["points"] if measured(point) is not None]
     taken = sum(len(point.get("samples", {}).get("seconds", ())) for point in points)
     return (
-        f"the sweep over the batch size of `{sweep['model']}`: {len(sweep['curves'])} curves, {len(points)} points, "
-        f"{fmt.count(taken)} blocks by turns"
+        f"the sweep over the {AXES[sweep['axis']].noun} of `{sweep['model']}`: {len(sweep['curves'])} curves, "
+        f"{len(points)} points, {fmt.count(taken)} blocks by turns"
     )
+
+
+# The GPU beside the CPU, by a sweep along another axis
+
+
+def _devices_along(result: Mapping[str, Any]) -> Headline | None:
+    for place, sweep in enumerate(result.get("sweeps", ())):
+        pair = best_pair(sweep)
+        if pair is None or sweep["axis"] == "batch_size":
+            continue
+        g, c, ratio = pair
+        gpu, cpu = sweep["curves"][g], sweep["curves"][c]
+        axis = AXES[sweep["axis"]]
+        beside = "the CPU" if axis.name == "threads" else _cores(result, who(cpu))
+        named = f"the GPU{_in(who(gpu), who(cpu))}"
+        last = ratio.values[-1]
+        bars = [
+            (who(one), found)
+            for one in (cpu, gpu)
+            if (found := next((measured(p) for p in one["points"] if p["value"] == last), None))
+        ]
+
+        def at(x: float, axis: Axis = axis) -> str:
+            return axis.in_a_sentence(axis.said(x))
+
+        if ratio.is_behind:
+            train = "trains" if axis.name == "threads" or who(cpu).threads == 1 else "train"
+            title = f"{beside} {train} `{sweep['model']}` {amount([r.inverted() for r in ratio.ratios])} {named}"
+        else:
+            title = f"{named} trains `{sweep['model']}` {amount(ratio.ratios)} {beside}"
+        return Headline(
+            f"On this machine {title}, at {_range(axis, ratio.values)}",
+            [
+                _uncertainty(ratio, _crossing(sweep, g, c), at, axis.noun),
+                _sides(result, who(gpu), who(cpu)),
+                *([DOUBTS] if not all(r.stable for r in ratio.ratios) else []),
+            ],
+            f"Images a second, at {at(last)}",
+            _bars(bars),
+            _other_precisions(sweep, g, c, at),
+            [Basis(_sweep_text(sweep), f"sweep-{place}")],
+        )
+    return None
+
+
+def _other_axes(result: Mapping[str, Any]) -> list[str]:
+    """What the GPU is worth along every other axis than the batch size."""
+    said = []
+    for sweep in result.get("sweeps", ()):
+        pair = best_pair(sweep)
+        if pair is None or sweep["axis"] == "batch_size":
+            continue
+        g, c, ratio = pair
+        axis, crossing = AXES[sweep["axis"]], _crossing(sweep, g, c)
+        gpu, cpu = who(sweep["curves"][g]), who(sweep["curves"][c])
+        sides, ratios = (f"the GPU{_in(gpu, cpu)}", "the CPU"), ratio.ratios
+        if ratio.is_behind:
+            sides, ratios = (sides[1], sides[0]), [r.inverted() for r in ratios]
+        text = f"At {_range(axis, ratio.values)} {sides[0]} is {amount(ratios)} {sides[1]}"
+        if crossing is not None and crossing["value"] is not None:
+            text += f"; the two are {_even(crossing, axis.in_a_sentence(axis.said(crossing['value'])))}"
+        said.append(f"{text} (`{sweep['model']}`, {gpu.precision}).")
+    return said
+
+
+def _range(axis: Axis, values: Sequence[float]) -> str:
+    """ "an image size of 12 to 96"."""
+    return axis.in_a_sentence(" to ".join(dict.fromkeys(axis.said(x) for x in (values[0], values[-1]))))
 
 
 # The GPU beside the CPU, where only single batch sizes were measured
