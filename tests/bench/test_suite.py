@@ -60,7 +60,7 @@ def made(monkeypatch):
         ("measure", "throughput", compared),
         ("compare", "peers", lambda questions, *_: [compared(one.workload, one.engines) for one in questions]),
         ("measure_sweep", "sweep", {"axis": "batch_size"}),
-        ("measure_clocks", "clocks", {"device": "cpu"}),
+        ("measure_clocks", "clocks", {"device": "cpu", "notes": ["Less."]}),
         ("measure_learning", "learning", {"device": "cpu"}),
         ("measure_energies", "energy", lambda *_: [{"device": "cpu"}]),
     ):
@@ -88,7 +88,7 @@ def test_every_part_in_order_with_its_share(made):
     assert set(result) == {"runs", "rooflines", "peers", "sweeps", "clocks", "learning", "energy"}
     assert [len(one) for one in kept] == [2, 3, 4, 5, 6, 7]
     assert wanted.index("learning") < wanted.index("layers")  # the peers' processes have ended by then
-    assert (suite.notes, suite.failed) == (["A note of the layers."], False)
+    assert (suite.notes, suite.failed) == (["A note of the layers.", f"Clocks of {WORK.title}, cpu: Less."], False)
 
 
 def test_what_one_part_does_not_need_the_others_have(made):

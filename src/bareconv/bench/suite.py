@@ -206,7 +206,8 @@ class Suite:
             )
             clocks = measure_clocks(chosen, place.device, self.engines[0], part, listener, rate=rate)
             if clocks is not None:
-                self.notes += clocks.pop("notes", [])
+                where = f"Clocks of {chosen.title}, {place.device.name}"
+                self.notes += [f"{where}: {note}" for note in clocks.pop("notes", [])]
                 made["clocks"].append(clocks)
 
     def _sweep(self, deadline: Deadline, listener: Watching, made: Record) -> None:

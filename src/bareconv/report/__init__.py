@@ -1,7 +1,8 @@
 """Figures and the page made from a result.
 
 ``write_report`` writes the page; the figures can be had one by one. The first of them imports matplotlib and Jinja,
-nothing before it does: a command that draws nothing does not wait for them.
+nothing before it does: a command that draws nothing does not wait for them. All of it comes when it is asked for, since
+the page uses words of ``bench``, whose modules use those of this package.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bareconv.report.gallery import Gallery
-from bareconv.report.page import write_report
 
 if TYPE_CHECKING:
     from bareconv.report.bars import memory_bars, operation_bars, speedup_bars
     from bareconv.report.canvas import NARROW, WIDE, NothingToShow, png, svg
     from bareconv.report.curves import convergence, parity_plot
     from bareconv.report.ladder import ladder_bars
+    from bareconv.report.page import write_report
     from bareconv.report.pictures import (
         confusion_matrix,
         confusion_picture,
@@ -32,6 +33,7 @@ _WHERE = {
     "canvas": ("NARROW", "WIDE", "NothingToShow", "png", "svg"),
     "curves": ("convergence", "parity_plot"),
     "ladder": ("ladder_bars",),
+    "page": ("write_report",),
     "pictures": (
         "confusion_matrix",
         "confusion_picture",
