@@ -822,8 +822,10 @@ def head_mark() -> str:
 
 def draw_head() -> None:
     """The picture of the page's head; as it is, where it says this already or there is no browser."""
-    if HEAD.exists() and Image.open(HEAD).info.get("says") == head_mark():
-        return
+    if HEAD.exists():
+        with Image.open(HEAD) as drawn:
+            if drawn.info.get("says") == head_mark():
+                return
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         print(f"{HEAD.name} is out of date: there is no Chromium to draw it anew with.", file=sys.stderr)

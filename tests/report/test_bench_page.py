@@ -21,11 +21,12 @@ from bareconv.report import format as fmt
 from bareconv.report import write_report
 from bareconv.report.bench import is_benchmark, sections
 from bareconv.report.bench.energy import energy_table
-from bareconv.report.bench.layers import operations_table
+from bareconv.report.bench.layers import nodes_table, operations_table, workloads
 from bareconv.report.bench.peers import rates_table, settings_table
 from bareconv.report.bench.raw import csv_of, taken
 from bareconv.report.bench.roofline import ceiling_remarks
 from bareconv.report.bench.sweeps import fit_table, points_table, throughput_words
+from bareconv.report.candidates import device_word
 from bareconv.report.consumption import energy_lines
 from bareconv.report.lessons import learning_table
 from bareconv.report.page import render
@@ -161,6 +162,19 @@ def test_a_block_without_a_wall_clock_is_a_row_too() -> None:
 
 def table_texts(table: Table) -> list[list[str]]:
     return [[cell.text for cell in row] for row in table.rows]
+
+
+def test_layers_of_a_step_have_their_sums_first() -> None:
+    (group, *_) = workloads(bench.with_gpu()["rooflines"])
+    table = nodes_table(group)
+    assert [column.name for column in table.columns][:4] == ["Layer", "Device", "Together", "Of the step"]
+    for found, step in group:
+        times = {row[0].text: row[2].text for row in table.rows if row[1].text == device_word(found["device"])}
+        seconds: dict[str, float] = {}
+        for launch in step["launches"]:
+            seconds[launch["node"]] = seconds.get(launch["node"], 0.0) + launch["seconds"]
+        assert times == {node: fmt.seconds(total) for node, total in seconds.items()}
+    assert all(row[2].strong for row in table.rows)
 
 
 def test_few_blocks_are_not_called_unstable() -> None:

@@ -41,7 +41,7 @@ def test_the_verdict_comes_first_and_everything_else_after_it() -> None:
         "98.93%",
         "Energy: GPU bareconv 3.10 J for 1,000 images",
         "Energy: No figure for CPU bareconv: this machine has no counter",
-        "Warning: 1 of 84 figures is marked: their blocks are too few, or differ too much",
+        "Warning: 1 of 84 figures is marked: too few blocks, or blocks that differ too much",
         "Warning: The GPU lowered its clock by 20 MHz while it was measured.",
     ):
         assert words in text, words

@@ -210,7 +210,7 @@ def _trust(screen: Screen, result: Result) -> None:
     if number:
         screen.warn(
             f"{number} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} marked: "
-            "their blocks are too few, or differ too much"
+            "too few blocks, or blocks that differ too much"
         )
     for remark in result.get("conditions", {}).get("remarks", ()):
         screen.warn(remark)

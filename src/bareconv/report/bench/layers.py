@@ -190,7 +190,7 @@ def _elsewhere(found: Rooflines, step: Step, result: Mapping[str, Any]) -> str:
 
 
 def nodes_table(group: Sequence[tuple[Rooflines, Step]]) -> Table:
-    """A row for each layer of each device, a column for each operation."""
+    """A row for each layer of each device, a column for each operation; the sums first, which are always in sight."""
     shown = [(found, by_node(step)) for found, step in group]
     there = [name for name in OPERATIONS if any(name in times for _, nodes in shown for times in nodes.values())]
     rows = []
@@ -202,12 +202,12 @@ def nodes_table(group: Sequence[tuple[Rooflines, Step]]) -> Table:
                 [
                     Cell(node, device="cpu" if found["device"] == "cpu" else "gpu"),
                     Cell(device_word(found["device"])),
-                    *(Cell(fmt.seconds(times.get(name))) for name in there),
                     Cell(fmt.seconds(total), strong=True),
                     Cell(fmt.percent(total / whole, 0)),
+                    *(Cell(fmt.seconds(times.get(name))) for name in there),
                 ]
             )
-    columns = [Column("Layer"), Column("Device"), *figures(*there, "Together", "Of the step")]
+    columns = [Column("Layer"), Column("Device"), *figures("Together", "Of the step", *there)]
     return Table(f"Layers of a step: {workload_title(group)}", columns, rows)
 
 

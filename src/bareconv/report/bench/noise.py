@@ -36,8 +36,8 @@ def noise_section(result: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = []
     number, whole = steadiness.figures(result)
     if number:
-        text = f"{fmt.count(number)} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} marked, "
-        text += "wherever they stand: their blocks are too few, or differ too much, for the median to be trusted."
+        text = f"{fmt.count(number)} of {fmt.counted(whole, 'figure')} {'are' if number > 1 else 'is'} marked: "
+        text += "too few blocks, or blocks that differ too much, for the median to be trusted."
         blocks.append(Prose(text, "note"))
     elif whole:
         blocks.append(Prose(f"{fmt.counted(whole, 'figure')}, all stable: the blocks agree.", "good"))
