@@ -783,7 +783,7 @@ def gpu_seeds(name: str) -> str:
 # The benchmark
 
 ALSO = 6  # sentences beside a verdict, in the README
-BENCHES = ("2-cores", "h200")  # machines whose bench-NAME.json is committed, or will be
+BENCHES = ("2-cores", "2-cores-amd", "h200")  # machines whose bench-NAME.json is committed, or will be
 
 
 def bench_machine(name: str) -> str:
