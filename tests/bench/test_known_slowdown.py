@@ -24,6 +24,8 @@ from bareconv.bench.workload import Workload
 SLOWDOWN = 0.25  # of a step
 ROUNDS, PAIRS = 4, 5  # of processes, and of pairs that each measures: 20 with a slowdown, and 20 without
 BLOCKS = 100  # of one step, for each result
+LONGER = 5  # times as many, where a slowdown is ambiguous: what ``bench diff`` advises then
+TRIES = 3  # of all of this: of the verdicts of one, two, three tries at most one in 40 may be wrong
 ONE_STEP = 1e-6  # seconds that a block takes at least
 
 WORK = Workload("lenet5", (28, 28, 1), batch_size=32, threads=1)
@@ -60,11 +62,11 @@ class Bench:
         while self.sides:
             self.sides.pop().close()
 
-    def measure(self, sides: list[Side]) -> list[Source]:
+    def measure(self, sides: list[Side], blocks: int = BLOCKS) -> list[Source]:
         """Blocks by turns; a result of each side, as it was read from its file."""
         for side in sides:
             side.samples = Samples()
-        for side in itertools.islice(turns(sides), len(sides) * BLOCKS):
+        for side in itertools.islice(turns(sides), len(sides) * blocks):
             side.run(ONE_STEP, lead=ONE_STEP)
         return [self.result(side) for side in sides]
 
@@ -92,20 +94,34 @@ def verdict(before: Source, after: Source) -> str:
     return found["verdict"]
 
 
-@pytest.mark.slow
-def test_a_planted_slowdown_is_found_and_none_invented(bench):
+def measured_once(bench: Bench) -> tuple[Counter[str], Counter[str]]:
+    """20 verdicts on what is alike, and 20 on what was slowed down."""
     alike: Counter[str] = Counter()
     slowed: Counter[str] = Counter()
     for _ in range(ROUNDS):
         plain, again = bench.start(), bench.start()
         bench.measure([plain])
-        step = median(plain.samples.seconds)
-        slow = bench.start(SLOWDOWN * step)
+        slow = bench.start(SLOWDOWN * median(plain.samples.seconds))
         for _ in range(PAIRS):
             first, second, third = bench.measure([plain, again, slow])
             alike[verdict(first, second)] += 1
-            slowed[verdict(first, third)] += 1
+            found = verdict(first, third)
+            if found == "ambiguous":
+                found = verdict(*bench.measure([plain, slow], LONGER * BLOCKS))
+            slowed[found] += 1
         bench.stop()
-    assert alike.total() == slowed.total() == ROUNDS * PAIRS
-    missed, invented = slowed.total() - slowed["slower"], alike["slower"] + alike["faster"]
-    assert missed + invented <= 1, f"{slowed} where there is a slowdown, {alike} where there is none"
+    return alike, slowed
+
+
+@pytest.mark.slow
+def test_a_planted_slowdown_is_found_and_none_invented(bench):
+    alike: Counter[str] = Counter()
+    slowed: Counter[str] = Counter()
+    for tries in range(1, TRIES + 1):
+        for whole, part in zip((alike, slowed), measured_once(bench), strict=True):
+            whole.update(part)
+        assert alike.total() == slowed.total() == tries * ROUNDS * PAIRS
+        missed, invented = slowed.total() - slowed["slower"], alike["slower"] + alike["faster"]
+        if missed + invented <= tries:
+            return
+    pytest.fail(f"{slowed} where there is a slowdown, {alike} where there is none")
