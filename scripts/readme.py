@@ -11,9 +11,7 @@ import hashlib
 import io
 import math
 import re
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -812,7 +810,6 @@ def bench_pictures() -> Iterator[tuple[Path, bytes]]:
 HEAD = ROOT / "docs" / "images" / "report.png"  # of the page of this result:
 HEAD_OF = RESULTS / f"bench-{GPU}.json"
 HEAD_SIZE = (1120, 870)  # of the window
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 def head_mark() -> str:
@@ -826,18 +823,20 @@ def draw_head() -> None:
         with Image.open(HEAD) as drawn:
             if drawn.info.get("says") == head_mark():
                 return
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+    sys.path.append(str(ROOT / "tests" / "harness"))
+    from browser import Browser, find_browser
+
+    path = find_browser()
+    if path is None:
         print(f"{HEAD.name} is out of date: there is no Chromium to draw it anew with.", file=sys.stderr)
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        page, shot = folder / "report.html", folder / "shot.png"
+        page = Path(name) / "report.html"
         page.write_text(render(read(HEAD_OF), name=HEAD_OF.name), encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        options += ["--window-size={},{}".format(*HEAD_SIZE), f"--screenshot={shot}"]
-        subprocess.run([browser, *options, page.as_uri()], check=True, capture_output=True, timeout=60)
-        picture = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
+        with Browser(path) as browser:
+            width, height = HEAD_SIZE
+            browser.open(page, width=width, height=height)
+            picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
     mark = PngInfo()
     mark.add_text("says", head_mark())
     picture.save(HEAD, optimize=True, pnginfo=mark)

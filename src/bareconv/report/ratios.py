@@ -162,6 +162,12 @@ class Along:
         """Whether the second one is ahead, for sure, at every value."""
         return all(r.ahead < 0 for r in self.ratios)
 
+    def ahead_first(self, one: str, other: str) -> tuple[str, str, list[Ratio]]:
+        """What the two curves are called, and their ratios: the other way round where ``one`` is behind everywhere."""
+        if self.is_behind:
+            return other, one, [r.inverted() for r in self.ratios]
+        return one, other, self.ratios
+
     def settled(self) -> tuple[float, list[Ratio]]:
         """From which value on the ratio stays near what it is at most; and the ratios from there on.
 

@@ -69,9 +69,7 @@ def _apart(sweep: Sweep) -> list[str]:
     if pair is None or not (pair[2].is_ahead or pair[2].is_behind):
         return []
     called, (gpu, cpu, ratio) = curve_names(sweep), pair
-    ahead, behind, ratios = called[gpu], called[cpu], ratio.ratios
-    if ratio.is_behind:
-        ahead, behind, ratios = behind, ahead, [r.inverted() for r in ratios]
+    ahead, behind, ratios = ratio.ahead_first(called[gpu], called[cpu])
     return [f"{ahead} is {amount(ratios)} {behind} at every {axes.AXES[sweep['axis']].noun} that was measured."]
 
 

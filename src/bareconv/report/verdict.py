@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bareconv.bench.axes import AXES, Axis
@@ -86,31 +86,37 @@ def _top(curve: Part) -> float:
 def _devices(result: Mapping[str, Any]) -> Headline | None:
     for place, sweep in batch_sweeps(result):
         pair = best_pair(sweep)
-        if pair is None:
-            continue
-        g, c, ratio = pair
-        gpu, cpu = sweep["curves"][g], sweep["curves"][c]
-        crossing = _crossing(sweep, g, c)
-        more = [
-            _uncertainty(ratio, crossing, lambda x: f"batch {fmt.count(x)}", "batch size"),
+        if pair is not None:
+            g, c, ratio = pair
+            gpu, cpu = who(sweep["curves"][g]), who(sweep["curves"][c])
+            title = _devices_sentence(result, sweep["model"], gpu, cpu, ratio, _crossing(sweep, g, c))
+            return _of_sweep(result, place, sweep, pair, title, f"batches of {fmt.count(ratio.values[-1])}")
+    return None
+
+
+def _of_sweep(
+    result: Mapping[str, Any], place: int, sweep: Part, pair: tuple[int, int, Along], title: str, last: str
+) -> Headline:
+    """What a sweep, the ``place``-th of the result, says below a title; ``last``: the largest value, for the bars."""
+    g, c, ratio = pair
+    gpu, cpu = sweep["curves"][g], sweep["curves"][c]
+    bars = [
+        (who(one), found)
+        for one in (cpu, gpu)
+        if (found := next((measured(p) for p in one["points"] if p["value"] == ratio.values[-1]), None))
+    ]
+    return Headline(
+        title,
+        [
+            _uncertainty(sweep, ratio, _crossing(sweep, g, c)),
             _sides(result, who(gpu), who(cpu)),
             *([DOUBTS] if not all(r.stable for r in ratio.ratios) else []),
-        ]
-        at = ratio.values[-1]
-        bars = [
-            (one, found)
-            for one in (cpu, gpu)
-            if (found := next((measured(p) for p in one["points"] if p["value"] == at), None))
-        ]
-        return Headline(
-            _devices_sentence(result, sweep["model"], who(gpu), who(cpu), ratio, crossing),
-            more,
-            f"Images a second, batches of {fmt.count(at)}",
-            _bars([(who(one), found) for one, found in bars]),
-            _other_precisions(sweep, g, c, lambda x: f"batch {fmt.count(x)}"),
-            [Basis(_sweep_text(sweep), f"sweep-{place}")],
-        )
-    return None
+        ],
+        f"Images a second, {last}",
+        _bars(bars),
+        _other_precisions(sweep, g, c),
+        [Basis(_sweep_text(sweep), f"sweep-{place}")],
+    )
 
 
 def _devices_sentence(
@@ -151,23 +157,29 @@ def _in(gpu: Who, cpu: Who) -> str:
     return f" in {gpu.precision}" if gpu.precision != cpu.precision else ""
 
 
-def _uncertainty(ratio: Along, crossing: Part | None, at: Callable[[float], str], noun: str) -> str:
-    """``at``: a value in words, "batch 64"; ``noun``: what a value is, "batch size"."""
-    text = f"At {at(ratio.values[-1])} {_who_is_ahead(ratio.last)}"
+def _at(sweep: Part, value: float) -> str:
+    """A value in a sentence: "batch 4,096", "a width of 0.25"."""
+    axis = AXES[sweep["axis"]]
+    if axis.name == "batch_size":  # a crossing is between two of them
+        return f"batch {fmt.count(value) if value == int(value) else fmt.significant(value)}"
+    return axis.in_a_sentence(axis.said(value))
+
+
+def _uncertainty(sweep: Part, ratio: Along, crossing: Part | None) -> str:
+    text = f"At {_at(sweep, ratio.values[-1])} {_who_is_ahead(ratio.last)}"
     if len(ratio.values) > 1:
-        text += f", at {at(ratio.values[0])} {_who_is_ahead(ratio.ratios[0])}"
+        text += f", at {_at(sweep, ratio.values[0])} {_who_is_ahead(ratio.ratios[0])}"
     text += "; in brackets 95% intervals."
     if crossing is not None and crossing["value"] is not None:
-        place = at(crossing["value"]) if noun != "batch size" else f"batch {fmt.significant(crossing['value'])}"
-        text += f" The two are {_even(crossing, place)}."
+        text += f" The two are {_even(sweep, crossing)}."
     elif len(ratio.values) > 1 and ratio.is_ahead:
-        text += f" The GPU is ahead at every {noun} that was measured."
+        text += f" The GPU is ahead at every {AXES[sweep['axis']].noun} that was measured."
     return text
 
 
-def _even(crossing: Part, place: str) -> str:
+def _even(sweep: Part, crossing: Part) -> str:
     low, high = (fmt.significant(crossing[end]) for end in ("low", "high"))
-    return f"as fast as each other at {place} ({low} to {high})"
+    return f"as fast as each other at {_at(sweep, crossing['value'])} ({low} to {high})"
 
 
 def _who_is_ahead(r: Ratio) -> str:
@@ -202,8 +214,8 @@ def _cores(result: Mapping[str, Any], cpu: Who, of: str = "") -> str:
     return f"{fmt.number_word(number)} {tuned}CPU core{'s' if number != 1 else ''}"
 
 
-def _other_precisions(sweep: Part, g: int, c: int, at: Callable[[float], str]) -> list[str]:
-    """The same of our other curves on a GPU, at the largest value, which is ``at(value)`` in words."""
+def _other_precisions(sweep: Part, g: int, c: int) -> list[str]:
+    """The same of our other curves on a GPU, at the largest value."""
     said = []
     for i, curve in enumerate(sweep["curves"]):
         if i == g or not curve["ours"] or curve["device"] == "cpu":
@@ -211,7 +223,7 @@ def _other_precisions(sweep: Part, g: int, c: int, at: Callable[[float], str]) -
         ratio = along(curve, sweep["curves"][c])
         if ratio is not None:
             name = " ".join(filter(None, (curve["precision"], curve["name"] if curve["name"] != "plan" else "")))
-            said.append(f"In {name} the GPU is {ratio.last} times as fast, at {at(ratio.values[-1])}.")
+            said.append(f"In {name} the GPU is {ratio.last} times as fast, at {_at(sweep, ratio.values[-1])}.")
     return said
 
 
@@ -227,62 +239,37 @@ def _sweep_text(sweep: Part) -> str:
 # The GPU beside the CPU, by a sweep along another axis
 
 
-def _devices_along(result: Mapping[str, Any]) -> Headline | None:
+def _other_sweeps(result: Mapping[str, Any]) -> Iterator[tuple[int, Part, tuple[int, int, Along]]]:
+    """The sweeps along other axes than the batch size, with their places, that have a GPU beside the CPU."""
     for place, sweep in enumerate(result.get("sweeps", ())):
         pair = best_pair(sweep)
-        if pair is None or sweep["axis"] == "batch_size":
-            continue
+        if pair is not None and sweep["axis"] != "batch_size":
+            yield place, sweep, pair
+
+
+def _devices_along(result: Mapping[str, Any]) -> Headline | None:
+    for place, sweep, pair in _other_sweeps(result):
         g, c, ratio = pair
-        gpu, cpu = sweep["curves"][g], sweep["curves"][c]
-        axis = AXES[sweep["axis"]]
-        beside = "the CPU" if axis.name == "threads" else _cores(result, who(cpu))
-        named = f"the GPU{_in(who(gpu), who(cpu))}"
-        last = ratio.values[-1]
-        bars = [
-            (who(one), found)
-            for one in (cpu, gpu)
-            if (found := next((measured(p) for p in one["points"] if p["value"] == last), None))
-        ]
-
-        def at(x: float, axis: Axis = axis) -> str:
-            return axis.in_a_sentence(axis.said(x))
-
-        if ratio.is_behind:
-            train = "trains" if axis.name == "threads" or who(cpu).threads == 1 else "train"
-            title = f"{beside} {train} `{sweep['model']}` {amount([r.inverted() for r in ratio.ratios])} {named}"
-        else:
-            title = f"{named} trains `{sweep['model']}` {amount(ratio.ratios)} {beside}"
-        return Headline(
-            f"On this machine {title}, at {_range(axis, ratio.values)}",
-            [
-                _uncertainty(ratio, _crossing(sweep, g, c), at, axis.noun),
-                _sides(result, who(gpu), who(cpu)),
-                *([DOUBTS] if not all(r.stable for r in ratio.ratios) else []),
-            ],
-            f"Images a second, at {at(last)}",
-            _bars(bars),
-            _other_precisions(sweep, g, c, at),
-            [Basis(_sweep_text(sweep), f"sweep-{place}")],
-        )
+        gpu, cpu = who(sweep["curves"][g]), who(sweep["curves"][c])
+        cores = "the CPU" if sweep["axis"] == "threads" else _cores(result, cpu)
+        ahead, behind, ratios = ratio.ahead_first(f"the GPU{_in(gpu, cpu)}", cores)
+        verb = "trains" if ahead.startswith(("the ", "one ")) else "train"
+        title = f"On this machine {ahead} {verb} `{sweep['model']}` {amount(ratios)} {behind}"
+        where = f"at {_range(AXES[sweep['axis']], ratio.values)}"
+        return _of_sweep(result, place, sweep, pair, f"{title}, {where}", f"at {_at(sweep, ratio.values[-1])}")
     return None
 
 
 def _other_axes(result: Mapping[str, Any]) -> list[str]:
     """What the GPU is worth along every other axis than the batch size."""
     said = []
-    for sweep in result.get("sweeps", ()):
-        pair = best_pair(sweep)
-        if pair is None or sweep["axis"] == "batch_size":
-            continue
-        g, c, ratio = pair
-        axis, crossing = AXES[sweep["axis"]], _crossing(sweep, g, c)
+    for _, sweep, (g, c, ratio) in _other_sweeps(result):
+        crossing = _crossing(sweep, g, c)
         gpu, cpu = who(sweep["curves"][g]), who(sweep["curves"][c])
-        sides, ratios = (f"the GPU{_in(gpu, cpu)}", "the CPU"), ratio.ratios
-        if ratio.is_behind:
-            sides, ratios = (sides[1], sides[0]), [r.inverted() for r in ratios]
-        text = f"At {_range(axis, ratio.values)} {sides[0]} is {amount(ratios)} {sides[1]}"
+        ahead, behind, ratios = ratio.ahead_first(f"the GPU{_in(gpu, cpu)}", "the CPU")
+        text = f"At {_range(AXES[sweep['axis']], ratio.values)} {ahead} is {amount(ratios)} {behind}"
         if crossing is not None and crossing["value"] is not None:
-            text += f"; the two are {_even(crossing, axis.in_a_sentence(axis.said(crossing['value'])))}"
+            text += f"; the two are {_even(sweep, crossing)}"
         said.append(f"{text} (`{sweep['model']}`, {gpu.precision}).")
     return said
 
