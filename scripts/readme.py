@@ -823,7 +823,7 @@ def draw_head() -> None:
         with Image.open(HEAD) as drawn:
             if drawn.info.get("says") == head_mark():
                 return
-    sys.path.append(str(ROOT / "tests" / "harness"))
+    sys.path.append(str(ROOT / "tests" / "harness"))  # where the tests have theirs
     from browser import Browser, find_browser
 
     path = find_browser()
@@ -835,6 +835,7 @@ def draw_head() -> None:
         page.write_text(render(read(HEAD_OF), name=HEAD_OF.name), encoding="utf-8")
         with Browser(path) as browser:
             width, height = HEAD_SIZE
+            browser.call("Emulation.setScrollbarsHidden", hidden=True)
             browser.open(page, width=width, height=height)
             picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
     mark = PngInfo()
