@@ -27,7 +27,6 @@ from bareconv.bench.results import read
 from bareconv.report import ladder_bars, markdown, png
 from bareconv.report.candidates import pretty
 from bareconv.report.format import bytes_, flops, percent, rate, ratio, scientific, seconds
-from bareconv.report.headline import headline
 from bareconv.report.page import render
 from bareconv.report.rungs import executed, remarks
 from bareconv.report.verdict import verdict
@@ -814,7 +813,7 @@ HEAD_SIZE = (1120, 870)  # of the window
 
 def head_mark() -> str:
     """What the picture of the head carries, to tell what it says."""
-    return hashlib.sha256(repr(headline(read(HEAD_OF))).encode()).hexdigest()
+    return hashlib.sha256(repr(verdict(read(HEAD_OF))).encode()).hexdigest()
 
 
 def draw_head() -> None:
